@@ -1,0 +1,12 @@
+"""The one error a user is meant to read. Imports nothing."""
+
+
+class UserError(Exception):
+    """Bad input or a wrong setting: says what (a file or a field), why, and what to do.
+
+    `main` prints it as one line and exits with status 2; the traceback is shown only with --debug.
+    """
+
+    def __init__(self, what, reason: str, remedy: str):
+        super().__init__(f"{what}: {reason}. {remedy}")
+        self.what, self.reason, self.remedy = str(what), reason, remedy

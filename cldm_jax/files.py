@@ -1,0 +1,54 @@
+"""Whole files or none: atomic writes and fingerprints. Standard library only."""
+
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+
+
+@contextlib.contextmanager
+def atomic_path(path):
+    """Yields a temporary sibling of `path`; renames it over `path` when the block succeeds.
+
+    The temporary name keeps the suffixes (`x.nii.gz` -> `.tmp-<pid>-x.nii.gz`) because writers choose
+    their format by them. The data and the folder are fsynced: after a crash the file is old or new.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        yield tmp
+        with open(tmp, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def write_text(path, text: str) -> None:
+    with atomic_path(path) as tmp:
+        tmp.write_text(text, encoding="utf-8")
+
+
+def write_json(path, value) -> None:
+    """JSON with sorted keys off (order is meaning) and NaN refused (it is not JSON)."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path):
+    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
+def sha256_file(path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def sha256_json(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,61 @@
+"""One progress line with an ETA: tqdm in a terminal, plain lines in a log file."""
+
+import sys
+import time
+
+import tqdm
+
+
+def _clock(seconds: float) -> str:
+    m, s = divmod(int(seconds + 0.5), 60)
+    h, m = divmod(m, 60)
+    return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s"
+
+
+class Progress:
+    """`with Progress(total, "train ldm", "step") as p: p.update(1, loss="0.12")`.
+
+    In a terminal: one tqdm line. Elsewhere: a plain line every `plain_every_s` seconds and at the end.
+    """
+
+    def __init__(self, total: int, label: str, unit: str, initial: int = 0, plain_every_s: float = 10):
+        self.total, self.label, self.unit = total, label, unit
+        self.done = self.first = initial
+        self.notes: dict[str, str] = {}
+        self.plain_every_s = plain_every_s
+        self.start = self.last = time.monotonic()
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm.tqdm(total=total, initial=initial, desc=label, unit=unit)
+
+    def update(self, n: int = 1, **notes: str) -> None:
+        self.done += n
+        self.notes = notes or self.notes
+        if self.bar is not None:
+            self.bar.update(n)
+            if notes:
+                self.bar.set_postfix(notes, refresh=False)
+        elif time.monotonic() - self.last >= self.plain_every_s:
+            self._plain()
+
+    def _plain(self) -> None:
+        self.last = time.monotonic()
+        spent, done = self.last - self.start, self.done - self.first
+        eta = _clock(spent / done * (self.total - self.done)) if done else "?"
+        notes = "".join(f"  {k} {v}" for k, v in self.notes.items())
+        rate = f"{done / spent:.2f}" if spent > 0 else "?"
+        print(
+            f"{self.label}: {self.done}/{self.total} {self.unit}s  {rate} {self.unit}s/s  "
+            f"elapsed {_clock(spent)}  ETA {eta}{notes}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        if self.bar is not None:
+            self.bar.close()
+        else:
+            self._plain()
