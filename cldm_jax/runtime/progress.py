@@ -18,7 +18,9 @@ class Progress:
     In a terminal: one tqdm line. Elsewhere: a plain line every `plain_every_s` seconds and at the end.
     """
 
-    def __init__(self, total: int, label: str, unit: str, initial: int = 0, plain_every_s: float = 10):
+    def __init__(
+        self, total: int, label: str, unit: str, initial: int = 0, plain_every_s: float = 10
+    ):
         self.total, self.label, self.unit = total, label, unit
         self.done = self.first = initial
         self.notes: dict[str, str] = {}

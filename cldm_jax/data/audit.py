@@ -1,0 +1,294 @@
+"""What is wrong with a cohort before anything is made of it, as a list of findings.
+
+An "error" stops preparation; a "warning" is shown and passed. Nothing here repairs data.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from cldm_jax.data import bids, grid, intensity, nifti
+from cldm_jax.errors import UserError
+
+AFFINE_TOLERANCE_MM = 0.1  # at the corners of the volume
+_HU_AIR, _HU_BONE = -500.0, 200.0
+_MIN_HEAD_ML = 50.0  # of PET foreground; a brain has over 1000
+_FLIP_GAIN = 1.05  # a turned volume that fits this much better is a wrong one
+_SHIFT_GAIN = 1.05  # the same for a moved one
+_MI_SPACING_MM = 4.0
+_MI_BINS = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    severity: str  # "error" or "warning"
+    subject: str  # id, or "" for the cohort
+    what: str  # the file
+    reason: str
+    remedy: str
+
+    def line(self) -> str:
+        return f"{self.severity:7s} {self.subject}: {self.what}: {self.reason}. {self.remedy}"
+
+
+class _Notes(list):
+    """Findings of one subject."""
+
+    def __init__(self, subject: bids.Subject):
+        super().__init__()
+        self.subject = subject
+
+    def add(self, severity: str, name: str, reason: str, remedy: str) -> None:
+        what = str(self.subject.files.get(name, name))
+        self.append(Finding(severity, self.subject.id, what, reason, remedy))
+
+    def errors(self) -> bool:
+        return any(f.severity == "error" for f in self)
+
+
+def audit_subject(
+    subject: bids.Subject, *, allow_misaligned: bool, mi_threshold: float
+) -> tuple[list[Finding], dict[str, nifti.Volume]]:
+    """(findings, volumes): every file read, in RAS order and on the PET's voxels, float32.
+
+    Never raises for bad data: what cannot be read is a finding and is left out of `volumes`.
+    `mi_threshold` bounds normalised mutual information (see `overlap`) from below.
+    """
+    notes = _Notes(subject)
+    volumes = {}
+    for name, path in subject.files.items():
+        try:
+            volumes[name] = nifti.read_volume(path)
+        except UserError as e:
+            notes.append(Finding("error", subject.id, e.what, e.reason, e.remedy))
+            continue
+        for note in volumes[name].notes:
+            notes.add("warning", name, note, "Check the orientation in a viewer")
+    if "pet" not in subject.files:
+        notes.add("error", "pet", "no PET image", "Every subject needs one: it is the source")
+    if not {"ct", "mr"} & set(subject.files):
+        notes.add("error", "ct, mr", "neither CT nor MR", "Give at least one of them")
+    for name, volume in volumes.items():
+        _check_content(notes, name, volume)
+    if "pet" not in volumes:
+        return list(notes), {}
+    for name in volumes:
+        _check_geometry(notes, name, volumes, allow_misaligned)
+    if notes.errors():
+        return list(notes), volumes
+    volumes = _align(volumes)
+    for name in volumes:
+        if name != "pet":
+            _check_overlap(notes, name, volumes, mi_threshold)
+    return list(notes), volumes
+
+
+def load_aligned(subject: bids.Subject) -> dict[str, nifti.Volume]:
+    """The volumes of a subject that has passed: RAS order, on the PET's voxels."""
+    return _align({name: nifti.read_volume(path) for name, path in subject.files.items()})
+
+
+def check_field_of_view(
+    subject: bids.Subject, pet: nifti.Volume, grid_affine: np.ndarray, size: tuple[int, int]
+) -> list[Finding]:
+    """A warning when more than 1 % of the PET foreground lies outside the grid's rows and columns."""
+    index = np.nonzero(intensity.foreground(pet.array))
+    weight = pet.array[index]
+    to_grid = np.linalg.inv(grid_affine) @ pet.affine  # diagonal: both follow the same axes
+    inside = np.ones(len(weight), bool)
+    for axis, n in enumerate((size[1], size[0])):
+        at = to_grid[axis, axis] * index[axis] + to_grid[axis, 3]
+        inside &= (at > -0.5) & (at < n - 0.5)
+    lost = 1 - float(weight[inside].sum() / weight.sum())
+    if lost <= 0.01:
+        return []
+    reason = f"{lost:.0%} of the PET uptake lies outside the {size[0]} x {size[1]} grid"
+    remedy = "Enlarge size or spacing_mm, or set center"
+    return [Finding("warning", subject.id, str(subject.files["pet"]), reason, remedy)]
+
+
+def audit_cohort(
+    subjects: list[bids.Subject], pixels: dict[str, dict[str, str]], split_mode: str
+) -> list[Finding]:
+    """Findings between subjects. `pixels[subject id][volume]` are `pixel_digest`s.
+
+    The same image twice, whatever the file is called or how it was compressed; and, where splits are
+    given, people in two of them and people in none.
+    """
+    findings, seen = [], {}
+    for subject in subjects:
+        for name, digest in pixels.get(subject.id, {}).items():
+            if digest in seen:
+                reason = f"the same image as {seen[digest]}"
+                remedy = "Remove one; the same scan in two splits would leak"
+                what = str(subject.files[name])
+                findings.append(Finding("error", subject.id, what, reason, remedy))
+            seen.setdefault(digest, f"{subject.id} {name}")
+    if split_mode != "manifest":
+        if any(s.split for s in subjects):
+            reason = f"the manifest's split column is not used by split_mode {split_mode}"
+            findings.append(Finding("warning", "", "split", reason, "Use manifest to have it used"))
+        return findings
+    home: dict[str, str] = {}
+    for subject in subjects:
+        if not subject.split:
+            remedy = "Fill the column, or use split_mode default"
+            findings.append(Finding("error", subject.id, "split", "is empty", remedy))
+        elif home.setdefault(subject.group, subject.split) != subject.split:
+            reason = f"group {subject.group} is in {home[subject.group]} and in {subject.split}"
+            remedy = "One person (group) belongs to one split"
+            findings.append(Finding("error", subject.id, "split", reason, remedy))
+    return findings
+
+
+def pixel_digest(volume: nifti.Volume) -> str:
+    """Of the decoded RAS voxels: equal for copies that were renamed, recompressed or reoriented."""
+    data = np.ascontiguousarray(volume.array)
+    return hashlib.blake2b(data.tobytes(), digest_size=16, key=str(data.shape).encode()).hexdigest()
+
+
+def page(cohort, n_subjects: int, findings: Iterable[Finding]) -> str:
+    """The list a person reads: errors first."""
+    ordered = sorted(findings, key=lambda f: (f.severity != "error", f.subject))
+    errors = sum(f.severity == "error" for f in ordered)
+    head = f"Audit of {cohort}: {n_subjects} subjects, {errors} errors, {len(ordered) - errors} warnings"
+    return "\n".join([head, *("  " + f.line() for f in ordered)])
+
+
+def overlap(a: np.ndarray, b: np.ndarray) -> float:
+    """Normalised mutual information 2 I(a; b) / (H(a) + H(b)) of paired samples, in 0..1.
+
+    32 linear bins between the 0.5th and 99.5th percentiles. Measured on real pairs: 0.17-0.27 when
+    aligned (FDG PET with T1, T2, PD and CT), 0.06-0.09 at 40 mm off, 0.002 for unrelated values.
+    """
+    return _normalised_mi(_bins(a), _bins(b))
+
+
+def _bins(x: np.ndarray) -> np.ndarray:
+    low, high = np.percentile(x, [0.5, 99.5])
+    unit = (x - low) / max(float(high - low), 1e-12)
+    return np.clip(unit * _MI_BINS, 0, _MI_BINS - 1).astype(np.int32)
+
+
+def _normalised_mi(a: np.ndarray, b: np.ndarray) -> float:
+    joint = np.bincount((a * _MI_BINS + b).ravel(), minlength=_MI_BINS**2) / a.size
+    joint = joint.reshape(_MI_BINS, _MI_BINS)
+    h_a, h_b, h_ab = (_entropy(p) for p in (joint.sum(1), joint.sum(0), joint))
+    return float(2 * (h_a + h_b - h_ab) / max(h_a + h_b, 1e-12))
+
+
+def _entropy(p: np.ndarray) -> float:
+    p = p[p > 0]
+    return float(-(p * np.log(p)).sum())
+
+
+def _check_content(notes: _Notes, name: str, volume: nifti.Volume) -> None:
+    """Is it the kind of image its name says?"""
+    array, kind = volume.array, intensity.base_modality(name)
+    if kind == "ct":
+        if array.min() > _HU_AIR:
+            reason = f"no voxel below {_HU_AIR:g} HU (minimum {array.min():g}): not CT in HU"
+            remedy = "Apply the DICOM rescale slope and intercept; check that it is the CT"
+            notes.add("error", name, reason, remedy)
+        elif array.max() < _HU_BONE:
+            reason = f"no bone: no voxel above {_HU_BONE:g} HU"
+            notes.add("error", name, reason, "Check that it is a CT of a head, in HU")
+        return
+    air = float((array < _HU_AIR).mean())
+    if air > 0.05:
+        reason = f"{air:.0%} of voxels are below {_HU_AIR:g}: it looks like CT in HU"
+        notes.add("error", name, reason, f"Check that {name} and ct are not swapped")
+        return
+    if array.max() <= 0:
+        notes.add(
+            "error", name, "no voxel is above zero", "Check that the right series was exported"
+        )
+        return
+    total, negative = float(np.abs(array).sum()), float(-array[array < 0].sum())
+    if negative > 0.02 * total:
+        reason = f"{negative / total:.0%} of its intensity is negative (set to 0)"
+        notes.add("warning", name, reason, "Expected for some reconstructions; check the scaling")
+    if kind != "pet":
+        return
+    front = intensity.foreground(array)
+    ml = float(front.sum() * np.prod(volume.spacing) / 1000)
+    if ml < _MIN_HEAD_ML:
+        reason = f"only {ml:.1f} ml stand out from the background: no brain uptake"
+        notes.add("error", name, reason, "Check the series, or the single hot voxels")
+    elif (typical := float(np.median(array[front]))) > 100:
+        reason = f"a typical uptake of {typical:.3g} is not SUV (Bq/ml or counts?)"
+        remedy = "Training is not affected (each PET is scaled by itself); the units shown are"
+        notes.add("warning", name, reason, remedy)
+
+
+def _check_geometry(notes: _Notes, name: str, volumes, allow_misaligned: bool) -> None:
+    """The same voxels as the PET's, or a reason why not."""
+    pet, volume = volumes["pet"], volumes[name]
+    reasons = []
+    codes = [nifti.orientation(v.affine) for v in (pet, volume)]
+    if codes[0] != codes[1]:
+        reasons.append(f"stored as {codes[1]}, PET as {codes[0]}")
+    if pet.array.shape != volume.array.shape:
+        reasons.append(f"shape {volume.array.shape}, PET {pet.array.shape}")
+    if not np.allclose(pet.spacing, volume.spacing, rtol=1e-3):
+        mm = [" x ".join(f"{s:.4g}" for s in v.spacing) for v in (volume, pet)]
+        reasons.append(f"voxels of {mm[0]} mm, PET {mm[1]} mm")
+    if not reasons:
+        corners = np.array(np.meshgrid(*[(0, n - 1) for n in pet.array.shape], [1])).reshape(4, -1)
+        gap = np.sqrt((((pet.affine - volume.affine) @ corners)[:3] ** 2).sum(0)).max()
+        if gap > AFFINE_TOLERANCE_MM:
+            reasons.append(f"the affines put the same voxel up to {gap:.2f} mm apart")
+    if not reasons:
+        return
+    reason = "not on the PET's voxels: " + "; ".join(reasons)
+    if allow_misaligned:
+        notes.add("warning", name, reason, "It is resampled through the affines, as was allowed")
+    else:
+        remedy = (
+            "Register and resample it to the PET, or set allow_misaligned if both affines are right"
+        )
+        notes.add("error", name, reason, remedy)
+
+
+def _align(volumes: dict[str, nifti.Volume]) -> dict[str, nifti.Volume]:
+    """RAS order, all on the PET's voxels: through the affines where they differ."""
+    pet = nifti.canonical(volumes["pet"])
+    out = {}
+    for name, volume in volumes.items():
+        volume = nifti.canonical(volume)
+        fill = intensity.MODALITIES[intensity.base_modality(name)].fill
+        array = grid.resample(volume.array, volume.affine, pet.array.shape, pet.affine, fill=fill)
+        out[name] = dataclasses.replace(volume, array=array, affine=pet.affine, spacing=pet.spacing)
+    return out
+
+
+def _check_overlap(notes: _Notes, name: str, volumes, mi_threshold: float) -> None:
+    """Do PET and target show the same head in the same place and the same way round?"""
+    spacing = volumes["pet"].spacing
+    stride = np.maximum(1, np.rint(_MI_SPACING_MM / spacing)).astype(int)
+    thin = tuple(slice(None, None, s) for s in stride)
+    pet, target = (_bins(volumes[n].array[thin]) for n in ("pet", name))
+    here = _normalised_mi(pet, target)
+    if here < mi_threshold:
+        reason = (
+            f"its content does not match the PET (mutual information {here:.3f} < {mi_threshold:g})"
+        )
+        notes.add("error", name, reason, "Check that both are of one person and registered")
+        return
+    words = ("left and right", "front and back", "top and bottom")
+    for axis, word in enumerate(words):
+        turned = _normalised_mi(pet, np.flip(target, axis))
+        if turned > _FLIP_GAIN * here:
+            reason = f"fits the PET better with {word} exchanged ({turned:.3f} against {here:.3f})"
+            notes.add("error", name, reason, "Check its affine against the PET's in a viewer")
+            return
+    for axis, side in enumerate(("right-left", "front-back", "up-down")):
+        for mm in (-20, -10, 10, 20):
+            shift = round(mm / (spacing[axis] * stride[axis]))
+            moved = _normalised_mi(pet, np.roll(target, shift, axis))
+            if moved > _SHIFT_GAIN * here:
+                reason = f"fits the PET better when moved about {abs(mm)} mm {side}"
+                notes.add("warning", name, reason, "Check the registration in a viewer")
+                return

@@ -1,0 +1,198 @@
+"""The modality table and the invertible intensity contract. Model range is [-1, 1] throughout.
+
+A normaliser is fitted on training people, stored with the data, and inverted with what is known
+when a prediction is made: fixed windows, or constants of the training people. Statistics of a
+volume's own may scale an *input*, or a target for training and scoring; a *prediction* never
+borrows its unseen target's. The one exception, "volume_minmax_oracle", exists to reproduce min-max
+papers and is labelled wherever it is used.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from cldm_jax.errors import UserError
+
+FOREGROUND_FRACTION = 0.1  # of the robust maximum: above air noise, below brain, in PET and in MR
+ORACLE = "volume_minmax_oracle"
+RULES = ("window", "volume_percentile", "train_percentile", ORACLE)
+
+
+class Modality(NamedTuple):
+    code: int  # the class code models are conditioned on
+    units: str
+    fill: float  # outside the field of view: air
+
+
+MODALITIES = {
+    "pet": Modality(0, "SUV", 0.0),
+    "ct": Modality(1, "HU", -1024.0),
+    "mr": Modality(2, "a.u.", 0.0),
+}
+
+
+def base_modality(name: str) -> str:
+    """The modality of a stored volume: a second acquisition ("ct_reacq") is of its first's kind."""
+    return name.removesuffix("_reacq")
+
+
+@dataclasses.dataclass(frozen=True)
+class Normaliser:
+    """units -> [-1, 1] and back. Build it with `fit` or `from_json`.
+
+    rule        one of RULES
+    low, high   "window": limits in units. Other rules: limits of value / scale, that is a fraction
+                of the percentile (low is 0)
+    percentile  of the foreground: a volume's scale ("window" and the oracle do not use it)
+    population_scale, population_origin   medians over training volumes, the stand-in for the
+                unknown scale of a prediction (None before `fit`)
+    """
+
+    modality: str
+    rule: str
+    low: float
+    high: float
+    percentile: float | None
+    population_scale: float | None = None
+    population_origin: float = 0.0
+
+    def to_json(self) -> dict:
+        return {**dataclasses.asdict(self), "metric_units": metric_name(self)}
+
+
+def from_json(value: dict) -> Normaliser:
+    names = {f.name for f in dataclasses.fields(Normaliser)}
+    spec = Normaliser(**{k: v for k, v in value.items() if k in names})
+    _check_rule(spec)
+    return spec
+
+
+def make(modality: str, rule: str, *, low: float, high: float, percentile: float | None):
+    """An unfitted normaliser: enough for `volume_scale` of the per-volume rules.
+
+    The oracle rule maps min..max to the whole range, so `low`, `high` and `percentile` are unused.
+    """
+    if rule == ORACLE:
+        low, high, percentile = 0.0, 1.0, None
+    spec = Normaliser(modality, rule, float(low), float(high), percentile)
+    _check_rule(spec)
+    return spec
+
+
+def fit(spec: Normaliser, train_scales: Sequence[float], train_origins: Sequence[float] = ()):
+    """`spec` with the medians over *training* volumes' own scales (and origins, for the oracle).
+
+    Raises UserError where there are none but the rule needs them ("window" does not).
+    """
+    if spec.rule == "window":
+        return dataclasses.replace(spec, population_scale=1.0)
+    if not len(train_scales):
+        reason = f"no training person has {spec.modality}, so its intensities have no known scale"
+        raise UserError(spec.modality, reason, "Change the split, or leave this modality out")
+    origin = float(np.median(train_origins)) if len(train_origins) else 0.0
+    scale = float(np.median(train_scales))
+    return dataclasses.replace(spec, population_scale=scale, population_origin=origin)
+
+
+def volume_scale(spec: Normaliser, volume: np.ndarray) -> float:
+    """The divisor of `volume` (units) under `spec`.
+
+    1 for "window"; the foreground percentile for "volume_percentile" (and for "train_percentile"
+    while it is not fitted: that is what is fitted on), then the training median; max - min for the
+    oracle. Raises ValueError for a volume without a foreground.
+    """
+    if spec.rule == "window":
+        return 1.0
+    if spec.rule == ORACLE:
+        return float(volume.max()) - float(volume.min())
+    if spec.rule == "train_percentile" and spec.population_scale is not None:
+        return spec.population_scale
+    return own_percentile(volume, spec.percentile)
+
+
+def volume_origin(spec: Normaliser, volume: np.ndarray) -> float:
+    """The value in units that the oracle rule maps to -1; 0 for every other rule."""
+    return float(volume.min()) if spec.rule == ORACLE else 0.0
+
+
+def to_model(spec: Normaliser, volume: np.ndarray, scale: float, origin: float = 0.0) -> np.ndarray:
+    """Units -> float32 in [-1, 1], clipped to the normaliser's limits."""
+    u = (np.asarray(volume, np.float32) - np.float32(origin)) / np.float32(scale)
+    low, high = np.float32(spec.low), np.float32(spec.high)
+    return (np.clip(u, low, high) - low) * (np.float32(2) / (high - low)) - np.float32(1)
+
+
+def from_model(spec: Normaliser, x: np.ndarray, scale: float | None = None, origin: float = 0.0):
+    """[-1, 1] -> float32 in units: the inverse of `to_model` inside the limits.
+
+    `scale` None means unknown, as for a prediction: the training medians are used, so MR comes out
+    in the arbitrary units of a typical training scan.
+    """
+    if scale is None:
+        if spec.population_scale is None:
+            raise ValueError(f"{spec.modality}: not fitted, no population scale")
+        scale, origin = spec.population_scale, spec.population_origin
+    u = (np.asarray(x, np.float32) + 1) * np.float32((spec.high - spec.low) / 2) + spec.low
+    return (u * np.float32(scale) + np.float32(origin)).astype(np.float32)
+
+
+def metric_units(spec: Normaliser, x: np.ndarray, scale: float | None = None, origin: float = 0.0):
+    """[-1, 1] -> float32 in the units in which scores are made.
+
+    CT: HU. PET, MR: fraction of the volume's own percentile (0 .. high), so a prediction and its
+    target are compared without either's arbitrary gain. `scale` and `origin` matter only for CT
+    under the oracle rule, which needs the true target's.
+    """
+    if spec.modality == "ct":
+        return from_model(spec, x, scale, origin)
+    return (np.asarray(x, np.float32) + 1) * np.float32((spec.high - spec.low) / 2) + spec.low
+
+
+def metric_name(spec: Normaliser) -> str:
+    if spec.modality == "ct":
+        return "HU"
+    if spec.rule == ORACLE:
+        return "fraction of the volume's own range"
+    whose = "volume's own" if spec.rule == "volume_percentile" else "training people's"
+    return f"fraction of the {whose} percentile"
+
+
+def foreground(volume: np.ndarray) -> np.ndarray:
+    """bool mask: above a tenth of the 99.9th percentile of the positive voxels. PET and MR, not CT.
+
+    Raises ValueError when no voxel is positive.
+    """
+    positive = volume[volume > 0]
+    if not positive.size:
+        raise ValueError("no voxel is positive")
+    return volume > FOREGROUND_FRACTION * np.percentile(positive, 99.9)
+
+
+def own_percentile(volume: np.ndarray, percentile: float) -> float:
+    """The percentile of the volume's own foreground, in units."""
+    return float(np.percentile(volume[foreground(volume)], percentile))
+
+
+def _check_rule(spec: Normaliser) -> None:
+    field = f"{spec.modality}_rule"
+    if spec.rule == "slice_minmax":
+        reason = (
+            "scaling each slice by its own minimum and maximum cannot be inverted without the "
+            "target, and loses HU and the intensity order between slices"
+        )
+        raise UserError(field, reason, "Use window (CT) or volume_percentile (PET, MR)")
+    if spec.rule not in RULES:
+        raise UserError(field, f"unknown rule {spec.rule!r}", f"Known: {', '.join(RULES)}")
+    if spec.rule == "window" and spec.modality != "ct":
+        reason = f"{spec.modality} has no fixed units, so no fixed window"
+        raise UserError(field, reason, "Use volume_percentile or train_percentile")
+    if spec.modality == "ct" and spec.rule.endswith("_percentile"):
+        reason = "HU are calibrated; a percentile would throw the calibration away"
+        raise UserError(field, reason, "Use window")
+    if spec.rule.endswith("_percentile") and not (spec.percentile and 0 < spec.percentile <= 100):
+        reason = f"percentile {spec.percentile}"
+        raise UserError(f"{spec.modality}_percentile", reason, "Give a number above 0, up to 100")
+    if not spec.high > spec.low:
+        raise UserError(field, f"limits {spec.low} .. {spec.high} are empty", "Give low < high")

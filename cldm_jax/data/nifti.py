@@ -1,0 +1,266 @@
+"""NIfTI volumes in and out: a bounded, checked reader and an atomic, reproducible writer.
+
+The only file that imports nibabel, and only for headers, affines and orientations: the voxels are
+read here, because nibabel neither bounds what it decompresses nor reads a gzip stream to its
+checksum, and loads NaN, 2D, RGB and constant images without complaint.
+"""
+
+import dataclasses
+import gzip
+import pathlib
+import zlib
+
+import nibabel as nib
+import numpy as np
+
+from cldm_jax.errors import UserError
+from cldm_jax.files import atomic_path, sha256_file
+
+MAX_BYTES = 1 << 30  # of the decoded float32 volume: 256 million voxels, a 640 x 640 x 640 head
+SPACING_MM = (0.1, 50.0)  # outside: a header in metres or micrometres, or a damaged one
+MAX_SHEAR_COSINE = 0.02  # between voxel axes: 1.1 degrees; a gantry tilt is well above
+_CHUNK = 1 << 20
+_HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by sizeof_hdr
+_FIX_FILE = "Export or copy the file again"
+
+
+@dataclasses.dataclass(frozen=True)
+class Volume:
+    """A checked 3D image.
+
+    array    float32 [x, y, z] in the file's voxel order, slope and intercept applied, all finite
+    affine   float64 [4, 4], voxel index -> world mm (RAS+)
+    spacing  float64 [3], mm per voxel along each array axis
+    header   the nibabel header, opaque to callers; `write_volume(like=...)` takes codes from it
+    sha256   of the file's bytes
+    notes    what a person should know and the reader could not decide (shown as audit warnings)
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    spacing: np.ndarray
+    header: object
+    sha256: str
+    notes: tuple[str, ...] = ()
+
+
+def read_volume(path, *, max_bytes: int = MAX_BYTES) -> Volume:
+    """Reads a `.nii` or `.nii.gz` (told apart by content) and checks it.
+
+    `max_bytes` bounds the decoded float32 volume and is compared with the header before a voxel is
+    read. Raises UserError, naming the file, for anything but a finite, non-constant, scalar 3D
+    image (or 4D with one frame) with an orthogonal, invertible affine and 0.1-50 mm voxels.
+    """
+    path = pathlib.Path(path)
+    size = _preflight(path)
+    try:
+        with open(path, "rb") as raw:
+            zipped = raw.read(2) == b"\x1f\x8b"
+            raw.seek(0)
+            stream = gzip.GzipFile(fileobj=raw) if zipped else raw
+            header = _read_header(path, stream)
+            shape = _check_header(path, header, max_bytes)
+            array = _read_voxels(path, stream, header, shape, None if zipped else size)
+        sha256 = sha256_file(path)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as e:
+        raise UserError(
+            path, f"the compressed data are damaged or cut short ({e})", _FIX_FILE
+        ) from e
+    except OSError as e:
+        raise UserError(path, f"cannot be read ({e.strerror or e})", _FIX_FILE) from e
+    affine, spacing, notes = _check_affine(path, header)
+    _check_values(path, array)
+    return Volume(array, affine, spacing, header, sha256, notes)
+
+
+def write_volume(path, array, affine, *, dtype, like: Volume | None = None, description: str = ""):
+    """Writes `array` [x, y, z] as NIfTI-1, whole or not at all, the same bytes for the same input.
+
+    Integer types are rounded and stored with slope 1, intercept 0; values that do not fit raise
+    ValueError. `like` lends its qform and sform codes and units. Nothing else of its header is
+    copied: free text and extensions may name a person. `description` is cut at 79 bytes.
+    """
+    dtype = np.dtype(dtype)
+    data = np.asarray(array)
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        data = np.rint(data)
+        if not (np.isfinite(data).all() and data.min() >= info.min and data.max() <= info.max):
+            raise ValueError(f"{path}: values outside {dtype} ({data.min()} .. {data.max()})")
+    header = nib.Nifti1Header(endianness="<")
+    header.set_data_dtype(dtype)
+    header.set_data_shape(data.shape)
+    q_code, s_code, units = (1, 1, ("mm", "sec")) if like is None else _codes(like.header)
+    header.set_qform(affine, code=q_code)
+    header.set_sform(affine, code=s_code)
+    header.set_xyzt_units(*units)
+    header.set_slope_inter(1.0, 0.0)
+    header["vox_offset"] = 352
+    header["magic"] = b"n+1"
+    header["descrip"] = description.encode()[:79]
+    body = header.binaryblock + b"\0\0\0\0" + data.astype(dtype.newbyteorder("<")).tobytes("F")
+    with atomic_path(path) as tmp:
+        if str(path).endswith(".gz"):  # mtime 0 and no file name: the bytes depend on the data only
+            with open(tmp, "wb") as f, gzip.GzipFile("", "wb", 6, f, mtime=0) as g:
+                g.write(body)
+        else:
+            tmp.write_bytes(body)
+
+
+def canonical(volume: Volume) -> Volume:
+    """The same image with its axes permuted and flipped to the closest RAS+; no interpolation."""
+    ornt = nib.io_orientation(volume.affine)
+    array = nib.apply_orientation(volume.array, ornt)
+    affine = volume.affine @ nib.orientations.inv_ornt_aff(ornt, volume.array.shape)
+    spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    return dataclasses.replace(volume, array=array, affine=affine, spacing=spacing)
+
+
+def from_canonical(array: np.ndarray, original: Volume) -> np.ndarray:
+    """`array` on `canonical(original)`'s grid, back in the voxel order of `original`."""
+    ras = nib.orientations.axcodes2ornt("RAS")
+    back = nib.orientations.ornt_transform(ras, nib.io_orientation(original.affine))
+    return nib.apply_orientation(array, back)
+
+
+def orientation(affine) -> str:
+    """Where each array axis points, for example "RAS" or "LPI"."""
+    return "".join(nib.aff2axcodes(affine))
+
+
+def _preflight(path: pathlib.Path) -> int:
+    """Size in bytes of a non-empty regular file."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as e:
+        raise UserError(path, "no such file", "Check the path in the manifest") from e
+    except OSError as e:
+        raise UserError(path, f"cannot be read ({e.strerror})", _FIX_FILE) from e
+    except ValueError as e:  # a NUL byte in the name
+        raise UserError(repr(str(path)), str(e), "Check the path in the manifest") from e
+    if not path.is_file():
+        raise UserError(path, "is not a file", "Give the .nii.gz file itself, not a folder")
+    if size == 0:
+        raise UserError(path, "the file is empty (0 bytes)", _FIX_FILE)
+    return size
+
+
+def _read_header(path, stream):
+    block = stream.read(540)
+    code = {int.from_bytes(block[:4], order) for order in ("little", "big")} & set(_HEADERS)
+    if len(block) < 348 or not code:
+        raise UserError(path, "not a NIfTI file", "Convert it to .nii.gz (dcm2niix for DICOM)")
+    length = code.pop()
+    try:
+        header = _HEADERS[length](block[:length], check=True)
+        stream.seek(length)  # what the header's own length left over is read again
+    except (nib.spatialimages.HeaderDataError, ValueError) as e:
+        raise UserError(path, f"the NIfTI header is damaged ({e})", _FIX_FILE) from e
+    if bytes(header["magic"].item())[:2] != b"n+":
+        reason = "a header of an .hdr/.img pair or of Analyze, not a single-file NIfTI"
+        raise UserError(path, reason, "Convert it to one .nii.gz file")
+    return header
+
+
+def _check_header(path, header, max_bytes: int) -> tuple[int, int, int]:
+    """The 3D shape, refused before a voxel is read when it is not an image of ours."""
+    try:
+        dims, dtype = header.get_data_shape(), header.get_data_dtype()
+    except nib.spatialimages.HeaderDataError as e:
+        raise UserError(path, f"the NIfTI header is damaged ({e})", _FIX_FILE) from e
+    if any(int(d) < 1 for d in dims):
+        raise UserError(path, f"the header declares dimensions {dims}", _FIX_FILE)
+    if dtype.names or dtype.kind not in "iuf":
+        kind = "colour (RGB)" if dtype.names else f"{dtype} (complex or not a number)"
+        raise UserError(path, f"voxels are {kind}", "Export a scalar image: one number per voxel")
+    if any(int(d) != 1 for d in dims[3:]):
+        remedy = "Give one frame, for example the average of the frames used for reading"
+        raise UserError(path, f"{len(dims)}D image of shape {dims}, more than one frame", remedy)
+    if len(dims) < 3 or min(dims[:3]) < 2:
+        raise UserError(path, f"shape {dims} is not a 3D volume", "Export all slices in one file")
+    shape = tuple(int(d) for d in dims[:3])
+    need = shape[0] * shape[1] * shape[2] * max(4, dtype.itemsize)
+    if need > max_bytes:
+        reason = f"its header declares {shape} voxels, {need / 2**20:.0f} MiB to read"
+        remedy = f"The limit is {max_bytes / 2**20:.0f} MiB; crop to the head or resample"
+        raise UserError(path, reason, remedy)
+    return shape
+
+
+def _read_voxels(path, stream, header, shape, file_size: int | None) -> np.ndarray:
+    """float32 [x, y, z]; leaves the stream at its end, where gzip verifies its checksum."""
+    dtype = header.get_data_dtype()
+    start = float(header["vox_offset"])
+    if not 348 <= start <= 1 << 24:
+        raise UserError(path, f"the header puts the voxels at byte {start}", _FIX_FILE)
+    raw = np.empty(shape, dtype, order="F")
+    if file_size is not None and file_size < start + raw.nbytes:
+        reason = f"cut short: {file_size} bytes, {int(start) + raw.nbytes} declared"
+        raise UserError(path, reason, _FIX_FILE)
+    stream.seek(int(start))
+    view, done = memoryview(raw.reshape(-1, order="F")).cast("B"), 0
+    while done < len(view):
+        chunk = stream.read(min(_CHUNK, len(view) - done))
+        if not chunk:
+            reason = f"cut short: {done} bytes of voxels, {len(view)} declared"
+            raise UserError(path, reason, _FIX_FILE)
+        view[done : done + len(chunk)] = chunk
+        done += len(chunk)
+    if stream.read(1):
+        raise UserError(path, "holds more data than its header declares", _FIX_FILE)
+    try:
+        slope, inter = header.get_slope_inter()
+    except nib.spatialimages.HeaderDataError as e:
+        raise UserError(path, f"the intensity scaling is damaged ({e})", _FIX_FILE) from e
+    if slope is None or (slope == 1 and inter == 0):
+        with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf and is refused below
+            return raw.astype(np.float32, copy=False)
+    wide = np.float64 if dtype.itemsize > 2 else np.float32
+    return (raw.astype(wide) * wide(slope) + wide(inter)).astype(np.float32, copy=False)
+
+
+def _check_affine(path, header):
+    """(affine, spacing mm, notes); sform first, then qform, as nibabel and most tools choose."""
+    q_code, s_code = int(header["qform_code"]), int(header["sform_code"])
+    fix = "Set the sform from the scanner's geometry (dcm2niix does)"
+    try:
+        affine = np.asarray(header.get_best_affine(), np.float64)
+    except (ValueError, nib.spatialimages.HeaderDataError) as e:
+        raise UserError(path, f"the affine is damaged ({e})", fix) from e
+    if not np.isfinite(affine).all():
+        raise UserError(path, "the affine holds NaN or infinity", fix)
+    axes = affine[:3, :3]
+    spacing = np.sqrt((axes**2).sum(0))
+    low, high = SPACING_MM
+    if not ((spacing >= low) & (spacing <= high)).all():
+        mm = " x ".join(f"{s:.3g}" for s in spacing)
+        raise UserError(path, f"voxels of {mm} mm (allowed: {low} to {high})", fix)
+    cosines = (axes / spacing).T @ (axes / spacing) - np.eye(3)
+    if abs(np.linalg.det(axes / spacing)) < 1e-3:
+        raise UserError(path, "the affine is singular", fix)
+    if np.abs(cosines).max() > MAX_SHEAR_COSINE:
+        reason = "the voxel axes are not perpendicular (gantry tilt?)"
+        raise UserError(path, reason, "Resample the volume to perpendicular axes")
+    notes = []
+    if q_code == 0 and s_code == 0:
+        notes.append("no qform or sform: left and right are a guess")
+    elif q_code > 0 and s_code > 0:
+        gap = np.abs(np.asarray(header.get_qform()) - affine).max()
+        if not gap < 0.5 * spacing.min():
+            notes.append(f"qform and sform disagree (up to {gap:.2f}); the sform is used")
+    return affine, spacing, tuple(notes)
+
+
+def _check_values(path, array: np.ndarray) -> None:
+    low, high = float(array.min()), float(array.max())  # NaN and infinity show in min or max
+    if not (np.isfinite(low) and np.isfinite(high)):
+        bad = int(array.size - np.isfinite(array).sum())
+        raise UserError(path, f"{bad} voxels are NaN or infinite", "Export it again or repair them")
+    if low == high:
+        raise UserError(path, f"every voxel is {low:g}", "Check that the right series was exported")
+
+
+def _codes(header):
+    """(qform code, sform code, units): at least 1 each, so that the affine is never dropped."""
+    q_code, s_code = int(header["qform_code"]), int(header["sform_code"])
+    return max(1, q_code), max(1, s_code), header.get_xyzt_units()

@@ -1,0 +1,262 @@
+"""Prepared slices -> batches of numpy arrays, in an order that depends on (seed, step) only.
+
+Records are (subject, target modality, slice with head in it). Grain does the reading ahead, in threads
+or spawned processes; its elements here are whole batches, numbered by global step. So a run resumes
+by its step alone, with any number of threads, workers or processes.
+"""
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from cldm_jax.data import intensity
+from cldm_jax.data.shards import Prepared
+from cldm_jax.errors import UserError
+
+_MAX_STEPS = 1 << 40  # a length for Grain; permutations are made as they are needed
+
+
+class SliceSource:
+    """Random access to training items, one at a time (`[i]`) or many (`read`). See `make_source`."""
+
+    def __init__(self, images: Prepared, latents: Prepared | None, source_is_latent, records):
+        self._images, self._latents = images, latents
+        self._source_is_latent = source_is_latent
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records["label"])
+
+    @property
+    def keys(self) -> dict[str, np.ndarray]:
+        """What the items are, without reading them: subject, slice, label, int32 [N] each."""
+        return {k: self._records[k] for k in ("subject", "slice", "label")}
+
+    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
+        return {k: v[0] for k, v in self.read(np.array([i])).items()}
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Items `rows` as one batch, keys and shapes of `make_source` with a leading [B]."""
+        r = self._records
+        folder = self._latents if self._source_is_latent else self._images
+        source = _gather(folder, r["source_shard"][rows], r["source_rows"][rows])
+        # [B, context, h, w(, C)] -> channels last, neighbours in order, a neighbour's C together.
+        source = np.moveaxis(source, 1, 3).reshape(*_hw(source), -1)
+        folder = self._latents or self._images
+        target = _gather(folder, r["target_shard"][rows], r["target_row"][rows, None])[:, 0]
+        mask = _gather(self._images, r["mask_shard"][rows], r["mask_row"][rows, None])[:, 0]
+        return {
+            "source": source,
+            "target": target if target.ndim == 4 else target[..., None],
+            "label": r["label"][rows],
+            "mask": mask[..., None],
+            "subject": r["subject"][rows],
+            "slice": r["slice"][rows],
+        }
+
+
+def make_source(
+    prepared: Prepared,
+    *,
+    split: str,
+    targets: tuple[str, ...],
+    context: int,
+    latents: Prepared | None,
+    source_kind: str,
+    slice_stride: int = 1,
+) -> SliceSource:
+    """The items of a split, ordered by subject, target (as given), slice.
+
+    Keys: source float32 [H, W, context] in [-1, 1] (source_kind "image"; neighbours clamp at the
+    volume's ends) or [h, w, context * C] ("latent"); target float32 [H, W, 1], or [h, w, C] when
+    `latents` is given; label int32, the target's modality code; mask float32 [H, W, 1], the head;
+    subject int32, its index; slice int32. A subject without a target modality has no such items.
+    `slice_stride` keeps every n-th slice. Raises UserError if nothing is left, or if `latents` were
+    made from other images.
+    """
+    if context not in (1, 3, 5):
+        raise ValueError(f"context {context}: 1, 3 or 5 slices")
+    if source_kind not in ("image", "latent") or (source_kind == "latent" and latents is None):
+        raise ValueError(f"source_kind {source_kind!r} with latents {latents}")
+    if latents is not None:
+        _check_latents(prepared, latents)
+    rows = []
+    for subject in prepared.subjects(split):
+        keep = np.flatnonzero(prepared.index["subjects"][subject]["keep"])[::slice_stride]
+        for target in targets:
+            if prepared.has(subject, target):
+                rows += [(subject, target, z) for z in keep.tolist()]
+    if not rows:
+        reason = f"no {split} slices with target {' or '.join(targets)}"
+        raise UserError(prepared.folder, reason, "Check the split and the modalities of the cohort")
+    source_is_latent = source_kind == "latent"
+    source_folder = latents if source_is_latent else prepared
+    records = _locate(rows, context, source_folder, latents or prepared, prepared)
+    return SliceSource(prepared, latents, source_is_latent, records)
+
+
+class TrainBatches:
+    """An endless iterator of batches (dicts of numpy arrays); `close()` ends its threads."""
+
+    def __init__(self, iterator):
+        self._iterator = iterator
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        return next(self._iterator)
+
+    def close(self) -> None:
+        self._iterator.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+
+def make_train_iterator(
+    source: SliceSource,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int,
+    num_threads: int,
+    num_workers: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> TrainBatches:
+    """Endless shuffled batches from global step `start_step` on.
+
+    `batch_size` is global; each of `process_count` processes gets its own batch_size / process_count
+    consecutive items of the same global batch. Every epoch is a new permutation by (seed, epoch) and
+    batches run across its end, so that no item is dropped. `num_threads` 0 reads in the caller's
+    thread; `num_workers` > 0 reads in that many spawned processes. Close it when done.
+    """
+    if batch_size % process_count:
+        reason = f"{batch_size} is not a multiple of the {process_count} processes"
+        raise UserError("batch_size", reason, "Change one of the two")
+    local = batch_size // process_count
+    batches = _ShuffledBatches(source, batch_size, local * process_index, local, seed)
+    dataset = grain.MapDataset.source(batches)[start_step:]
+    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, num_threads))
+    dataset = dataset.to_iter_dataset(options)
+    if num_workers:
+        workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
+        dataset = dataset.mp_prefetch(workers)
+    return TrainBatches(iter(dataset))
+
+
+class EvalBatches:
+    """Every item once, in order. The last batch repeats its last item; `valid` bool [B] tells."""
+
+    def __init__(self, source: SliceSource, batch_size: int):
+        self._source, self._batch_size = source, batch_size
+
+    def __len__(self) -> int:
+        return -(-len(self._source) // self._batch_size)
+
+    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+        n = len(self._source)
+        for start in range(0, n, self._batch_size):
+            rows = np.arange(start, start + self._batch_size)
+            yield {**self._source.read(np.minimum(rows, n - 1)), "valid": rows < n}
+
+
+def make_eval_batches(source: SliceSource, batch_size: int) -> EvalBatches:
+    """Sequential batches of one fixed size, so that a compiled step is compiled once."""
+    return EvalBatches(source, batch_size)
+
+
+class _ShuffledBatches:
+    """Grain source whose element s is this process's part of global batch s."""
+
+    def __init__(self, source: SliceSource, batch_size: int, first: int, local: int, seed: int):
+        self._source, self._seed = source, seed
+        self._batch_size, self._first, self._local = batch_size, first, local
+        self._orders: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return _MAX_STEPS
+
+    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+        at = step * self._batch_size + self._first + np.arange(self._local)
+        epochs, places = np.divmod(at, len(self._source))
+        rows = [self._order(e)[p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)]
+        return self._source.read(np.array(rows))
+
+    def _order(self, epoch: int) -> np.ndarray:
+        order = self._orders.get(epoch)
+        if order is None:
+            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._source))
+            # Threads read ahead across one epoch's end at most; a new dict is swapped in whole.
+            recent = {e: o for e, o in list(self._orders.items()) if e >= epoch - 1}
+            self._orders = {**recent, epoch: order}
+        return order
+
+    def __getstate__(self):
+        return {**self.__dict__, "_orders": {}}
+
+
+def _gather(folder: Prepared, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Decoded float32 [B, K, ...] from shard numbers [B] and row numbers [B, K]."""
+    names = list(folder.index["shards"])
+    first = folder.shard(names[shards[0]])
+    out = np.empty((*rows.shape, *first.shape[1:]), first.dtype)
+    for i, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
+        data = folder.shard(names[shard])
+        for k, z in enumerate(row):
+            out[i, k] = data[z]
+    if out.dtype == np.uint8:
+        return out.astype(np.float32)
+    decoded = out.astype(np.float32)
+    decoded *= folder.scale
+    decoded += folder.offset
+    return decoded
+
+
+def _hw(source: np.ndarray) -> tuple[int, int, int]:
+    """(B, h, w) of a [B, context, h, w(, C)] array."""
+    return source.shape[0], source.shape[2], source.shape[3]
+
+
+def _locate(rows, context: int, source: Prepared, target: Prepared, images: Prepared) -> dict:
+    """Arrays over records [N] that say where each part lies: compact, and picklable to workers."""
+    number = {
+        id(folder): {name: i for i, name in enumerate(folder.index["shards"])}
+        for folder in (source, target, images)
+    }
+
+    def place(folder: Prepared, subject: int, name: str) -> tuple[int, int]:
+        volume = folder.index["subjects"][subject]["volumes"][name]
+        return number[id(folder)][volume["shard"]], volume["offset"]
+
+    reach = np.arange(context) - context // 2
+    out = {k: [] for k in ("source_shard", "source_rows", "target_shard", "target_row")}
+    out |= {k: [] for k in ("mask_shard", "mask_row", "label", "subject", "slice")}
+    for subject, name, z in rows:
+        shard, offset = place(source, subject, "pet")
+        last = images.index["subjects"][subject]["n_slices"] - 1
+        out["source_shard"].append(shard)
+        out["source_rows"].append(offset + np.clip(z + reach, 0, last))
+        shard, offset = place(target, subject, name)
+        out["target_shard"].append(shard)
+        out["target_row"].append(offset + z)
+        shard, offset = place(images, subject, "mask")
+        out["mask_shard"].append(shard)
+        out["mask_row"].append(offset + z)
+        out["label"].append(intensity.MODALITIES[intensity.base_modality(name)].code)
+        out["subject"].append(subject)
+        out["slice"].append(z)
+    return {k: np.array(v, np.int32) for k, v in out.items()}
+
+
+def _check_latents(images: Prepared, latents: Prepared) -> None:
+    ids = [[s["id"] for s in p.index["subjects"]] for p in (images, latents)]
+    same = latents.index.get("images_fingerprint") == images.index["fingerprint"]
+    if not same or ids[0] != ids[1]:
+        reason = f"these latents were not encoded from {images.folder}"
+        raise UserError(latents.folder, reason, "Run encode again for these images")

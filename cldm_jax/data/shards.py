@@ -1,0 +1,197 @@
+"""Prepared data on disk: numpy shards of axial slices and one index.json. Latents use it as well.
+
+Volumes of one modality lie one after the other in `<modality>-00000.npy`, ...; a volume is never cut
+across two shards. index.json is written last: a folder without it is unfinished. docs/data.md
+describes every key.
+"""
+
+import os
+import pathlib
+
+import numpy as np
+
+from cldm_jax import files
+from cldm_jax.errors import UserError
+
+FORMAT, VERSION = "cldm_jax-slices", 1
+ENCODINGS = {
+    "uint16": {"dtype": "uint16", "scale": 2 / 65535, "offset": -1.0},  # images in [-1, 1]
+    "float16": {"dtype": "float16", "scale": 1.0, "offset": 0.0},  # latents
+}
+INDEX = "index.json"
+_AGAIN = "Delete the folder and run the job that made it again"
+
+
+def encode(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Model range -> stored numbers: "uint16" [-1, 1] (steps of 3e-5), "float16", "uint8" as it is.
+
+    Raises ValueError for values the type cannot hold, NaN among them: nothing is clipped here.
+    """
+    if dtype == "uint8":
+        return np.asarray(array).astype(
+            np.uint8, casting="unsafe" if array.dtype == bool else "safe"
+        )
+    low, high = float(array.min()), float(array.max())
+    if dtype == "uint16":
+        if not (low >= -1.0001 and high <= 1.0001):
+            raise ValueError(f"values {low} .. {high} outside [-1, 1]")
+        return np.rint((np.clip(array, -1, 1) + 1) * np.float32(32767.5)).astype(np.uint16)
+    if dtype == "float16":
+        if not (low > -65504 and high < 65504):
+            raise ValueError(f"values {low} .. {high} outside float16")
+        return np.asarray(array, np.float16)
+    raise ValueError(f"unknown dtype {dtype!r}; known: uint8, uint16, float16")
+
+
+class ShardWriter:
+    """Collects volumes of one modality and writes each shard whole.
+
+    `item_shape` is one slice's: (H, W), or (h, w, C) for latents. A shard is written when the next
+    volume would take it past `shard_items` slices (a longer volume has a shard to itself), so one
+    shard is held in memory.
+    """
+
+    def __init__(self, folder, modality: str, dtype: str, item_shape, shard_items: int):
+        self.folder, self.modality, self.dtype = pathlib.Path(folder), modality, dtype
+        self.item_shape, self.shard_items = tuple(item_shape), shard_items
+        self.shards: dict[str, dict] = {}
+        self._parts: list[np.ndarray] = []
+        self._count = 0
+
+    def add(self, array: np.ndarray) -> tuple[str, int]:
+        """Appends a volume [Z, *item_shape] (model range, or numbers already encoded).
+
+        Returns (shard file name, index of its first slice in the shard).
+        """
+        if array.shape[1:] != self.item_shape or not len(array):
+            raise ValueError(f"{self.modality}: slices {array.shape}, not [Z, {self.item_shape}]")
+        stored = array if array.dtype == np.dtype(self.dtype) else encode(array, self.dtype)
+        if self._count and self._count + len(stored) > self.shard_items:
+            self._flush()
+        offset = self._count
+        self._parts.append(stored)
+        self._count += len(stored)
+        return self._name(), offset
+
+    def close(self) -> dict[str, dict]:
+        """Writes the last shard; returns the index's "shards" entries of this modality."""
+        if self._count:
+            self._flush()
+        return self.shards
+
+    def _name(self) -> str:
+        return f"{self.modality}-{len(self.shards):05d}.npy"
+
+    def _flush(self) -> None:
+        name, data = self._name(), np.concatenate(self._parts)
+        with files.atomic_path(self.folder / name) as tmp:
+            np.save(tmp, data, allow_pickle=False)
+        sha256 = files.sha256_file(self.folder / name)
+        self.shards[name] = {"sha256": sha256, "shape": list(data.shape), "dtype": self.dtype}
+        self._parts, self._count = [], 0
+
+
+def fingerprint(index: dict) -> str:
+    """SHA-256 over what the data are: subjects, shards, modalities. Not over the config or the name."""
+    return files.sha256_json({k: index[k] for k in ("subjects", "shards", "modalities")})
+
+
+def write_index(folder, index: dict) -> dict:
+    """Adds format, version and fingerprint and writes index.json, the mark of a finished folder."""
+    index = {"format": FORMAT, "version": VERSION, **index, "fingerprint": fingerprint(index)}
+    files.write_json(pathlib.Path(folder) / INDEX, index)
+    return index
+
+
+class Prepared:
+    """A finished folder: `.index` (its JSON) and decoded slices. Picklable; opens files when read."""
+
+    def __init__(self, folder, verify: bool = False):
+        """Raises UserError if the folder is unfinished, of another version, or lacks a shard.
+
+        `verify=True` also re-hashes every shard (about a second per gigabyte).
+        """
+        self.folder = pathlib.Path(folder)
+        self.index = _read_index(self.folder / INDEX)
+        encoding = self.index["encoding"]
+        self.scale, self.offset = np.float32(encoding["scale"]), np.float32(encoding["offset"])
+        self._shards: dict[str, np.ndarray] = {}
+        for name in self.index["shards"]:
+            self._check_size(name)
+        if verify:
+            self.verify()
+
+    def verify(self) -> None:
+        """Re-hashes the index's content and every shard; raises UserError naming the damaged file."""
+        if fingerprint(self.index) != self.index["fingerprint"]:
+            raise UserError(self.folder / INDEX, "changed since it was written", _AGAIN)
+        for name, shard in self.index["shards"].items():
+            if files.sha256_file(self.folder / name) != shard["sha256"]:
+                raise UserError(self.folder / name, "damaged: its SHA-256 differs", _AGAIN)
+
+    def subjects(self, split: str) -> list[int]:
+        """Indices into index["subjects"] of a split, in order ("all": everyone)."""
+        subjects = self.index["subjects"]
+        if split == "all":
+            return list(range(len(subjects)))
+        if split not in ("train", "val", "test"):
+            raise ValueError(f"unknown split {split!r}; known: train, val, test, all")
+        members = set(self.index["splits"][split])
+        return [i for i, s in enumerate(subjects) if s["id"] in members]
+
+    def has(self, subject: int, modality: str) -> bool:
+        return modality in self.index["subjects"][subject]["volumes"]
+
+    def read(self, subject: int, modality: str) -> np.ndarray:
+        """float32 [Z, H, W] (latents [Z, h, w, C]); "mask" is 0 or 1. KeyError if it has none."""
+        entry = self.index["subjects"][subject]
+        volume = entry["volumes"][modality]
+        start = volume["offset"]
+        return self._decode(self.shard(volume["shard"])[start : start + entry["n_slices"]])
+
+    def read_slice(self, subject: int, modality: str, z: int) -> np.ndarray:
+        """float32 [H, W] (latents [h, w, C])."""
+        entry = self.index["subjects"][subject]
+        if not 0 <= z < entry["n_slices"]:
+            raise IndexError(f"{entry['id']}: slice {z} of {entry['n_slices']}")
+        volume = entry["volumes"][modality]
+        return self._decode(self.shard(volume["shard"])[volume["offset"] + z])
+
+    def shard(self, name: str) -> np.ndarray:
+        """The stored numbers of a shard [N, ...], memory-mapped, read-only."""
+        if name not in self._shards:
+            # A plain view: indexing np.memmap itself costs several times more per slice.
+            mapped = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
+            self._shards[name] = mapped.view(np.ndarray)
+        return self._shards[name]
+
+    def _decode(self, stored: np.ndarray) -> np.ndarray:
+        if stored.dtype == np.uint8:
+            return stored.astype(np.float32)
+        return stored * self.scale + self.offset
+
+    def _check_size(self, name: str) -> None:
+        shard = self.index["shards"][name]
+        need = int(np.prod(shard["shape"])) * np.dtype(shard["dtype"]).itemsize
+        try:
+            size = os.stat(self.folder / name).st_size
+        except FileNotFoundError as e:
+            raise UserError(self.folder / name, "missing", _AGAIN) from e
+        if size < need:
+            raise UserError(self.folder / name, f"cut short: {size} of {need} bytes", _AGAIN)
+
+    def __getstate__(self):
+        return {**self.__dict__, "_shards": {}}
+
+
+def _read_index(path: pathlib.Path) -> dict:
+    if not path.exists():
+        raise UserError(path.parent, "no index.json: not prepared, or not finished", "Run prepare")
+    try:
+        index = files.read_json(path)
+    except ValueError as e:
+        raise UserError(path, f"not JSON ({e})", _AGAIN) from e
+    if index.get("format") != FORMAT or index.get("version") != VERSION:
+        found = f"{index.get('format')} version {index.get('version')}"
+        raise UserError(path, f"{found}, this program reads {FORMAT} {VERSION}", _AGAIN)
+    return index

@@ -1,0 +1,37 @@
+"""Noise schedules: one array of cumulative products, `alphas_bar` [num_timesteps].
+
+zt = sqrt(alphas_bar[t]) z0 + sqrt(1 - alphas_bar[t]) eps      (DDPM, Ho 2020, eq. 4)
+
+Both schedules end at zero signal (zero terminal SNR, Lin et al. 2305.08891): the last step is pure
+noise, so sampling may start there and a one-step answer at t = T - 1 is defined for v and x0 targets.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+
+def cosine(num_timesteps: int):
+    """alpha = cos(pi/2 * (t+1)/T) (Nichol & Dhariwal 2021 without the offset): zero at t = T - 1."""
+    u = np.arange(1, num_timesteps + 1, dtype=np.float64) / num_timesteps
+    alphas_bar = np.cos(0.5 * np.pi * u) ** 2
+    alphas_bar[-1] = 0.0  # cos(pi/2) is 6e-17 in floating point
+    return jnp.asarray(alphas_bar, jnp.float32)
+
+
+def scaled_linear(num_timesteps: int, beta_start: float = 0.0015, beta_end: float = 0.0195):
+    """CompVis' latent-diffusion betas, rescaled to zero terminal SNR (Lin et al., algorithm 1)."""
+    betas = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
+    root = np.sqrt(np.cumprod(1 - betas))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    return jnp.asarray(root**2, jnp.float32)
+
+
+SCHEDULES = {"cosine": cosine, "scaled_linear": scaled_linear}
+
+
+def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray:
+    """Sampling steps from T - 1 downwards, [num_sampling_steps] ("trailing", Lin et al. table 2)."""
+    if not 1 <= num_sampling_steps <= num_timesteps:
+        raise ValueError(f"num_sampling_steps {num_sampling_steps} not in [1, {num_timesteps}]")
+    stride = num_timesteps / num_sampling_steps
+    return np.round(np.arange(num_timesteps, 0, -stride)).astype(np.int32)[:num_sampling_steps] - 1

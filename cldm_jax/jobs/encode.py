@@ -1,0 +1,109 @@
+"""Encode every slice once: latents are just another prepared dataset."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from cldm_jax.data.shards import Prepared, ShardWriter, write_index
+from cldm_jax.jobs.inputs import ensure_prepared, load_autoencoder
+from cldm_jax.methods.codec import make_codec
+from cldm_jax.runtime.progress import Progress
+
+SHARD_ITEMS = 4096  # slices per shard file
+STD_FLOOR = 1e-4  # a dead latent channel must not divide by zero
+
+
+def run(config, workdir: str) -> None:
+    """The job: latents of `config.data` under the autoencoder in `config.autoencoder.workdir`."""
+    del workdir  # latents live beside the autoencoder that made them
+    ensure_latents(
+        ensure_prepared(config.data), config.autoencoder.workdir, config.encode_batch_size
+    )
+
+
+def latents_folder(prepared: Prepared, ae_workdir: str, step: int) -> pathlib.Path:
+    """One folder per (dataset, autoencoder checkpoint)."""
+    return pathlib.Path(ae_workdir) / "latents" / f"{prepared.index['fingerprint'][:12]}-{step}"
+
+
+def ensure_latents(prepared: Prepared, ae_workdir: str, batch_size: int) -> Prepared:
+    """Opens the latents of `prepared` under this autoencoder, encoding them on first use."""
+    model, variables, step = load_autoencoder(ae_workdir)
+    folder = latents_folder(prepared, ae_workdir, step)
+    if (folder / "index.json").is_file():
+        return Prepared(folder)
+    encode = jax.jit(make_codec(model).encode)
+    writers, subjects = {}, []
+    moments = {m: _Moments(model["latent_channels"]) for m in prepared.index["modalities"]}
+    with Progress(len(prepared.index["subjects"]), "encode latents", "subject") as progress:
+        for i, subject in enumerate(prepared.index["subjects"]):
+            volumes = {}
+            for name, modality in prepared.index["modalities"].items():
+                if name not in subject["volumes"]:
+                    continue
+                z = _encode_volume(
+                    encode, variables, prepared.read(i, name), modality["code"], batch_size
+                )
+                if name not in writers:
+                    writers[name] = ShardWriter(folder, name, "float16", z.shape[1:], SHARD_ITEMS)
+                shard, offset = writers[name].add(z.astype(np.float16))
+                volumes[name] = {**subject["volumes"][name], "shard": shard, "offset": offset}
+                if subject["split"] == "train":
+                    moments[name].add(z[np.asarray(subject["keep"])])
+            subjects.append({**subject, "volumes": volumes})
+            progress.update()
+    shards = {}
+    for writer in writers.values():
+        shards.update(writer.close())
+    codes = {name: m["code"] for name, m in prepared.index["modalities"].items()}
+    index = {
+        **prepared.index,
+        "kind": "latents",
+        "encoding": {"dtype": "float16", "scale": 1.0, "offset": 0.0},
+        "subjects": subjects,
+        "shards": shards,
+        "statistics": _statistics(moments, codes, model),
+        "images_fingerprint": prepared.index["fingerprint"],
+        "autoencoder": {"step": step, "model": model},
+    }
+    write_index(folder, index)
+    return Prepared(folder)
+
+
+def _encode_volume(encode, variables, images, code: int, batch_size: int) -> np.ndarray:
+    """Posterior means [Z, h, w, C] of slices [Z, H, W]; padded so that one program serves all."""
+    count = len(images)
+    padded = np.zeros((-(-count // batch_size) * batch_size, *images.shape[1:], 1), np.float32)
+    padded[:count, ..., 0] = images
+    label = np.full((batch_size,), code, np.int32)
+    parts = [
+        np.asarray(encode(variables, padded[i : i + batch_size], label))
+        for i in range(0, len(padded), batch_size)
+    ]
+    return np.concatenate(parts)[:count]
+
+
+class _Moments:
+    """Per-channel sums over the whole training set, in float64."""
+
+    def __init__(self, channels: int):
+        self.count, self.total, self.square = 0, np.zeros(channels), np.zeros(channels)
+
+    def add(self, z) -> None:
+        flat = z.reshape(-1, z.shape[-1]).astype(np.float64)
+        self.count += len(flat)
+        self.total += flat.sum(0)
+        self.square += np.square(flat).sum(0)
+
+
+def _statistics(moments: dict, codes: dict[str, int], model: dict) -> dict:
+    """{"mean", "std"}: [num_classes][latent_channels]; (0, 1) for codes without training slices."""
+    shape = (model["num_classes"], model["latent_channels"])
+    mean, std = np.zeros(shape), np.ones(shape)
+    for name, m in moments.items():
+        if m.count:
+            mean[codes[name]] = m.total / m.count
+            variance = m.square / m.count - mean[codes[name]] ** 2
+            std[codes[name]] = np.sqrt(np.maximum(variance, STD_FLOOR**2))
+    return {"mean": mean.tolist(), "std": std.tolist()}

@@ -1,0 +1,369 @@
+"""Score trained runs on the test people by the frozen protocol and write the report.
+
+Slice -> patient -> mean +- SD; references (floor, ceilings) and controls are scored the same way.
+"""
+
+import importlib.metadata
+import pathlib
+import sys
+
+import jax
+import numpy as np
+
+from cldm_jax import __version__, files
+from cldm_jax.data import intensity, pipeline
+from cldm_jax.errors import UserError
+from cldm_jax.jobs import controls, references
+from cldm_jax.jobs.inputs import ensure_prepared
+from cldm_jax.jobs.readouts import ReadOut, Run, open_run, predict_rows
+from cldm_jax.metrics import aggregate, statistics
+from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
+from cldm_jax.report.page import write_report
+from cldm_jax.report.tables import text_table
+from cldm_jax.runtime import device
+from cldm_jax.runtime.progress import Progress
+
+HEADLINE = "psnr"  # decides "best mode" and the shown patients
+
+
+def run(config, workdir: str) -> None:
+    """Evaluates `config.runs` (comma-separated workdirs) into `workdir`."""
+    workdirs = [w.strip() for w in config.runs.split(",") if w.strip()]
+    if not workdirs:
+        raise UserError("config.runs", "empty", "Give the workdirs of trainings, comma-separated.")
+    sampling = config.sampling.to_dict() if config.replace_sampling else None
+    runs = [open_run(w, sampling) for w in workdirs]
+    prepared = _shared_data(config, runs)
+    stamp = files.sha256_json(
+        {
+            "config": config.to_json(),
+            "data": prepared.index["fingerprint"],
+            "runs": [(r.workdir, r.step, r.manifest["config_sha256"]) for r in runs],
+        }
+    )
+    done = pathlib.Path(workdir) / "summary.json"
+    if done.is_file() and files.read_json(done)["run"]["stamp"] == stamp:
+        print(f"already evaluated: {workdir}/index.html")
+        print(text_table(files.read_json(done)))
+        return
+    summary, scores, gallery = _evaluate(config, runs, prepared)
+    summary["run"]["stamp"] = stamp
+    page = write_report(workdir, summary, scores, gallery, title=config.title)
+    print(text_table(summary))
+    print(f"report: {page}")
+
+
+def _shared_data(config, runs: list[Run]):
+    """The dataset to score on; every run must have been trained on it."""
+    if config.data.prepared:
+        folder = config.data.prepared
+    else:
+        folder = runs[0].config["data"]["prepared"]
+    with config.data.unlocked():
+        config.data.prepared = folder
+        if not folder:
+            config.data.root = runs[0].config["data"]["root"]
+    prepared = ensure_prepared(config.data)
+    for r in runs:
+        if (
+            r.manifest["data"]["fingerprint"] != prepared.index["fingerprint"]
+            and not config.other_data
+        ):
+            raise UserError(
+                r.workdir,
+                f"was trained on other data than {prepared.folder}",
+                "Evaluate runs of one dataset, or say --config.other_data=True (scores are then out of "
+                "domain).",
+            )
+    return prepared
+
+
+def _evaluate(config, runs: list[Run], prepared):
+    targets = tuple(config.targets)
+    names = {prepared.index["modalities"][t]["code"]: t for t in targets}
+    scorer = Scorer(config, prepared, names)
+    rows = scorer.source(runs[0].config["data"]["context"])
+    total = sum(len(rows) for r in runs for _ in r.method.predict) + 2 * len(rows)
+    readouts: dict[tuple[str, str], ReadOut] = {}
+    control_rows: list[dict] = []
+    with Progress(total, "predict test people", "slice") as progress:
+        for r in runs:
+            source = scorer.source(r.config["data"]["context"])
+            for mode in r.method.predict:
+                readouts[r.name, mode] = predict_rows(
+                    r,
+                    mode,
+                    source,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    progress=progress,
+                )
+                scorer.add(r.name, mode, readouts[r.name, mode].images)
+            if r.config["method"] == "ldm":
+                control_rows += _controls(config, r, source, prepared, names, scorer, progress)
+    reference_rows = _references(config, runs, prepared, rows, names, scorer)
+    summary = _summary(config, runs, prepared, scorer, readouts, reference_rows, control_rows)
+    gallery = _gallery(config, runs, prepared, scorer, readouts, rows)
+    return summary, scorer.scores, gallery
+
+
+class Scorer:
+    """Scores images by the protocol and keeps one row per patient, method, target and metric."""
+
+    def __init__(self, config, prepared, names: dict[int, str]):
+        self.config, self.prepared, self.names = config, prepared, names
+        self.protocol = PROTOCOLS[config.protocol]
+        self.specs = {
+            t: intensity.from_json(prepared.index["modalities"][t]["normaliser"])
+            for t in names.values()
+        }
+        self.scores: list[dict] = []
+        self.keys = self.source(1).keys
+        self.real, self.masks = references.targets(self.source(1), config.batch_size)
+
+    def source(self, context: int):
+        return pipeline.make_source(
+            self.prepared,
+            split=self.config.split,
+            targets=tuple(self.names.values()),
+            context=context,
+            latents=None,
+            source_kind="image",
+            slice_stride=self.config.slice_stride,
+        )
+
+    def patients(self):
+        """(subject, code, row numbers of its slices) of every scored volume."""
+        for subject in dict.fromkeys(self.keys["subject"].tolist()):
+            for code in self.names:
+                rows = np.flatnonzero(
+                    (self.keys["subject"] == subject) & (self.keys["label"] == code)
+                )
+                if len(rows):
+                    yield subject, code, rows
+
+    def units(self, code: int, subject: int, images):
+        """Model range -> metric units (HU; fraction of the volume's percentile)."""
+        target = self.names[code]
+        volume = self.prepared.index["subjects"][subject]["volumes"][target]
+        return intensity.metric_units(
+            self.specs[target], images, volume["scale"], volume.get("origin", 0.0)
+        )
+
+    def add(self, method: str, mode: str, images) -> None:
+        for subject, code, rows in self.patients():
+            volume_scores = score_volume(
+                self.units(code, subject, images[rows]),
+                self.units(code, subject, self.real[rows]),
+                self.masks[rows],
+                np.ones(len(rows), bool),
+                self.protocol,
+                self.names[code],
+            )
+            entry = self.prepared.index["subjects"][subject]
+            for metric, values in volume_scores.items():
+                self.scores.append(
+                    {
+                        "patient": entry["id"],
+                        "group": entry["group"],
+                        "split": self.config.split,
+                        "method": method,
+                        "mode": mode,
+                        "target": self.names[code],
+                        "metric": metric,
+                        "value": statistics.patient_mean(values).mean,
+                        "n_slices": len(rows),
+                    }
+                )
+
+    def mean(self, method: str, mode: str, target: str, metric: str) -> float:
+        values = [
+            s["value"]
+            for s in self.scores
+            if (s["method"], s["mode"], s["target"], s["metric"]) == (method, mode, target, metric)
+        ]
+        return float(np.mean(values))
+
+
+def _references(config, runs, prepared, rows, names, scorer) -> list[dict]:
+    images = {"floor_mean_image": references.population_mean(prepared, rows, names)}
+    for r in runs:
+        if r.config["method"] == "ldm":
+            images["ae_ceiling"] = _reconstruct(config, r, rows)
+            break
+    again = references.reacquired(prepared, rows, names)
+    if again is not None:
+        images["reacquired_ceiling"] = again
+    for name, value in images.items():
+        scorer.add("reference", name, value)
+    summary_rows = [
+        row
+        for row in aggregate.summarise_scores(scorer.scores, seed=config.seed)
+        if row["method"] == "reference"
+    ]
+    out = []
+    for row in summary_rows:
+        out.append(
+            {"name": row["mode"], **{k: v for k, v in row.items() if k not in ("method", "mode")}}
+        )
+    scorer.scores = [s for s in scorer.scores if s["method"] != "reference"]
+    return out
+
+
+def _reconstruct(config, run: Run, rows) -> np.ndarray:
+    """Decode(encode(truth)) with the autoencoder inside a latent run's checkpoint."""
+    codec = run.codec
+
+    @jax.jit
+    def reconstruct(variables, x, label):
+        return codec.decode(variables, codec.encode(variables, x, label), label)
+
+    variables = jax.device_put(run.state.frozen["autoencoder"])
+    out = []
+    for start in range(0, len(rows), config.batch_size):
+        index = np.minimum(np.arange(start, start + config.batch_size), len(rows) - 1)
+        batch = rows.read(index)
+        out.append(np.asarray(reconstruct(variables, batch["target"], batch["label"]))[..., 0])
+    return np.concatenate(out)[: len(rows)]
+
+
+def _controls(config, run: Run, source, prepared, names, scorer, progress) -> list[dict]:
+    mode = next(iter(run.method.predict))
+    common = dict(batch_size=config.batch_size, seed=config.seed, progress=progress)
+    out = []
+    shuffled = controls.shuffled_rows(prepared, source)
+    if shuffled is not None:
+        images = predict_rows(run, mode, source, source_rows=shuffled, **common).images
+        scorer.add("control", "source_shuffle", images)
+        for target in names.values():
+            before = scorer.mean(run.name, mode, target, HEADLINE)
+            after = scorer.mean("control", "source_shuffle", target, HEADLINE)
+            out.append(
+                {
+                    "name": "source_shuffle",
+                    "method": run.name,
+                    "mode": mode,
+                    "target": target,
+                    "psnr": {"mean": after},
+                    "drop_db": before - after,
+                }
+            )
+        scorer.scores = [s for s in scorer.scores if s["method"] != "control"]
+    if len(names) == 2:
+        codes = np.array(list(names), np.int32)
+        own = source.keys["label"]
+        flipped = np.where(own == codes[0], codes[1], codes[0]).astype(np.int32)
+        images = predict_rows(run, mode, source, labels=flipped, **common).images
+        accuracy = controls.nearest_centroid_accuracy(
+            scorer.real, scorer.keys["label"], images, flipped
+        )
+        out.append({"name": "class_flip", "method": run.name, "mode": mode, "accuracy": accuracy})
+    return out
+
+
+def best_mode(scorer: Scorer, run: Run, target: str) -> str:
+    return max(run.method.predict, key=lambda m: scorer.mean(run.name, m, target, HEADLINE))
+
+
+def _summary(config, runs, prepared, scorer, readouts, reference_rows, control_rows) -> dict:
+    index = prepared.index
+    rows = aggregate.summarise_scores(scorer.scores, seed=config.seed)
+    by_name = {r.name: r for r in runs}
+    for row in rows:
+        r = by_name[row["method"]]
+        row.update(
+            params=r.manifest["params"],
+            train_steps=r.step,
+            train_seconds=r.manifest["train_seconds"],
+            train_cpu_seconds=r.manifest["train_cpu_seconds"],
+            network_evaluations=r.method.evaluations[row["mode"]],
+            seconds_per_slice=readouts[row["method"], row["mode"]].seconds_per_slice,
+        )
+    main = [r for r in runs if r.config["method"] == "ldm"]
+    rivals = [r for r in runs if r.config["method"] not in ("ldm", "autoencoder")]
+    pairs = [
+        (f"{m.name}:{mode}", f"{r.name}:{rival_mode}")
+        for m in main
+        for mode in m.method.predict
+        for r in rivals
+        for rival_mode in r.method.predict
+    ]
+    tests = aggregate.paired_tests(scorer.scores, pairs, metrics=("psnr", "ssim"), seed=config.seed)
+    patients = {s["patient"] for s in scorer.scores}
+    packages = ("jax", "flax", "numpy", "scipy")
+    return {
+        "protocol": scorer.protocol.to_json(),
+        "data": {
+            "name": index["name"],
+            "contrast": index["contrast"],
+            "fingerprint": index["fingerprint"],
+            "split_hash": index["splits"]["hash"],
+            "train_patients": len(index["splits"]["train"]),
+            "test_patients": len(patients),
+            "slices": len(scorer.keys["label"]),
+        },
+        "rows": rows,
+        "references": reference_rows,
+        "tests": tests,
+        "controls": control_rows,
+        "notes": list(config.notes),
+        "run": {
+            "command": " ".join(sys.argv),
+            "preset": runs[0].config["preset"],
+            "hardware": device.describe(),
+            "seed": config.seed,
+            "git": runs[0].manifest["git"],
+            "versions": {
+                "cldm_jax": __version__,
+                **{p: importlib.metadata.version(p) for p in packages},
+            },
+        },
+    }
+
+
+def _gallery(config, runs, prepared, scorer, readouts, source) -> dict:
+    """Best, median and worst patient by PSNR of the CLDM's best mode; the middle scored slice."""
+    main = next((r for r in runs if r.config["method"] == "ldm"), runs[0])
+    middle = source.read(np.array([0]))["source"].shape[-1] // 2
+    gallery = {}
+    for code, target in scorer.names.items():
+        mode = best_mode(scorer, main, target)
+        ranked = sorted(
+            (
+                s
+                for s in scorer.scores
+                if (s["method"], s["mode"], s["target"], s["metric"])
+                == (main.name, mode, target, HEADLINE)
+            ),
+            key=lambda s: -s["value"],
+        )
+        picks = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
+        ids = {
+            prepared.index["subjects"][s]["id"]: (s, rows)
+            for s, c, rows in scorer.patients()
+            if c == code
+        }
+        cases = []
+        for role, score in picks.items():
+            subject, rows = ids[score["patient"]]
+            row = int(rows[len(rows) // 2])
+            predictions, sds = {}, {}
+            for (name, m), readout in readouts.items():
+                predictions[f"{name}:{m}"] = scorer.units(code, subject, readout.images[row])
+                if readout.sd is not None:
+                    zero = scorer.units(code, subject, np.float32(0))
+                    sds[f"{name}:{m}"] = scorer.units(code, subject, readout.sd[row]) - zero
+            cases.append(
+                {
+                    "role": role,
+                    "patient": score["patient"],
+                    "slice": int(scorer.keys["slice"][row]),
+                    "source": source.read(np.array([row]))["source"][0, ..., middle],
+                    "real": scorer.units(code, subject, scorer.real[row]),
+                    "mask": scorer.masks[row],
+                    "predictions": predictions,
+                    "sd": sds,
+                }
+            )
+        gallery[target] = {**config.windows[target].to_dict(), "cases": cases}
+    return gallery

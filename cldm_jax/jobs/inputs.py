@@ -1,0 +1,134 @@
+"""What a training or evaluation run reads: prepared slices, latents, and earlier phases' constants.
+
+Everything missing is made on first use and kept: the phantom cohort, the prepared dataset, the
+autoencoder of a latent method, the latents.
+"""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cldm_jax import files
+from cldm_jax.data import pipeline
+from cldm_jax.data.shards import Prepared
+from cldm_jax.errors import UserError
+
+
+class Inputs(NamedTuple):
+    prepared: Prepared
+    latents: Prepared | None
+    frozen: dict[str, Any]  # constants for `Method.init`
+    recipe: dict[str, Any]  # keywords of the method's `make`
+
+
+def ensure_prepared(data) -> Prepared:
+    """The prepared dataset of a config's `data` block, simulated and prepared on first use."""
+    if data.prepared:
+        folder = pathlib.Path(data.prepared)
+        if not (folder / "index.json").is_file():
+            raise UserError(
+                folder,
+                "no prepared dataset here (index.json is missing)",
+                "Make one: python -m cldm_jax.main --config=configs/prepare.py "
+                f"--config.cohort=<folder or csv> --workdir={folder}",
+            )
+        return Prepared(folder)
+    from cldm_jax.jobs import prepare, simulate
+
+    root = pathlib.Path(data.root)
+    cohort, folder = root / "cohort", root / "prepared"
+    if not (folder / "index.json").is_file():
+        print(f"no data configured: simulating a phantom cohort into {cohort}", flush=True)
+        simulate.run(data.simulate, str(cohort))
+        with data.prepare.unlocked():
+            data.prepare.cohort = str(cohort)
+        prepare.run(data.prepare, str(folder))
+    return Prepared(folder)
+
+
+def read_run_config(workdir) -> dict:
+    """The resolved config a finished or running training left in its workdir."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        raise UserError(
+            workdir,
+            "not a run folder (config.json is missing)",
+            "Give the --workdir of a training.",
+        )
+    return files.read_json(path)
+
+
+def load_autoencoder(workdir) -> tuple[dict, dict, int]:
+    """(model keywords, {"params", "patch"}, step) of a trained autoencoder."""
+    from cldm_jax.runtime.checkpoint import restore_for_inference
+
+    config = read_run_config(workdir)
+    found = restore_for_inference(pathlib.Path(workdir) / "checkpoints")
+    if config["method"] != "autoencoder" or found is None:
+        raise UserError(
+            workdir,
+            "holds no trained autoencoder",
+            f"Train one: python -m cldm_jax.main --config=configs/ae.py --workdir={workdir}",
+        )
+    step, params, frozen = found
+    return config["recipe"]["model"], {"params": params, **frozen}, step
+
+
+def ensure_autoencoder(config) -> str:
+    """The workdir of the latent method's autoencoder; trained with the embedded recipe if missing."""
+    from cldm_jax.jobs import train
+
+    workdir = pathlib.Path(config.autoencoder.workdir or f"runs/ae-{config.preset}")
+    if (
+        not (workdir / "run.json").is_file()
+        or not files.read_json(workdir / "run.json")["finished"]
+    ):
+        print(f"no trained autoencoder in {workdir}: training it first", flush=True)
+        recipe = config.autoencoder.train.copy_and_resolve_references()
+        with recipe.unlocked():
+            recipe.data = config.data
+        train.run(recipe, str(workdir))
+    return str(workdir)
+
+
+def open_inputs(config) -> Inputs:
+    """Opens (and where needed makes) everything that training `config` reads."""
+    prepared = ensure_prepared(config.data)
+    optim = {**config.recipe.optim.to_dict(), "num_train_steps": config.train.num_train_steps}
+    recipe = {**config.recipe.to_dict(), "optim": optim}
+    if config.data.kind == "images":
+        return Inputs(prepared, None, {}, recipe)
+    from cldm_jax.jobs.encode import ensure_latents
+
+    ae_workdir = ensure_autoencoder(config)
+    model, variables, _ = load_autoencoder(ae_workdir)
+    latents = ensure_latents(prepared, ae_workdir, config.encode_batch_size)
+    statistics = {k: np.asarray(v, np.float32) for k, v in latents.index["statistics"].items()}
+    frozen = {"autoencoder": variables, "statistics": statistics}
+    return Inputs(prepared, latents, frozen, {"autoencoder": model, **recipe})
+
+
+def train_source(config, inputs: Inputs):
+    return pipeline.make_source(
+        inputs.prepared,
+        split="train",
+        targets=tuple(config.data.targets),
+        context=config.data.context,
+        latents=inputs.latents,
+        source_kind=config.data.source_kind,
+        slice_stride=config.data.train_slice_stride,
+    )
+
+
+def image_source(config, prepared: Prepared, split: str, targets: tuple, slice_stride: int):
+    """Source PET images with image targets: what `Method.predict` takes."""
+    return pipeline.make_source(
+        prepared,
+        split=split,
+        targets=targets,
+        context=config.data.context,
+        latents=None,
+        source_kind="image",
+        slice_stride=slice_stride,
+    )

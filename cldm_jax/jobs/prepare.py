@@ -1,0 +1,291 @@
+"""Job: a cohort of NIfTI volumes -> audited, split, normalised slices on one grid. Never imports jax.
+
+Two passes over the people: the first reads and audits everything and writes nothing; the second,
+when no error was found, writes the shards. index.json comes last.
+"""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import json
+import multiprocessing
+import pathlib
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+
+from cldm_jax import files
+from cldm_jax.data import audit, bids, grid, intensity, shards, splits
+from cldm_jax.data.convert import Facts, Settings, inspect, make_slices
+from cldm_jax.errors import UserError
+from cldm_jax.runtime.progress import Progress
+
+FREE = ("job", "preset", "cohort", "workers")  # settings that do not change the data
+
+
+def run(config, workdir: str) -> None:
+    """Prepares config.cohort (a folder or a manifest .csv) into the folder workdir.
+
+    Does nothing when it is there already, from the same files and settings. Raises UserError for bad
+    settings, for audit errors (the list goes to stdout and <workdir>/audit.json and nothing else is
+    written), and for a folder of other data or settings.
+    """
+    root = pathlib.Path(workdir)
+    settings = _settings(config)
+    subjects = bids.read_cohort(config.cohort)
+    if (root / shards.INDEX).exists():
+        _check_reuse(root, config, subjects)
+        print(f"prepare: {root} is complete ({len(subjects)} subjects): nothing to do")
+        return
+    _check_folder(root)
+    parts = splits.make_splits(
+        subjects,
+        mode=config.split_mode,
+        fractions=tuple(config.split_fractions),
+        seed=config.split_seed,
+        abstract_train_groups=config.abstract_train_groups,
+    )
+    with _mapper(config.workers) as mapper:
+        facts = _audit(config, settings, subjects, root, mapper)
+        fitted = _fit(settings, facts, set(parts["train"]))
+        settings = dataclasses.replace(settings, normalisers=fitted)
+        _check_disk(root, settings.grid, facts)
+        entries, written = _write_slices(root, config, settings, subjects, facts, mapper)
+    index = _index(config, settings, subjects, facts, parts, entries, written)
+    index = shards.write_index(root, index)
+    kept = sum(sum(s["keep"]) for s in index["subjects"])
+    counts = ", ".join(f"{len(parts[k])} {k}" for k in bids.SPLITS)
+    print(f"prepare: {len(subjects)} subjects ({counts}), {kept} slices with head in {root}")
+
+
+def _settings(config) -> Settings:
+    if config.center not in ("pet", "fov"):
+        raise UserError("center", f"unknown centre {config.center!r}", "Known: pet, fov")
+    height, width = config.size
+    if min(height, width) < 8 or min(config.spacing_mm) <= 0:
+        reason = f"size {config.size}, spacing {config.spacing_mm} mm"
+        raise UserError("size, spacing_mm", reason, "Give (rows, columns), at least 8, and mm > 0")
+    rules = {}
+    for name in intensity.MODALITIES:
+        low, high = config.ct_window if name == "ct" else (0.0, config[f"{name}_high"])
+        percentile = None if name == "ct" else config[f"{name}_percentile"]
+        rule = config[f"{name}_rule"]
+        rules[name] = intensity.make(name, rule, low=low, high=high, percentile=percentile)
+    model_grid = grid.ModelGrid((height, width), tuple(config.spacing_mm), config.slice_spacing_mm)
+    return Settings(
+        model_grid,
+        config.center,
+        config.allow_misaligned,
+        config.mi_threshold,
+        config.min_head_fraction,
+        rules,
+    )
+
+
+# First pass: audit
+
+
+def _audit(config, settings, subjects, root: pathlib.Path, mapper) -> dict[str, Facts]:
+    """Facts by subject id; raises UserError with every finding when one is an error."""
+    findings, facts = [], {}
+    tasks = [(settings, s) for s in subjects]
+    with Progress(len(tasks), "prepare: audit", "subject") as progress:
+        for subject, (found, fact) in zip(subjects, mapper(inspect, tasks), strict=True):
+            findings += found
+            if fact is not None:
+                facts[subject.id] = fact
+            progress.update()
+    pixels = {k: f.pixels for k, f in facts.items()}
+    findings += audit.audit_cohort(subjects, pixels, config.split_mode)
+    text = audit.page(config.cohort, len(subjects), findings)
+    report = {"cohort": str(config.cohort), "subjects": len(subjects)}
+    report["findings"] = [dataclasses.asdict(f) for f in findings]
+    files.write_json(root / "audit.json", report)
+    print(text, flush=True)
+    errors = [f for f in findings if f.severity == "error"]
+    if errors:
+        listing = "; ".join(f"{f.subject}: {f.what}: {f.reason}" for f in errors)
+        reason = f"the audit found {len(errors)} errors: {listing}"
+        remedy = f"Repair them, or leave those subjects out. The list is in {root / 'audit.json'}"
+        raise UserError(config.cohort, reason, remedy)
+    return facts
+
+
+def _fit(settings: Settings, facts: dict[str, Facts], train: set[str]):
+    """Normalisers of the modalities that the cohort has, fitted on training people only."""
+    fitted = {}
+    for name, spec in settings.normalisers.items():
+        if not any(name in f.scales for f in facts.values()):
+            continue
+        people = [f for k, f in sorted(facts.items()) if k in train and name in f.scales]
+        scales, origins = ([getattr(f, k)[name] for f in people] for k in ("scales", "origins"))
+        fitted[name] = intensity.fit(spec, scales, origins)
+    return fitted
+
+
+# Second pass: write
+
+
+def _write_slices(root, config, settings: Settings, subjects, facts, mapper):
+    """(index entries of the subjects, index entries of the shards)."""
+    writers: dict[str, shards.ShardWriter] = {}
+    entries = []
+    tasks = [(settings, s, facts[s.id]) for s in subjects]
+    with Progress(len(tasks), "prepare: write", "subject") as progress:
+        results = mapper(make_slices, tasks)
+        for subject, made in zip(subjects, results, strict=True):
+            if not any(made.keep):
+                reason = "no slice shows enough head on this grid"
+                remedy = "Check size, spacing_mm, center and min_head_fraction"
+                raise UserError(subject.id, reason, remedy)
+            volumes = {}
+            for name, stored in made.stored.items():
+                if name not in writers:
+                    writers[name] = shards.ShardWriter(
+                        root, name, str(stored.dtype), settings.grid.size, config.shard_items
+                    )
+                shard, offset = writers[name].add(stored)
+                volumes[name] = {"shard": shard, "offset": offset}
+                if name != "mask":
+                    fact = facts[subject.id]
+                    volumes[name]["scale"] = made.scales[name]
+                    volumes[name]["origin"] = fact.origins[name]
+                    volumes[name]["sha256"] = fact.sha256[name]
+            n_slices = len(made.keep)
+            entry = {"id": subject.id, "group": subject.group, "n_slices": n_slices}
+            entry |= {"keep": made.keep, "grid_affine": made.grid_affine, "volumes": volumes}
+            entries.append(entry)
+            progress.update()
+    written = {}
+    for writer in writers.values():
+        written |= writer.close()
+    return entries, written
+
+
+def _index(config, settings: Settings, subjects, facts, parts, entries, written) -> dict:
+    home = {i: k for k in ("train", "val", "test") for i in parts[k]}  # abstract mode: "test"
+    entries = [{**e, "split": home[e["id"]]} for e in entries]
+    name, contrast = _provenance(pathlib.Path(config.cohort))
+    modalities = {
+        m: {
+            "code": intensity.MODALITIES[m].code,
+            "units": intensity.MODALITIES[m].units,
+            "normaliser": spec.to_json(),
+        }
+        for m, spec in settings.normalisers.items()
+    }
+    oracle = any(spec.rule == intensity.ORACLE for spec in settings.normalisers.values())
+    return {
+        "kind": "images",
+        "name": name,
+        "contrast": contrast,
+        "protocol": "abstract-oracle" if oracle else "cldm",
+        "config": config.to_dict(),
+        "grid": {
+            "size": list(settings.grid.size),
+            "spacing_mm": list(settings.grid.spacing_mm),
+            "slice_spacing_mm": settings.grid.slice_spacing_mm,
+            "center": settings.center,
+        },
+        "modalities": modalities,
+        "encoding": shards.ENCODINGS["uint16"],
+        "inputs": _inputs_hash(subjects, {k: f.sha256 for k, f in facts.items()}),
+        "subjects": entries,
+        "splits": parts,
+        "shards": written,
+    }
+
+
+def _provenance(cohort: pathlib.Path) -> tuple[str, str]:
+    """(name, contrast) from what lies beside the data; a cohort that says nothing is "unknown"."""
+    folder = cohort if cohort.is_dir() else cohort.parent
+    for file in ("manifest.json", "dataset_description.json"):
+        if (folder / file).is_file():
+            try:
+                found = files.read_json(folder / file)
+                name, contrast = (
+                    found.get("name") or found["Name"],
+                    found.get("contrast", "unknown"),
+                )
+            except (ValueError, KeyError, AttributeError) as e:
+                raise UserError(
+                    folder / file, f"not readable ({e!r})", "Repair or remove it"
+                ) from e
+            return str(name), str(contrast)
+    return folder.resolve().name, "unknown"
+
+
+# Shared
+
+
+@contextlib.contextmanager
+def _mapper(workers: int) -> Iterator[Callable]:
+    """`map` over people, in this process or (spawned once) in others; results in the tasks' order."""
+    if workers == 0:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            yield lambda function, tasks: _windowed(pool, 2 * workers, function, tasks)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _windowed(pool, window: int, function: Callable, tasks: Iterable) -> Iterator:
+    """Few tasks ahead of the reader, so that finished slices do not pile up in memory."""
+    waiting = []
+    for task in tasks:
+        waiting.append(pool.submit(function, task))
+        if len(waiting) > window:
+            yield waiting.pop(0).result()
+    for job in waiting:
+        yield job.result()
+
+
+def _inputs_hash(subjects: Iterable[bids.Subject], sha256: dict[str, dict[str, str]]) -> str:
+    """Of who is in the cohort, in which group and split, with which files' content."""
+    return files.sha256_json([[s.id, s.group, s.split, sha256[s.id]] for s in subjects])
+
+
+def _check_reuse(root: pathlib.Path, config, subjects) -> None:
+    """UserError naming what differs between the finished folder and this request."""
+    old = shards.Prepared(root).index
+    asked = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the index
+    differing = sorted(
+        k for k in old["config"].keys() | asked.keys() if old["config"].get(k) != asked.get(k)
+    )
+    differing = [k for k in differing if k not in FREE]
+    if differing:
+        reason = f"was prepared with other settings: {', '.join(differing)}"
+        raise UserError(root, reason, "Give another workdir, or delete this folder")
+    sha256 = {}
+    for s in subjects:
+        missing = [str(p) for p in s.files.values() if not p.is_file()]
+        if missing:
+            raise UserError(missing[0], "no such file", "Check the path in the manifest")
+        sha256[s.id] = {m: files.sha256_file(p) for m, p in s.files.items()}
+    if _inputs_hash(subjects, sha256) != old["inputs"]:
+        reason = f"was prepared from other files or people than {config.cohort} holds now"
+        raise UserError(root, reason, "Give another workdir, or delete this folder")
+
+
+def _check_folder(root: pathlib.Path) -> None:
+    """An unfinished attempt is swept away; anything else in the folder is somebody's."""
+    if root.exists() and not root.is_dir():
+        raise UserError(root, "is a file", "Give a folder as the workdir")
+    leftovers = [*root.glob("*-[0-9][0-9][0-9][0-9][0-9].npy"), *root.glob("audit.json")]
+    leftovers += root.glob(".tmp-*")
+    if root.exists() and set(root.iterdir()) - set(leftovers):
+        raise UserError(root, "holds other files", "Give a new or empty folder as the workdir")
+    for path in leftovers:
+        path.unlink()
+
+
+def _check_disk(root: pathlib.Path, model_grid: grid.ModelGrid, facts: dict[str, Facts]) -> None:
+    pixels = sum(f.n_slices * (2 * len(f.scales) + 1) for f in facts.values())
+    need = pixels * model_grid.size[0] * model_grid.size[1]
+    free = shutil.disk_usage(root).free
+    if need > free:
+        reason = f"needs {need / 1e9:.1f} GB and has {free / 1e9:.1f} GB free"
+        raise UserError(root, reason, "Free space, or give a workdir on another disk")

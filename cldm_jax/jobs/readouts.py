@@ -1,0 +1,106 @@
+"""Trained runs, opened for prediction, and the images they predict for a set of slices."""
+
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from cldm_jax import files
+from cldm_jax.data.pipeline import SliceSource
+from cldm_jax.errors import UserError
+from cldm_jax.jobs.inputs import load_autoencoder, read_run_config
+from cldm_jax.methods.base import Method
+from cldm_jax.methods.codec import Codec, make_codec
+from cldm_jax.methods.registry import make_method
+from cldm_jax.runtime.checkpoint import restore_for_inference
+from cldm_jax.runtime.train_state import TrainState
+
+
+class Run(NamedTuple):
+    """A training's result, ready to predict with its averaged parameters."""
+
+    workdir: str
+    name: str
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    step: int
+    method: Method
+    state: TrainState
+    codec: Codec | None  # the frozen autoencoder of a latent method
+
+
+class ReadOut(NamedTuple):
+    """Predictions for the rows of a source, in its order."""
+
+    images: np.ndarray  # [N, H, W] model range
+    sd: np.ndarray | None  # [N, H, W]
+    seconds_per_slice: float | None  # without compilation; None where one batch was all
+
+
+def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
+    """Opens the newest sound checkpoint of a training; `sampling` replaces its sampling settings."""
+    config = read_run_config(workdir)
+    found = restore_for_inference(f"{workdir}/checkpoints")
+    if found is None:
+        raise UserError(
+            workdir, "holds no checkpoint", "Train it first (the same command that made it)."
+        )
+    step, params, frozen = found
+    optim = {**config["recipe"]["optim"], "num_train_steps": config["train"]["num_train_steps"]}
+    recipe = {**config["recipe"], "optim": optim}
+    if "sampling" in recipe and sampling is not None:
+        recipe["sampling"] = dict(sampling)
+    codec = None
+    if config["data"]["kind"] == "latents":
+        ae_workdir = config["autoencoder"]["workdir"] or f"runs/ae-{config['preset']}"
+        recipe["autoencoder"] = load_autoencoder(ae_workdir)[0]
+        codec = make_codec(recipe["autoencoder"])
+    method = make_method(config["method"], **recipe)
+    state = TrainState(np.int32(step), (), params, (), (), frozen)
+    manifest = files.read_json(f"{workdir}/run.json")
+    return Run(str(workdir), config["name"], config, manifest, step, method, state, codec)
+
+
+def predict_rows(
+    run: Run,
+    mode: str,
+    source: SliceSource,
+    *,
+    batch_size: int,
+    seed: int,
+    labels: np.ndarray | None = None,
+    source_rows: np.ndarray | None = None,
+    progress=None,
+) -> ReadOut:
+    """Read-out `mode` of `run` for every row of `source`.
+
+    labels [N]: class codes instead of the rows' own. source_rows [N]: rows whose source image is given
+    instead of the row's own (the source-shuffle control). The noise of a row depends on (seed, subject,
+    slice) only.
+    """
+    predict = jax.jit(run.method.predict[mode])
+    state = jax.device_put(run.state)
+    rng = jax.random.key(seed)
+    count = len(source)
+    images, sds, times = [], [], []
+    for start in range(0, count, batch_size):
+        rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+        batch = source.read(rows)
+        if labels is not None:
+            batch["label"] = labels[rows]
+        if source_rows is not None:
+            batch["source"] = source.read(source_rows[rows])["source"]
+        began = time.monotonic()
+        prediction = jax.block_until_ready(predict(state, batch, rng))
+        times.append(time.monotonic() - began)
+        keep = min(batch_size, count - start)
+        images.append(np.asarray(prediction.image)[:keep, ..., 0])
+        if prediction.sd is not None:
+            sds.append(np.asarray(prediction.sd)[:keep, ..., 0])
+        if progress is not None:
+            progress.update(keep)
+    timed = times[1:]  # the first batch compiles
+    seconds = float(np.median(timed)) / batch_size if timed else None
+    return ReadOut(np.concatenate(images), np.concatenate(sds) if sds else None, seconds)

@@ -1,0 +1,75 @@
+"""The rows that give a score its meaning: floor, autoencoder ceiling, re-acquired ceiling.
+
+All return images [N, H, W] in model range for the rows of a source, to be scored like a method.
+"""
+
+import numpy as np
+
+from cldm_jax.data.pipeline import SliceSource
+from cldm_jax.data.shards import Prepared
+
+
+def depth_below_vertex_mm(prepared: Prepared, subject: int, z) -> np.ndarray:
+    """How far slice z lies below the top-most slice with head in it, mm: aligns people of any size."""
+    entry = prepared.index["subjects"][subject]
+    spacing = float(np.linalg.norm(np.asarray(entry["grid_affine"])[:3, 2]))
+    top = np.flatnonzero(entry["keep"]).max()
+    return (top - np.asarray(z)) * spacing
+
+
+def population_mean(prepared: Prepared, source: SliceSource, names: dict[int, str]) -> np.ndarray:
+    """Floor: the mean training image at the row's depth below the vertex, per target modality.
+
+    It knows nothing of the patient; a method that does not beat it has learnt nothing from the source.
+    """
+    means = {code: _mean_by_depth(prepared, name) for code, name in names.items()}
+    keys = source.keys
+    out = []
+    for subject, z, code in zip(keys["subject"], keys["slice"], keys["label"], strict=True):
+        depths, images = means[int(code)]
+        depth = depth_below_vertex_mm(prepared, int(subject), int(z))
+        out.append(images[np.abs(depths - depth).argmin()])
+    return np.stack(out)
+
+
+def _mean_by_depth(prepared: Prepared, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(depths [D] mm, mean images [D, H, W]) over training people, one bin per slice spacing."""
+    sums: dict[int, list] = {}
+    spacing = None
+    for subject in prepared.subjects("train"):
+        if not prepared.has(subject, name):
+            continue
+        affine = np.asarray(prepared.index["subjects"][subject]["grid_affine"])
+        spacing = spacing or float(np.linalg.norm(affine[:3, 2]))
+        keep = np.flatnonzero(prepared.index["subjects"][subject]["keep"])
+        volume = prepared.read(subject, name)
+        for z in keep:
+            bin_number = round(float(depth_below_vertex_mm(prepared, subject, z)) / spacing)
+            total = sums.setdefault(bin_number, [0.0, 0])
+            total[0] = total[0] + volume[z].astype(np.float64)
+            total[1] += 1
+    bins = sorted(sums)
+    images = np.stack([sums[b][0] / sums[b][1] for b in bins]).astype(np.float32)
+    return np.array(bins) * spacing, images
+
+
+def reacquired(prepared: Prepared, source: SliceSource, names: dict[int, str]) -> np.ndarray | None:
+    """Ceiling: the same anatomy scanned again. None where the cohort holds no second acquisition."""
+    keys = source.keys
+    out = []
+    for subject, z, code in zip(keys["subject"], keys["slice"], keys["label"], strict=True):
+        name = f"{names[int(code)]}_reacq"
+        if not prepared.has(int(subject), name):
+            return None
+        out.append(prepared.read_slice(int(subject), name, int(z)))
+    return np.stack(out)
+
+
+def targets(source: SliceSource, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """True images and head masks of all rows, [N, H, W] each."""
+    images, masks = [], []
+    for start in range(0, len(source), batch_size):
+        batch = source.read(np.arange(start, min(start + batch_size, len(source))))
+        images.append(batch["target"][..., 0])
+        masks.append(batch["mask"][..., 0] > 0)
+    return np.concatenate(images), np.concatenate(masks)

@@ -1,0 +1,151 @@
+"""Job: write a simulated cohort of NIfTI volumes with its truth. Never imports jax."""
+
+import concurrent.futures
+import csv
+import io
+import math
+import multiprocessing
+import pathlib
+import shutil
+
+import cldm_jax
+from cldm_jax.errors import UserError
+from cldm_jax.files import read_json, sha256_file, write_json, write_text
+from cldm_jax.phantom import labels
+from cldm_jax.phantom.cohort import plan_cohort
+from cldm_jax.phantom.subject import Plan, embedded_grid, hash_person, write_person
+from cldm_jax.runtime.progress import Progress
+
+SETTINGS = "simulate.json"  # written first: which settings an unfinished folder belongs to
+COLUMNS = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
+FREE = ("job", "workers")  # fields that do not change a single voxel
+BYTES_PER_VOXEL = 14.0  # compressed, all volumes of a person with re-acquisition: measured 9 to 12
+
+
+def run(config, workdir: str) -> None:
+    """Simulates config.n_subjects people (or the variants of config.labels) into the folder workdir.
+
+    Resumes an interrupted cohort; does nothing when it is finished. UserError: bad settings, a folder
+    that belongs to other settings, too little disk.
+    """
+    root = pathlib.Path(workdir)
+    plans = plan_cohort(config)
+    settings = _settings(config)
+    _check_folder(root, settings)
+    if (root / "manifest.json").exists():
+        print(f"simulate: {root} is complete ({len(plans)} people): nothing to do")
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    for stale in root.glob(".tmp-*"):
+        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+    todo = [p for p in plans if not (root / p.id).is_dir()]
+    _check_disk(root, todo)
+    write_json(root / SETTINGS, settings)
+    if len(todo) < len(plans):
+        print(f"simulate: {len(plans) - len(todo)} of {len(plans)} people are there, resuming")
+    _write_people(todo, root, len(plans), config.workers)
+    _write_manifest(root, plans, config, settings)
+    print(f"simulate: {len(plans)} people in {root} (simulated contrast, not patients)")
+
+
+def _settings(config) -> dict:
+    """The settings that decide the voxels, as JSON; includes the hash of each label volume."""
+    settings = {k: v for k, v in config.to_dict().items() if k not in FREE}
+    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    if config.labels:
+        heads = labels.find_heads(config.labels)
+        settings["label_files"] = {head: sha256_file(path) for head, path in heads.items()}
+    return settings
+
+
+def _check_folder(root: pathlib.Path, settings: dict) -> None:
+    """UserError if the folder holds anything but a cohort of these settings."""
+    if not root.exists():
+        return
+    if not root.is_dir():
+        raise UserError(root, "is a file", "Give a folder as the workdir")
+    if not (root / SETTINGS).exists():
+        if any(root.iterdir()):
+            raise UserError(root, "holds other files", "Give a new or empty folder as the workdir")
+        return
+    old = read_json(root / SETTINGS)
+    differing = sorted(k for k in old.keys() | settings.keys() if old.get(k) != settings.get(k))
+    if differing:
+        raise UserError(
+            root,
+            f"holds a cohort with other settings: {', '.join(differing)}",
+            "Give another workdir, or delete this folder",
+        )
+
+
+def _check_disk(root: pathlib.Path, todo: list[Plan]) -> None:
+    """UserError if the volumes will not fit; reads (so checks) every label volume before any work."""
+    shapes = {}
+    for plan in todo:
+        if plan.source not in shapes:
+            grid = embedded_grid(plan.shape, plan.spacing)
+            if plan.source:
+                grid = labels.covering_grid(labels.read_labels(plan.source).grid, plan.spacing)
+            shapes[plan.source] = grid.shape
+    need = sum(BYTES_PER_VOXEL * math.prod(shapes[plan.source]) for plan in todo)
+    free = shutil.disk_usage(root).free
+    if need > free:
+        raise UserError(
+            root,
+            f"needs about {need / 1e9:.1f} GB and has {free / 1e9:.1f} GB free",
+            "Free space, give a workdir on another disk, or simulate fewer people",
+        )
+
+
+def _write_people(todo: list[Plan], root: pathlib.Path, total: int, workers: int) -> None:
+    """Writes each person's folder; the files do not depend on the number of workers or the order."""
+    if not todo:
+        return
+    with Progress(total, "simulate", "person", initial=total - len(todo)) as progress:
+        if workers == 0:
+            for plan in todo:
+                progress.update(subject=write_person(plan, str(root)))
+            return
+        context = multiprocessing.get_context("spawn")
+        count = min(workers, len(todo))
+        with concurrent.futures.ProcessPoolExecutor(count, mp_context=context) as pool:
+            jobs = [pool.submit(write_person, plan, str(root)) for plan in todo]
+            try:
+                for job in concurrent.futures.as_completed(jobs):
+                    progress.update(subject=job.result())
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _write_manifest(root: pathlib.Path, plans: list[Plan], config, settings: dict) -> None:
+    """manifest.csv and dataset_description.json, then manifest.json: its presence means complete."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow(("subject", "group", "split", *COLUMNS))
+    files: dict[str, str] = {}
+    for plan in plans:
+        cells = [f"{plan.id}/{m}.nii.gz" if m in plan.modalities else "" for m in COLUMNS]
+        writer.writerow((plan.id, plan.group, "", *cells))
+        files |= hash_person(str(root), plan.id)
+    write_text(root / "manifest.csv", table.getvalue())
+    description = {
+        "Name": config.name,
+        "BIDSVersion": "1.9.0",
+        "DatasetType": "raw",
+        "GeneratedBy": [{"Name": "cldm_jax simulate", "Version": cldm_jax.__version__}],
+        "Description": "Simulated PET, CT and T1w MR: no patient was scanned.",
+    }
+    write_json(root / "dataset_description.json", description)
+    for name in ("manifest.csv", "dataset_description.json"):
+        files[name] = sha256_file(root / name)
+    manifest = {
+        "name": config.name,
+        "seed": int(config.seed),
+        "mode": config.mode,
+        "contrast": "simulated",
+        "anatomy": "label volumes" if config.labels else "embedded",
+        "config": settings,
+        "files": files,
+    }
+    write_json(root / "manifest.json", manifest)

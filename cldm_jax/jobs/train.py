@@ -1,0 +1,285 @@
+"""The one training loop: autoencoder, latent diffusion and baselines alike.
+
+It owns mesh, jit and donation, the key of each step, cadence, checkpoints, writers, the NaN guard and
+signals; it does not know what a loss is. Step k's batch and noise depend on (seed, k) alone, so a
+resumed run repeats the uninterrupted one bit for bit.
+"""
+
+import importlib.metadata
+import itertools
+import json
+import logging
+import math
+import pathlib
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+
+from cldm_jax import __version__, files
+from cldm_jax.data import pipeline
+from cldm_jax.errors import UserError
+from cldm_jax.jobs import inputs as inputs_lib
+from cldm_jax.jobs.validation import make_validation
+from cldm_jax.methods.registry import make_method
+from cldm_jax.runtime import device, sharding
+from cldm_jax.runtime.checkpoint import Checkpoints
+from cldm_jax.runtime.progress import Progress
+from cldm_jax.runtime.runlock import run_lock
+from cldm_jax.runtime.signals import StopRequest
+from cldm_jax.runtime.writers import MetricWriter
+
+# Fields a resumed run may change: cadence and plumbing, nothing that alters a number.
+MUTABLE = {
+    "train.log_every",
+    "train.val_every",
+    "train.save_every",
+    "train.num_threads",
+    "train.num_workers",
+    "data.root",
+    "data.prepared",
+    "encode_batch_size",
+}
+
+
+def run(config, workdir: str) -> None:
+    """Trains `config.method` to `config.train.num_train_steps`, resuming what `workdir` holds."""
+    sharding.check_batch_size(config.train.batch_size)
+    _warn_if_gpu_preset(config)
+    resolved = _comparable(config)
+    with run_lock(workdir), StopRequest() as stop:
+        _check_same_config(workdir, resolved)
+        inputs = inputs_lib.open_inputs(config)
+        method = make_method(config.method, **inputs.recipe)
+        finished = _train(config, workdir, resolved, inputs, method, stop)
+    if not finished:
+        print(f"stopped by signal {stop.signal}; the same command resumes", flush=True)
+        sys.exit(stop.exit_code)
+
+
+def _train(config, workdir, resolved, inputs, method, stop) -> bool:
+    total = config.train.num_train_steps
+    batch_sharding, replicated = sharding.make_shardings()
+    rng = jax.random.key(config.seed)
+    source = inputs_lib.train_source(config, inputs)
+    state = method.init(rng, _init_batch(config, source), inputs.frozen)
+    state = jax.device_put(state, replicated)
+    abstract = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated), state
+    )
+    checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints")
+    found = checkpoints.restore_latest(abstract)
+    start = 0
+    if found is not None:
+        start, state = found
+        print(f"resuming {workdir} at step {start} of {total}", flush=True)
+    manifest = _run_manifest(config, workdir, inputs, state, resolved)
+    if start >= total:
+        checkpoints.close()
+        _finish(workdir, manifest, start)
+        print(f"{workdir}: already trained to step {start}", flush=True)
+        return True
+    _print_overview(config, state)
+
+    train_step = jax.jit(
+        method.train_step, donate_argnums=0, out_shardings=(replicated, replicated)
+    )
+    validate = make_validation(config, inputs.prepared, method)
+    writer = MetricWriter(workdir, resume_step=start)
+    writer.write_hparams(resolved)
+    batches = pipeline.make_train_iterator(
+        source,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=start,
+        num_threads=config.train.num_threads,
+        num_workers=config.train.num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    clock = _Clock(manifest)
+    every = config.train
+    pending = None
+    try:
+        with Progress(total, f"train {config.name}", "step", initial=start) as progress:
+            for step in range(start, total):
+                batch = sharding.put_batch(next(batches), batch_sharding)
+                state, metrics = train_step(state, batch, jax.random.fold_in(rng, step + 1))
+                if (
+                    pending is not None
+                ):  # fetched one step late: the device never waits for a log line
+                    _log(writer, progress, *pending)
+                last = step + 1 == total
+                log_now = last or (step + 1) % every.log_every == 0
+                pending = (step + 1, metrics) if log_now else None
+                progress.update(1)
+                save_now = last or stop.signal or (step + 1) % every.save_every == 0
+                if save_now:
+                    _check_finite(step + 1, metrics)
+                    clock.stamp()
+                    checkpoints.save(step + 1, state)
+                    _write_manifest(workdir, manifest, step + 1, finished=False)
+                if last or (step + 1) % every.val_every == 0:
+                    scalars, images = validate(state)
+                    writer.write_scalars(step + 1, scalars)
+                    writer.write_images(step + 1, images)
+                    writer.flush()
+                if stop.signal:
+                    break
+            if pending is not None:
+                _log(writer, progress, *pending)
+    finally:
+        batches.close()
+        writer.close()
+        checkpoints.close()
+    if stop.signal and step + 1 < total:
+        return False
+    _finish(workdir, manifest, total)
+    return True
+
+
+def _log(writer, progress, step: int, metrics) -> None:
+    scalars = {f"train/{k}": float(v) for k, v in metrics.items()}
+    writer.write_scalars(step, scalars)
+    _check_finite(step, metrics)
+    progress.update(0, loss=f"{scalars['train/loss']:.4f}")
+
+
+def _check_finite(step: int, metrics) -> None:
+    loss = float(metrics["loss"])
+    if not math.isfinite(loss):
+        raise UserError(
+            f"step {step}",
+            f"the loss is {loss}",
+            "The last checkpoint is intact. Lower config.recipe.optim.learning_rate or check the data "
+            "with configs/prepare.py.",
+        )
+
+
+def _init_batch(config, source) -> dict:
+    """A fixed set of training items spread over the dataset, for shapes and data-fitted constants."""
+    count = min(len(source), config.train.init_items)
+    picks = np.linspace(0, len(source) - 1, count).round().astype(int)
+    items = [source[int(i)] for i in picks]
+    return {k: np.stack([item[k] for item in items]) for k in items[0]}
+
+
+class _Clock:
+    """Adds this process's wall and CPU seconds of training to what earlier runs have spent."""
+
+    def __init__(self, manifest: dict):
+        self.manifest = manifest
+        self.wall, self.cpu = time.monotonic(), time.process_time()
+
+    def stamp(self) -> None:
+        wall, cpu = time.monotonic(), time.process_time()
+        self.manifest["train_seconds"] += wall - self.wall
+        self.manifest["train_cpu_seconds"] += cpu - self.cpu
+        self.wall, self.cpu = wall, cpu
+
+
+def _comparable(config) -> dict:
+    """The resolved config as plain JSON types."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    out = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            out.update(flatten(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _check_same_config(workdir, resolved: dict) -> None:
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        files.write_json(path, resolved)
+        return
+    old, new = flatten(files.read_json(path)), flatten(resolved)
+    differing = [
+        f"{k}: {old.get(k)!r} -> {new.get(k)!r}"
+        for k in sorted(old.keys() | new.keys())
+        if old.get(k) != new.get(k) and k not in MUTABLE
+    ]
+    if differing:
+        raise UserError(
+            workdir,
+            "holds a run with another config (" + "; ".join(itertools.islice(differing, 8)) + ")",
+            "Give another --workdir, or delete this one to start over.",
+        )
+
+
+def _git_revision() -> str:
+    result = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or "not a git checkout"
+
+
+def _run_manifest(config, workdir, inputs, state, resolved) -> dict:
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    path = pathlib.Path(workdir) / "run.json"
+    old = files.read_json(path) if path.is_file() else {}
+    index = inputs.prepared.index
+    return {
+        "method": config.method,
+        "name": config.name,
+        "preset": config.preset,
+        "command": " ".join(sys.argv),
+        "config_sha256": files.sha256_json(resolved),
+        "git": _git_revision(),
+        "versions": {
+            "cldm_jax": __version__,
+            **{p: importlib.metadata.version(p) for p in packages},
+        },
+        "hardware": device.describe(),
+        "data": {
+            "name": index["name"],
+            "fingerprint": index["fingerprint"],
+            "split_hash": index["splits"]["hash"],
+            "train_patients": len(index["splits"]["train"]),
+        },
+        "params": int(sum(p.size for p in jax.tree.leaves(state.params))),
+        "train_seconds": old.get("train_seconds", 0.0),
+        "train_cpu_seconds": old.get("train_cpu_seconds", 0.0),
+        "step": old.get("step", 0),
+        "finished": False,
+    }
+
+
+def _write_manifest(workdir, manifest: dict, step: int, finished: bool) -> None:
+    manifest.update(step=step, finished=finished)
+    if jax.process_index() == 0:
+        files.write_json(pathlib.Path(workdir) / "run.json", manifest)
+
+
+def _finish(workdir, manifest, step) -> None:
+    _write_manifest(workdir, manifest, step, finished=True)
+
+
+def _print_overview(config, state) -> None:
+    from clu import parameter_overview
+
+    count = parameter_overview.count_parameters(state.params)
+    logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
+    print(f"{config.name}: {count:,} parameters, {config.train.num_train_steps} steps", flush=True)
+
+
+def _warn_if_gpu_preset(config) -> None:
+    if config.preset in ("a6000", "multi") and jax.default_backend() == "cpu":
+        print(
+            f"preset '{config.preset}' is meant for a GPU and none was found: on this CPU it will take "
+            f"days (the progress line's ETA says how many). For a CPU use "
+            f"--config=configs/{config.name}.py:cpu (under an hour) or :quick (minutes).",
+            flush=True,
+        )

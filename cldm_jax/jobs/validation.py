@@ -1,0 +1,49 @@
+"""A quick look at validation people while training: PSNR per target, a few images. Not the protocol."""
+
+import jax
+import numpy as np
+
+from cldm_jax.data import pipeline
+from cldm_jax.jobs import inputs as inputs_lib
+
+SHOWN = 4  # images per grid
+
+
+def make_validation(config, prepared, method):
+    """() -> validate(state) -> ({"val/psnr_ct": dB}, {"val/first": [N, H, 3W, 1]}).
+
+    PSNR in model range (data range 2) inside the head mask, mean over the chosen slices of validation
+    people; method's first read-out. Nothing to validate on (no such people): empty results.
+    """
+    if not prepared.subjects("val"):
+        return lambda state: ({}, {})
+    targets = tuple(config.data.targets)
+    source = inputs_lib.image_source(
+        config, prepared, "val", targets, config.train.val_slice_stride
+    )
+    batches = list(pipeline.make_eval_batches(source, config.train.batch_size))
+    names = {m["code"]: name for name, m in prepared.index["modalities"].items()}
+    predict = jax.jit(next(iter(method.predict.values())))
+    rng = jax.random.key(config.seed)
+
+    def validate(state):
+        # Only what a read-out uses: the optimiser's state is not copied into the program's arguments.
+        state = state._replace(params=(), opt_state=(), extra=())
+        scores, shown = {}, None
+        for batch in batches:
+            arrays = {k: v for k, v in batch.items() if k != "valid"}
+            image = np.asarray(predict(state, arrays, rng).image)
+            shown = image if shown is None else shown
+            valid, mask = batch["valid"], batch["mask"]
+            error = np.square(np.clip(image, -1, 1) - batch["target"]) * mask
+            mse = error.sum((1, 2, 3)) / np.maximum(mask.sum((1, 2, 3)), 1)
+            psnr = 10 * np.log10(4 / np.maximum(mse, 1e-10))
+            for code, value in zip(batch["label"][valid], psnr[valid], strict=True):
+                scores.setdefault(names[int(code)], []).append(float(value))
+        first = batches[0]
+        middle = first["source"][..., first["source"].shape[-1] // 2, None]
+        grid = np.concatenate([middle, shown, first["target"]], axis=2)[:SHOWN]
+        scalars = {f"val/psnr_{name}": float(np.mean(v)) for name, v in scores.items()}
+        return scalars, {"val/source_prediction_target": np.clip((grid + 1) / 2, 0, 1)}
+
+    return validate

@@ -1,0 +1,37 @@
+"""A method is a record of pure functions; the loop, evaluation and prediction know nothing else."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Prediction(NamedTuple):
+    """Images in model range [-1, 1]."""
+
+    image: jax.Array  # [B, H, W, 1]
+    sd: jax.Array | None  # [B, H, W, 1] over the K samples; None for a deterministic read-out
+
+
+class Method(NamedTuple):
+    """All functions are pure and jittable except `init`.
+
+    batch: source [B,H,W,S] target [B,H,W,1] (latents: [B,h,w,C]) label [B] mask [B,H,W,1] subject [B]
+    slice [B].
+    """
+
+    init: Callable  # (rng, batch, frozen) -> TrainState; frozen: constants from earlier phases
+    train_step: Callable  # (state, batch, rng) -> (TrainState, {name: scalar})
+    predict: Mapping[str, Callable]  # mode -> (state, batch of images, rng) -> Prediction
+    evaluations: Mapping[str, int]  # mode -> network evaluations per image
+
+
+def example_keys(rng, batch: dict[str, Any]):
+    """One key per example from its subject and slice: independent of batch size, order and device."""
+    fold = jax.vmap(lambda s, z: jax.random.fold_in(jax.random.fold_in(rng, s), z))
+    return fold(batch["subject"], batch["slice"])
+
+
+def normal_like(keys, shape):
+    """Standard normal [B, *shape], each example from its own key."""
+    return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)

@@ -1,0 +1,32 @@
+"""A trained autoencoder as two functions: what the latent methods and the encode job need of it."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from cldm_jax.models.autoencoder import Autoencoder
+
+
+class Codec(NamedTuple):
+    """variables: {"params", "patch" (or absent)}; label [B]: the modality's class code."""
+
+    factor: int  # pixels per latent cell, each way
+    latent_channels: int
+    encode: Callable  # (variables, images [B, H, W, 1], label) -> posterior mean [B, h, w, C]
+    decode: Callable  # (variables, z [B, h, w, C], label) -> images [B, H, W, 1]
+
+
+def make_codec(model: dict) -> Codec:
+    """model: keywords of Autoencoder."""
+    net = Autoencoder(**model)
+
+    def encode(variables, images, label):
+        patch = variables.get("patch")
+        params = {"params": variables["params"]}
+        return net.apply(params, images, label, patch, method=Autoencoder.encode)[0]
+
+    def decode(variables, z, label):
+        patch = variables.get("patch")
+        params = {"params": variables["params"]}
+        return net.apply(params, z, label, patch, method=Autoencoder.decode)
+
+    return Codec(net.factor, model["latent_channels"], encode, decode)

@@ -1,0 +1,17 @@
+"""Methods by name; an unknown name is answered with the known ones."""
+
+from cldm_jax.errors import UserError
+from cldm_jax.methods import autoencoder, latent_diffusion, regression
+from cldm_jax.methods.base import Method
+
+METHODS = {
+    "autoencoder": autoencoder.make,
+    "ldm": latent_diffusion.make,
+    "unet": regression.make,
+}
+
+
+def make_method(name: str, **kwargs) -> Method:
+    if name not in METHODS:
+        raise UserError(f"method {name!r}", "not known", f"Choose one of: {', '.join(METHODS)}.")
+    return METHODS[name](**kwargs)

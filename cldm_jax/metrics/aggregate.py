@@ -1,0 +1,119 @@
+"""Score rows of a report -> summary rows and paired tests, one value per patient.
+
+A score row is {"patient", "group", "split", "method", "mode", "target", "metric", "value",
+"n_slices"}. `group` names people who are not independent (one head, one family); where groups are
+fewer than patients, intervals draw groups and tests count groups.
+"""
+
+import math
+
+from cldm_jax.errors import UserError
+from cldm_jax.metrics import statistics
+
+
+def _clusters(rows) -> list[str] | None:
+    groups = [str(row["group"]) for row in rows]
+    return groups if len(set(groups)) < len(groups) else None
+
+
+def _by_method(scores) -> dict:
+    """{(method, mode, target): {metric: {patient: row}}}, in the order of first appearance."""
+    table = {}
+    for row in scores:
+        key = (row["method"], row["mode"], row["target"])
+        patients = table.setdefault(key, {}).setdefault(row["metric"], {})
+        if row["patient"] in patients:
+            raise UserError(
+                f"score rows of {key}",
+                f"patient {row['patient']} has two values of {row['metric']}",
+                "Average slices within a patient before, and score each patient once",
+            )
+        patients[row["patient"]] = row
+    return table
+
+
+def summarise_scores(scores, *, seed: int) -> list[dict]:
+    """Summary rows {"method", "mode", "target", "n_patients", "n_independent", <metric>: entry}.
+
+    An entry is that of `statistics.summarise`. Raises UserError on two values for one patient.
+    """
+    rows = []
+    for (method, mode, target), metrics in _by_method(scores).items():
+        row = {"method": method, "mode": mode, "target": target}
+        everyone = {p: r for patients in metrics.values() for p, r in patients.items()}
+        row["n_patients"] = len(everyone)
+        row["n_independent"] = len({str(r["group"]) for r in everyone.values()})
+        for metric, patients in metrics.items():
+            values = [r["value"] for r in patients.values()]
+            clusters = _clusters(patients.values())
+            row[metric] = statistics.summarise(values, seed=seed, clusters=clusters)
+        rows.append(row)
+    return rows
+
+
+def paired_tests(scores, pairs, *, metrics=("psnr", "ssim", "mae"), seed: int) -> list[dict]:
+    """Tests of a against b for every ("method:mode", "method:mode") in pairs, target and metric.
+
+    Holm's correction runs over all returned tests. Raises UserError where a and b were not scored
+    on the same patients. A pair absent for a target is skipped.
+    """
+    table = _by_method(scores)
+    targets = list(dict.fromkeys(target for _, _, target in table))
+    tests = []
+    for target in targets:
+        for a, b in pairs:
+            sides = [table.get((*name.split(":", 1), target)) for name in (a, b)]
+            if None in sides:
+                continue
+            for metric in metrics:
+                tests.append(_one_test(a, b, target, metric, sides, seed))
+    adjusted = statistics.holm([t["p_wilcoxon"] for t in tests])
+    for test, p in zip(tests, adjusted, strict=True):
+        test["p_holm"] = p
+    return tests
+
+
+def _one_test(a, b, target, metric, sides, seed) -> dict:
+    first, second = (side.get(metric, {}) for side in sides)
+    if first.keys() != second.keys():
+        odd = sorted(map(str, first.keys() ^ second.keys()))
+        raise UserError(
+            f"paired test of {a} and {b} on {target} {metric}",
+            f"these patients were scored for one of them only: {odd[:5]}",
+            "Score both methods on the same split",
+        )
+    rows = list(first.values())
+    result = statistics.paired_test(
+        [row["value"] for row in rows],
+        [second[row["patient"]]["value"] for row in rows],
+        seed=seed,
+        clusters=_clusters(rows),
+    )
+    return {
+        "a": a,
+        "b": b,
+        "target": target,
+        "metric": metric,
+        "n": result.n,
+        "mean_diff": result.mean_diff,
+        "ci95": list(result.ci95),
+        "p_wilcoxon": result.p_wilcoxon,
+        "rank_biserial": result.rank_biserial,
+        "n_undefined": result.n_undefined,
+    }
+
+
+def pick_cases(scores, key: str, target: str, *, metric: str = "psnr") -> dict[str, str]:
+    """{"best", "median", "worst": patient} by the metric of method key "method:mode", high is good.
+
+    The rule that chooses the people shown in figures. Fewer than three people give fewer roles.
+    """
+    patients = _by_method(scores).get((*key.split(":", 1), target), {}).get(metric, {})
+    finite = [p for p in patients if math.isfinite(patients[p]["value"])]
+    ranked = sorted(finite, key=lambda p: (-patients[p]["value"], str(p)))
+    if len(ranked) < 2:
+        return {"median": ranked[0]} if ranked else {}
+    cases = {"best": ranked[0], "worst": ranked[-1]}
+    if len(ranked) > 2:
+        cases["median"] = ranked[(len(ranked) - 1) // 2]
+    return cases

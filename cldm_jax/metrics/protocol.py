@@ -1,0 +1,246 @@
+"""The scoring contract: which pixels, which range, which window, in which order averaged.
+
+A protocol is frozen, is written into every report, and `score_volume` reads nothing else.
+Predictions and targets come in metric units (CT: HU; MR: fraction of the volume's own percentile,
+0..1) and are never rescaled by their own statistics.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from cldm_jax.errors import UserError
+from cldm_jax.metrics import image
+from cldm_jax.metrics.scores import METRICS, Pair
+
+
+@dataclasses.dataclass(frozen=True)
+class TargetProtocol:
+    """How one target modality is scored.
+
+    units: short, for column heads; scale: what one unit is, in words.
+    clip: both images are clipped to it first. data_range: peak of PSNR and SSIM, equal to the
+    clip's width. mask: which pixels count, in words. background: value both images get outside
+    the mask before SSIM. window: a second, narrower range for `psnr_window`, or None.
+    """
+
+    units: str
+    scale: str
+    clip: tuple[float, float]
+    data_range: float
+    mask: str
+    background: float
+    window: tuple[float, float] | None
+
+    def __post_init__(self):
+        low, high = self.clip
+        if not np.isclose(high - low, self.data_range):
+            raise ValueError(f"data_range {self.data_range} is not the width of clip {self.clip}")
+        if not low <= self.background <= high:
+            raise ValueError(f"background {self.background} is outside clip {self.clip}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """A named set of conventions. ct or mr is None where the protocol does not define that target.
+
+    ssim: "gaussian2d" (Wang form, slice by slice) or "uniform3d" (7^3 box on the volume).
+    aggregation: "patient" (slices averaged within a patient) or "volume" (one score per volume);
+    either way every patient then counts once.
+    """
+
+    name: str
+    ct: TargetProtocol | None
+    mr: TargetProtocol | None
+    ssim: str
+    aggregation: str
+
+    def __post_init__(self):
+        if self.ssim not in _SSIM_WORDS:
+            raise ValueError(f"ssim must be one of {sorted(_SSIM_WORDS)}, got {self.ssim!r}")
+        if self.aggregation not in _AGGREGATION_WORDS:
+            raise ValueError(f"aggregation must be one of {sorted(_AGGREGATION_WORDS)}")
+
+    def target(self, name: str) -> TargetProtocol:
+        """The rule of target "ct" or "mr"; UserError where this protocol has none."""
+        rule = {"ct": self.ct, "mr": self.mr}.get(name)
+        if rule is None:
+            known = [n for n in ("ct", "mr") if getattr(self, n) is not None]
+            raise UserError(
+                f"protocol {self.name}", f"it does not score target {name!r}", f"Use {known}"
+            )
+        return rule
+
+    def to_json(self) -> dict:
+        """Plain lists, numbers and strings; `from_json` is the inverse."""
+        value = dataclasses.asdict(self)
+        for rule in (value["ct"], value["mr"]):
+            if rule is not None:
+                rule["clip"] = list(rule["clip"])
+                rule["window"] = None if rule["window"] is None else list(rule["window"])
+        return value
+
+    @classmethod
+    def from_json(cls, value: dict) -> "Protocol":
+        rules = {}
+        for name in ("ct", "mr"):
+            rule = value[name]
+            if rule is not None:
+                rule = dict(rule, clip=tuple(rule["clip"]))
+                rule["window"] = None if rule["window"] is None else tuple(rule["window"])
+                rule = TargetProtocol(**rule)
+            rules[name] = rule
+        return cls(value["name"], rules["ct"], rules["mr"], value["ssim"], value["aggregation"])
+
+    def describe(self) -> list[str]:
+        """The protocol in words, one sentence or two per item."""
+        lines = [f"Protocol {self.name}."]
+        for name in ("ct", "mr"):
+            rule = getattr(self, name)
+            if rule is None:
+                lines.append(f"{name.upper()} is not scored.")
+                continue
+            low, high = rule.clip
+            text = (
+                f"{name.upper()} in {rule.units} ({rule.scale}): both images clipped to "
+                f"[{low:g}, {high:g}], data range {rule.data_range:g}, scored inside the {rule.mask}."
+            )
+            if rule.window is not None:
+                text += " A second PSNR uses the window [{:g}, {:g}].".format(*rule.window)
+            lines.append(text)
+        lines.append(_SSIM_WORDS[self.ssim])
+        lines.append(_AGGREGATION_WORDS[self.aggregation])
+        lines.append(
+            "No image is normalised by its own statistics before scoring. A slice with an empty "
+            "mask, or an exact prediction (infinite PSNR), is counted and shown, not averaged."
+        )
+        return lines
+
+
+_SSIM_WORDS = {
+    "gaussian2d": (
+        "SSIM: Wang form per slice (Gaussian window, sigma 1.5, 11 taps, K1 0.01, K2 0.03, "
+        "population covariance) on data shifted to start at 0; outside the mask both images are "
+        "set to the background; the SSIM map is averaged inside the mask."
+    ),
+    "uniform3d": (
+        "SSIM: 7x7x7 box window with sample covariance on the whole volume, data shifted to start "
+        "at 0; outside the mask both images are set to the background; the SSIM map without its "
+        "outer 3 voxels is averaged inside the mask."
+    ),
+}
+_AGGREGATION_WORDS = {
+    "patient": (
+        "Aggregation: score per slice, mean over the slices of a patient, then mean +- SD over "
+        "patients: every patient counts once, however many slices."
+    ),
+    "volume": "Aggregation: one score per volume, then mean +- SD over patients.",
+}
+
+_HEAD = "head mask of the real image (CT > -500 HU, largest component, filled, grown 2 pixels)"
+PROTOCOLS = {
+    "cldm": Protocol(
+        name="cldm",
+        ct=TargetProtocol(
+            units="HU",
+            scale="Hounsfield units",
+            clip=(-1024.0, 3000.0),
+            data_range=4024.0,
+            mask=_HEAD,
+            background=-1024.0,
+            window=(0.0, 80.0),
+        ),
+        mr=TargetProtocol(
+            units="fraction",
+            scale="of the volume's own 99.5th foreground percentile",
+            clip=(0.0, 1.0),
+            data_range=1.0,
+            mask=_HEAD,
+            background=0.0,
+            window=None,
+        ),
+        ssim="gaussian2d",
+        aggregation="patient",
+    ),
+    # SynthRAD2023 challenge, evaluation code of 2023-07-14.
+    "synthrad2023": Protocol(
+        name="synthrad2023",
+        ct=TargetProtocol(
+            units="HU",
+            scale="Hounsfield units",
+            clip=(-1024.0, 3000.0),
+            data_range=4024.0,
+            mask="given mask",
+            background=-1024.0,
+            window=None,
+        ),
+        mr=None,
+        ssim="uniform3d",
+        aggregation="volume",
+    ),
+}
+
+
+def _checked(pred, target, mask, keep):
+    pred, target = np.asarray(pred, np.float64), np.asarray(target, np.float64)
+    mask, keep = np.asarray(mask) > 0, np.asarray(keep, bool)
+    if pred.ndim != 3 or not pred.shape == target.shape == mask.shape:
+        raise UserError(
+            "volumes to score",
+            f"prediction {pred.shape}, target {target.shape} and mask {mask.shape} are not one "
+            "[Z, H, W] shape",
+            "Score images on one grid",
+        )
+    if keep.shape != pred.shape[:1]:
+        raise UserError(
+            "slices to score",
+            f"keep {keep.shape} for {len(pred)} slices",
+            "Give one flag per slice",
+        )
+    for name, array in (("prediction", pred), ("target", target)):
+        if not np.isfinite(array[keep]).all():
+            raise UserError(
+                name,
+                "it has NaN or infinite values",
+                "Score finite images; check the model's output",
+            )
+    return pred, target, mask, keep
+
+
+def score_volume(
+    pred, target, mask, keep, protocol: Protocol, target_name: str
+) -> dict[str, np.ndarray]:
+    """Scores one patient's prediction.
+
+    pred, target: [Z, H, W] in metric units; mask: [Z, H, W], true where scored; keep: [Z] bool,
+    slices that count. Returns {metric: float64 array}: [number of kept slices] for per-slice
+    metrics, in slice order, and [1] for per-volume metrics (all of them where the protocol's
+    aggregation is "volume"; there a slice that is not kept only loses its mask). A slice without
+    mask pixels is NaN, an exact prediction has PSNR +inf; `statistics.patient_mean` counts both.
+    Raises UserError on unequal shapes, non-finite values or a target the protocol does not score.
+    """
+    rule = protocol.target(target_name)
+    pred, target, mask, keep = _checked(pred, target, mask, keep)
+    if protocol.aggregation == "volume":
+        mask = mask & keep[:, None, None]
+        if min(pred.shape) < image.UNIFORM_SIZE:
+            raise UserError(
+                "volume to score",
+                f"shape {pred.shape} is smaller than the 3-D SSIM window",
+                f"Give at least {image.UNIFORM_SIZE} voxels along each axis or another protocol",
+            )
+    else:
+        pred, target, mask = pred[keep], target[keep], mask[keep]
+    pred, target = np.clip(pred, *rule.clip), np.clip(target, *rule.clip)
+    volume = Pair(pred, target, mask, rule, protocol.ssim)
+    slices = [
+        Pair(p, t, m, rule, protocol.ssim) for p, t, m in zip(pred, target, mask, strict=True)
+    ]
+    scores = {}
+    for name, metric in METRICS.items():
+        if not metric.applies(rule):
+            continue
+        per_volume = metric.per == "volume" or protocol.aggregation == "volume"
+        pairs = [volume] if per_volume else slices
+        scores[name] = np.array([metric.compute(pair) for pair in pairs], np.float64)
+    return scores

@@ -1,0 +1,164 @@
+"""The table of scores: one function of a pair of images, one row in METRICS.
+
+A rule is a `protocol.TargetProtocol`; which of these scores a target gets is decided by `applies`.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+from cldm_jax.metrics import image
+
+AIR_HU, BONE_HU = -500.0, 300.0  # tissue limits of the CT-only scores
+
+
+class Pair(NamedTuple):
+    """A clipped prediction and target with their mask: [H, W], or [Z, H, W] for a volume."""
+
+    pred: np.ndarray
+    target: np.ndarray
+    mask: np.ndarray
+    rule: object  # protocol.TargetProtocol
+    ssim: str  # protocol.Protocol.ssim
+
+
+class Metric(NamedTuple):
+    """One score: how it is computed and how a reader is told about it."""
+
+    compute: Callable[[Pair], float]
+    label: str
+    unit: str  # "target" stands for the target's own units
+    better: str  # "high", "low", "one" or "zero"
+    meaning: str
+    per: str = "slice"  # or "volume": all slices of a patient pooled
+    applies: Callable[[object], bool] = lambda rule: True
+
+
+def _psnr(pair: Pair) -> float:
+    return image.psnr(pair.pred, pair.target, data_range=pair.rule.data_range, mask=pair.mask)
+
+
+def _psnr_whole(pair: Pair) -> float:
+    return image.psnr(pair.pred, pair.target, data_range=pair.rule.data_range)
+
+
+def _psnr_affine(pair: Pair) -> float:
+    return image.psnr_affine(
+        pair.pred, pair.target, data_range=pair.rule.data_range, mask=pair.mask
+    )
+
+
+def _psnr_window(pair: Pair) -> float:
+    low, high = pair.rule.window
+    pred, target = np.clip(pair.pred, low, high), np.clip(pair.target, low, high)
+    return image.psnr(pred, target, data_range=high - low, mask=pair.mask)
+
+
+def _mae(pair: Pair) -> float:
+    return image.mae(pair.pred, pair.target, mask=pair.mask)
+
+
+def _mean_error(pair: Pair) -> float:
+    return image.mean_error(pair.pred, pair.target, mask=pair.mask)
+
+
+def _sharpness(pair: Pair) -> float:
+    return image.sharpness(pair.pred, pair.target, mask=pair.mask)
+
+
+def _ssim(pair: Pair) -> float:
+    if not pair.mask.any():
+        return float("nan")
+    low, data_range = pair.rule.clip[0], pair.rule.data_range
+    # Non-negative data with one constant outside the mask: bed and air noise cannot count.
+    pred = np.where(pair.mask, pair.pred, pair.rule.background) - low
+    target = np.where(pair.mask, pair.target, pair.rule.background) - low
+    if pair.ssim == "uniform3d":
+        crop = image.UNIFORM_SIZE // 2
+        return image.ssim(
+            pred, target, data_range=data_range, window="uniform", crop=crop, mask=pair.mask
+        )
+    # A slice is cut to its mask plus one window radius of background, all that a scored pixel can
+    # see: the size of the field of view cannot change the score, and there is less to filter.
+    box = tuple(slice(np.min(i), np.max(i) + 1) for i in np.nonzero(pair.mask))
+    pad, fill = image.GAUSSIAN_RADIUS, pair.rule.background - low
+    return image.ssim(
+        np.pad(pred[box], pad, constant_values=fill),
+        np.pad(target[box], pad, constant_values=fill),
+        data_range=data_range,
+        window="gaussian",
+        crop=0,
+        mask=np.pad(pair.mask[box], pad),
+    )
+
+
+def _mae_air(pair: Pair) -> float:
+    return image.mae(pair.pred, pair.target, mask=pair.mask & (pair.target < AIR_HU))
+
+
+def _mae_soft(pair: Pair) -> float:
+    soft = (pair.target >= AIR_HU) & (pair.target <= BONE_HU)
+    return image.mae(pair.pred, pair.target, mask=pair.mask & soft)
+
+
+def _mae_bone(pair: Pair) -> float:
+    return image.mae(pair.pred, pair.target, mask=pair.mask & (pair.target > BONE_HU))
+
+
+def _dice_bone(pair: Pair) -> float:
+    return image.dice(pair.pred > BONE_HU, pair.target > BONE_HU, mask=pair.mask)
+
+
+def _is_hu(rule) -> bool:
+    return rule.units == "HU"
+
+
+def _has_window(rule) -> bool:
+    return rule.window is not None
+
+
+METRICS = {
+    "psnr": Metric(_psnr, "PSNR", "dB", "high", "error power against the fixed range, in the mask"),
+    "ssim": Metric(_ssim, "SSIM", "", "high", "local structure; nearly blind to blur"),
+    "mae": Metric(_mae, "MAE", "target", "low", "mean absolute error in the mask"),
+    "mean_error": Metric(
+        _mean_error, "Mean error", "target", "zero", "bias: prediction minus real, in the mask"
+    ),
+    "sharpness": Metric(
+        _sharpness, "Sharpness", "", "one", "gradient energy, prediction over real; < 1 is blurred"
+    ),
+    "psnr_affine": Metric(
+        _psnr_affine,
+        "PSNR, gain and offset fitted",
+        "dB",
+        "high",
+        "had the image's gain and offset been known; looks at the real image, so never a result",
+    ),
+    "psnr_whole": Metric(
+        _psnr_whole, "PSNR, whole image", "dB", "high", "the empty background counts too"
+    ),
+    "psnr_window": Metric(
+        _psnr_window,
+        "PSNR, brain window",
+        "dB",
+        "high",
+        "soft tissue: both images clipped to the narrow window",
+        applies=_has_window,
+    ),
+    "psnr_volume": Metric(
+        _psnr, "PSNR, pooled", "dB", "high", "of the patient's pooled squared error", per="volume"
+    ),
+    "mae_air": Metric(
+        _mae_air, "MAE, air", "target", "low", "where the real CT is < -500 HU", "volume", _is_hu
+    ),
+    "mae_soft": Metric(
+        _mae_soft, "MAE, soft tissue", "target", "low", "-500 to 300 HU", "volume", _is_hu
+    ),
+    "mae_bone": Metric(
+        _mae_bone, "MAE, bone", "target", "low", "where the real CT is > 300 HU", "volume", _is_hu
+    ),
+    "dice_bone": Metric(
+        _dice_bone, "Dice, bone", "", "high", "overlap of the voxels > 300 HU", "volume", _is_hu
+    ),
+}

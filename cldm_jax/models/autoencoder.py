@@ -1,0 +1,168 @@
+"""One KL autoencoder for PET, CT and MR, with a linear patch transform as its skip path.
+
+    z mean = V_c^T (space_to_depth(x) - m_c) + Enc(x, c)
+    x_hat  = depth_to_space(V_c z + m_c)     + Dec(z, c)
+
+V_c, m_c: principal components and mean of the training patches of modality c (Karhunen-Loeve: the best
+linear code of that size). Enc and Dec end in zero-initialised convolutions, so training starts at the
+linear ceiling and only goes up. `patch = None` gives the plain autoencoder of Rombach 2022.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cldm_jax.models.layers import (
+    Conv,
+    Dense,
+    GroupNorm,
+    ResBlock,
+    SelfAttention,
+    depth_to_space,
+    space_to_depth,
+    upsample,
+)
+
+
+def fit_patch_basis(images, labels, num_classes: int, factor: int, channels: int) -> dict:
+    """Eigenvectors of the patch covariance, per class. images [N, H, W, 1], labels [N] int.
+
+    Returns {"components": [classes, factor*factor, channels] with orthonormal columns, "mean":
+    [classes, factor*factor]}, to be kept frozen beside the parameters. A class without images gets the
+    basis of all images together (it is never asked for in training).
+    """
+    images, labels = np.asarray(images), np.asarray(labels)
+    n, h, w, _ = images.shape
+    patches = images.reshape(n, h // factor, factor, w // factor, factor).transpose(0, 1, 3, 2, 4)
+    components, means = [], []
+    for code in range(num_classes):
+        rows = patches[labels == code] if (labels == code).any() else patches
+        rows = rows.reshape(-1, factor**2).astype(np.float64)
+        _, vectors = np.linalg.eigh(np.cov(rows, rowvar=False))
+        vectors = vectors[:, ::-1][:, :channels]  # eigh sorts ascending
+        signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(channels)])
+        components.append(vectors * signs)  # LAPACK leaves the sign free: fix it
+        means.append(rows.mean(0))
+    return {
+        "components": np.stack(components).astype(np.float32),
+        "mean": np.stack(means).astype(np.float32),
+    }
+
+
+class Encoder(nn.Module):
+    """x [B, H, W, 1], emb [B, E] -> [B, H/f, W/f, 2*latent_channels] (mean, log-variance)."""
+
+    latent_channels: int
+    stem_block: int
+    base_channels: int
+    channel_mult: Sequence[int]
+    num_res_blocks: int
+    middle_attention: bool
+    groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x, emb):
+        widths = [self.base_channels * m for m in self.channel_mult]
+        h = Conv(widths[0], dtype=self.dtype, name="stem")(space_to_depth(x, self.stem_block))
+        for i, width in enumerate(widths):
+            for j in range(self.num_res_blocks):
+                h = ResBlock(width, self.groups, self.dtype, name=f"down{i}_{j}")(h, emb)
+            if i < len(widths) - 1:
+                h = Conv(widths[i + 1], stride=2, dtype=self.dtype, name=f"down{i}_pool")(h)
+        if self.middle_attention:
+            h = SelfAttention(self.groups, dtype=self.dtype, name="middle_attn")(h)
+        h = GroupNorm(self.groups, name="norm_out")(h)
+        return Conv(2 * self.latent_channels, dtype=self.dtype, name="out_zero")(h)
+
+
+class Decoder(nn.Module):
+    """z [B, h, w, latent_channels], emb [B, E] -> [B, h*f, w*f, 1]."""
+
+    stem_block: int
+    base_channels: int
+    channel_mult: Sequence[int]
+    num_res_blocks: int
+    middle_attention: bool
+    groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, z, emb):
+        widths = [self.base_channels * m for m in self.channel_mult]
+        h = Conv(widths[-1], dtype=self.dtype, name="stem")(z)
+        if self.middle_attention:
+            h = SelfAttention(self.groups, dtype=self.dtype, name="middle_attn")(h)
+        for i in range(len(widths) - 1, -1, -1):
+            if i < len(widths) - 1:
+                h = Conv(widths[i], dtype=self.dtype, name=f"up{i}_conv")(upsample(h))
+            for j in range(self.num_res_blocks):
+                h = ResBlock(widths[i], self.groups, self.dtype, name=f"up{i}_{j}")(h, emb)
+        h = GroupNorm(self.groups, name="norm_out")(h)
+        h = Conv(self.stem_block**2, dtype=self.dtype, name="out_zero")(h)
+        return depth_to_space(h, self.stem_block)
+
+
+class Autoencoder(nn.Module):
+    """KL autoencoder with the modality's class code. `factor` = stem_block * 2^(levels-1)."""
+
+    latent_channels: int
+    num_classes: int
+    stem_block: int  # space-to-depth of the stem, pixels
+    base_channels: int
+    channel_mult: Sequence[int]
+    num_res_blocks: int
+    middle_attention: bool
+    init_logvar: float  # log-variance of the posterior before training
+    groups: int = 8
+    dtype: Any = jnp.float32
+
+    @property
+    def factor(self) -> int:
+        return self.stem_block * 2 ** (len(self.channel_mult) - 1)
+
+    def setup(self):
+        width = 4 * self.base_channels
+        self.class_embed = nn.Embed(self.num_classes, width)
+        self.emb = Dense(width)
+        shared = dict(
+            stem_block=self.stem_block,
+            base_channels=self.base_channels,
+            channel_mult=self.channel_mult,
+            num_res_blocks=self.num_res_blocks,
+            middle_attention=self.middle_attention,
+            groups=self.groups,
+            dtype=self.dtype,
+        )
+        self.encoder = Encoder(latent_channels=self.latent_channels, **shared)
+        self.decoder = Decoder(**shared)
+
+    def _embed(self, label):
+        return jax.nn.silu(self.emb(self.class_embed(label)))
+
+    def encode(self, x, label, patch: dict | None):
+        """x [B, H, W, 1] in [-1, 1], label [B] -> posterior mean, log-variance [B, h, w, C]."""
+        h = self.encoder(x, self._embed(label)).astype(jnp.float32)
+        mean, logvar = jnp.split(h, 2, axis=-1)
+        if patch is not None:
+            centred = space_to_depth(x, self.factor) - patch["mean"][label][:, None, None]
+            mean = mean + jnp.einsum("bhwp,bpc->bhwc", centred, patch["components"][label])
+        return mean, jnp.clip(logvar + self.init_logvar, -30.0, 10.0)
+
+    def decode(self, z, label, patch: dict | None):
+        """z [B, h, w, C], label [B] -> image [B, H, W, 1]."""
+        x = self.decoder(z, self._embed(label)).astype(jnp.float32)
+        if patch is not None:
+            linear = jnp.einsum("bhwc,bpc->bhwp", z, patch["components"][label])
+            x = x + depth_to_space(linear + patch["mean"][label][:, None, None], self.factor)
+        return x
+
+    def __call__(self, x, label, patch: dict | None, eps):
+        """Reconstruction from z = mean + std * eps (eps [B, h, w, C]), mean and log-variance."""
+        mean, logvar = self.encode(x, label, patch)
+        z = mean + jnp.exp(0.5 * logvar) * eps
+        return self.decode(z, label, patch), mean, logvar

@@ -1,0 +1,119 @@
+"""Who is in a simulated cohort: from the settings to one Plan per person. Never imports jax."""
+
+import zlib
+
+import numpy as np
+
+from cldm_jax.errors import UserError
+from cldm_jax.phantom.labels import find_heads
+from cldm_jax.phantom.subject import Plan
+
+MODES = ("paired3", "abstract", "easy", "adversarial")
+PET_MODELS = ("fast", "osem")
+MR_SHARE = 0.24  # of people in mode `abstract`; the rest have CT
+ABSTRACT_STREAM = 9
+
+
+def check(config) -> None:
+    """UserError for a setting that cannot work, naming the field."""
+
+    def require(good: bool, field: str, reason: str, remedy: str):
+        if not good:
+            raise UserError(f"config.{field} = {config[field]!r}", reason, remedy)
+
+    require(config.mode in MODES, "mode", "is unknown", f"Use one of {', '.join(MODES)}")
+    require(config.pet_model in PET_MODELS, "pet_model", "is unknown", f"Use one of {PET_MODELS}")
+    require(config.seed >= 0, "seed", "is negative", "Use 0 or a positive number")
+    require(config.workers >= 0, "workers", "is negative", "Use 0 to run without worker processes")
+    spacing, shape = tuple(config.spacing_mm), tuple(config.shape)
+    require(
+        len(spacing) == 3 and all(0.5 <= s <= 12 for s in spacing),
+        "spacing_mm", "must be three numbers from 0.5 to 12 (x, y, z in mm)", "Correct it",
+    )  # fmt: skip
+    if config.labels:
+        require(config.variants_per_head >= 1, "variants_per_head", "is below 1", "Use 1 or more")
+        return
+    require(
+        len(shape) == 3 and all(int(n) >= 4 for n in shape),
+        "shape", "must be three whole numbers of at least 4 voxels", "Correct it",
+    )  # fmt: skip
+    extent = [n * s for n, s in zip(shape, spacing, strict=True)]
+    require(
+        extent[0] >= 170 and extent[1] >= 210 and 24 <= extent[2] <= 150,
+        "shape", f"times spacing_mm covers {extent} mm",
+        "The embedded head needs at least 170 x 210 mm in the plane, and 24 to 150 mm along z",
+    )  # fmt: skip
+    require(config.n_subjects >= 1, "n_subjects", "is below 1", "Use 1 or more")
+    if config.mode == "adversarial":
+        require(config.n_subjects % 2 == 0, "n_subjects", "is odd", "Twins need an even number")
+    if config.mode == "abstract":
+        require(
+            config.n_subjects >= 2, "n_subjects", "is below 2", "One person with CT, one with MR"
+        )
+
+
+def _people(config) -> list[tuple[str, tuple[int, ...], str, bool]]:
+    """(group, stream key, source, vary) of each independent person; twins are made of these later."""
+    if not config.labels:
+        twins = 2 if config.mode == "adversarial" else 1
+        return [("", (i,), "", False) for i in range(config.n_subjects // twins)]
+    people = []
+    for head, path in find_heads(config.labels).items():
+        # keyed by name, so that adding a head to the folder leaves the others as they are
+        key = zlib.crc32(head.encode())
+        for variant in range(config.variants_per_head):
+            vary = variant > 0 or bool(config.vary_first)
+            people.append((head, (key, variant), str(path), vary))
+    return people
+
+
+def _has_mr(config, n: int) -> np.ndarray:
+    """bool [n]: who has MR in mode `abstract`; at least one person of each kind."""
+    if n < 2:
+        raise UserError(
+            config.labels, "gives one person", "Mode abstract needs two: more heads or variants"
+        )
+    count = int(np.clip(round(MR_SHARE * n), 1, n - 1))
+    has = np.zeros(n, bool)
+    has[np.random.default_rng([config.seed, ABSTRACT_STREAM]).permutation(n)[:count]] = True
+    return has
+
+
+def plan_cohort(config) -> list[Plan]:
+    """One Plan per person, in order of id (sub-0001, ...). Checks the settings first."""
+    check(config)
+    people = _people(config)
+    n_twins = 2 if config.mode == "adversarial" else 1
+    has_mr = _has_mr(config, len(people)) if config.mode == "abstract" else None
+    plans = []
+    for i, (group, key, source, vary) in enumerate(people):
+        modalities, profile = ("pet", "ct", "mr"), "any"
+        if has_mr is not None:
+            modalities, profile = (
+                (("pet", "mr"), "pet_mr") if has_mr[i] else (("pet", "ct"), "pet_ct")
+            )
+        if config.reacquire:
+            modalities += tuple(f"{m}_reacq" for m in modalities if m != "pet")
+        for twin in range(n_twins):
+            number = i * n_twins + twin + 1
+            subject = f"sub-{number:04d}"
+            family = f"twins-{i + 1:04d}" if n_twins == 2 else subject
+            plans.append(
+                Plan(
+                    id=subject,
+                    group=group or family,
+                    seed=int(config.seed),
+                    key=key,
+                    acquisition=10 * twin,
+                    source=source,
+                    vary=vary,
+                    twin=twin,
+                    easy=config.mode == "easy",
+                    modalities=modalities,
+                    profile=profile,
+                    pet_model=config.pet_model,
+                    shape=tuple(int(n) for n in config.shape),
+                    spacing=tuple(float(s) for s in config.spacing_mm),
+                )
+            )
+    return plans

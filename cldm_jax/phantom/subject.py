@@ -1,0 +1,185 @@
+"""One simulated person: anatomy -> disease -> PET, CT and MR volumes with their truth."""
+
+import dataclasses
+import os
+import pathlib
+import shutil
+
+import numpy as np
+
+from cldm_jax.data.nifti import write_volume
+from cldm_jax.files import sha256_file, write_json
+from cldm_jax.phantom import anatomy, ct, labels, mr, osem, pathology, pet, tissue, twins, warp
+from cldm_jax.phantom.fields import Grid, majority, stream
+
+DESCRIPTION = "simulated contrast"
+TWIN_EXTRA_MM = 3.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that decides one person's files.
+
+    key: random-stream key; acquisition: base of the acquisition stream (twins differ here only);
+    source: label volume or "" for the embedded head; vary: deform the label volume; twin: 1 = thicker
+    skull; modalities: subset of pet, ct, mr, ct_reacq, mr_reacq; profile: PET scanner (pet.PROFILES).
+    """
+
+    id: str
+    group: str
+    seed: int
+    key: tuple[int, ...]
+    acquisition: int
+    source: str
+    vary: bool
+    twin: int
+    easy: bool
+    modalities: tuple[str, ...]
+    profile: str
+    pet_model: str
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+
+
+def embedded_grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Grid:
+    """Field of view over the embedded head: centred in x and y; in z up to the vertex when it is long
+    enough to reach from there to the lower ventricles, else from the lower ventricles upwards.
+    """
+    extent = shape[2] * spacing[2]
+    bottom = 93 - extent if extent > 100 else -6
+    half = [-(n - 1) * s / 2 for n, s in zip(shape[:2], spacing[:2], strict=True)]
+    return Grid(tuple(shape), tuple(spacing), (half[0], half[1], bottom + spacing[2] / 2))
+
+
+def block_factor(spacing, target_mm: tuple[float, float, float]) -> tuple[int, int, int]:
+    """Sub-voxels per axis for partial volume, 1 to 3."""
+    return tuple(
+        int(np.clip(np.ceil(s / t - 1e-6), 1, 3)) for s, t in zip(spacing, target_mm, strict=True)
+    )
+
+
+def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], dict]:
+    """(fine labels uint8, output grid, block factor, record for truth.json)."""
+    rng = stream(plan.seed, plan.key, "anatomy")
+    if plan.source:
+        volume = labels.read_labels(plan.source)
+        grid = labels.covering_grid(volume.grid, plan.spacing)
+        factor = block_factor(plan.spacing, volume.grid.spacing)
+        fine = grid.refine(factor)
+        centre = tuple(
+            o + (n - 1) * s / 2
+            for o, n, s in zip(
+                volume.grid.origin, volume.grid.shape, volume.grid.spacing, strict=True
+            )
+        )
+        age = float(rng.uniform())
+        moved = warp.identity(fine)
+        if plan.vary:
+            moved = warp.draw_warp(
+                rng, fine, rotation_deg=8, scale=(0.92, 1.06), shear=0.03, shift_mm=3, sd_mm=3,
+                smooth_mm=26, centre=centre,
+            )  # fmt: skip
+        codes = labels.sample(volume, warp.pull_back(moved, fine))
+        record = {"source": plan.source, "source_sha256": volume.sha256, "age": age}
+    else:
+        grid = embedded_grid(plan.shape, plan.spacing)
+        factor = block_factor(plan.spacing, (1, 1, 2))
+        fine = grid.refine(factor)
+        shape = anatomy.draw_shape(rng)
+        moved = warp.draw_warp(
+            rng, fine, rotation_deg=5, scale=(1, 1), shear=0.02, shift_mm=2, sd_mm=2.2,
+            smooth_mm=26, centre=(0, 0, 0),
+        )  # fmt: skip
+        codes = anatomy.build(rng, shape, fine, warp.pull_back(moved, fine))
+        record = {"source": "embedded", **dataclasses.asdict(shape)}
+    record["jacobian_min"] = moved.jacobian_min
+    record["pose"] = moved.matrix.round(5).tolist()
+    return codes, grid, factor, record
+
+
+def simulate(plan: Plan) -> tuple[dict[str, np.ndarray], Grid, dict]:
+    """({"pet", "ct", ... as planned, "label", "lesions"}, grid, truth record)."""
+    codes, grid, factor, record = build_anatomy(plan)
+    fine = grid.refine(factor)
+    rng = stream(plan.seed, plan.key, "function")
+    person = tissue.draw_person(rng, record["age"], vary=not plan.easy)
+    if plan.easy:
+        disease = pathology.healthy(codes)
+    else:
+        disease = pathology.draw(rng, codes, fine, grid, person.age)
+    shown = disease.labels
+    if plan.twin:
+        shown = twins.thicken_skull(shown, fine, TWIN_EXTRA_MM)
+    volumes: dict[str, np.ndarray] = {}
+    scans: dict[str, dict] = {}
+    if "pet" in plan.modalities:
+        true = pet.activity(rng, disease, person, grid, factor, regional=not plan.easy)
+        volumes["pet"], scans["pet"] = _pet(plan, true, person, disease, grid, factor)
+    for name in plan.modalities:
+        if name != "pet":
+            volumes[name], scans[name] = _scan(plan, name, disease, person, shown, grid, factor)
+    volumes["label"] = majority(shown, factor, tissue.N_CODES)
+    volumes["lesions"] = pathology.lesion_map(disease, factor)
+    truth = {
+        "subject": plan.id,
+        "group": plan.group,
+        "contrast": "simulated",
+        "twin": plan.twin,
+        "seed": plan.seed,
+        "key": list(plan.key),
+        "anatomy": record,
+        "suv_of_grey_matter": person.suv,
+        "lesions": disease.record,
+        "acquisition": scans,
+        "label_codes": dict(enumerate(tissue.NAMES)),
+    }
+    return volumes, grid, truth
+
+
+def _pet(plan: Plan, true, person, disease, grid: Grid, factor) -> tuple[np.ndarray, dict]:
+    rng = stream(plan.seed, plan.key, "acquisition", 0)  # the same for both twins
+    scan = pet.draw_scan(rng, plan.profile, noise=not plan.easy)
+    if plan.pet_model == "osem":
+        numbers = ct.ct_numbers(person.hu, disease.labels, factor)
+        image = osem.image(rng, true, numbers, grid, scan)
+    else:
+        image = pet.fast(rng, true, grid, scan)
+    return image * np.float32(person.suv), {"model": plan.pet_model, **dataclasses.asdict(scan)}
+
+
+def _scan(plan: Plan, name: str, disease, person, shown, grid: Grid, factor):
+    """A CT or MR volume and its parameters; each has its own acquisition stream."""
+    number = plan.acquisition + {"ct": 1, "mr": 2, "ct_reacq": 3, "mr_reacq": 4}[name]
+    rng = stream(plan.seed, plan.key, "acquisition", number)
+    if name.startswith("ct"):
+        scan = ct.draw_scan(rng, noise=not plan.easy)
+        return ct.image(rng, shown, person.hu, grid, factor, scan), dataclasses.asdict(scan)
+    scan = mr.draw_scan(rng, noise=not plan.easy)
+    record = dataclasses.asdict(scan) | {"jitter": scan.jitter.round(5).tolist()}
+    return mr.image(rng, disease, shown, grid, factor, scan), record
+
+
+def write_person(plan: Plan, cohort: str) -> str:
+    """Simulates and writes <cohort>/<id>; returns the id. The folder appears complete or not at all."""
+    target = pathlib.Path(cohort) / plan.id
+    folder = target.with_name(f".tmp-{os.getpid()}-{plan.id}")
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "truth").mkdir(parents=True)
+    try:
+        volumes, grid, truth = simulate(plan)
+        for name, array in volumes.items():
+            place = folder / "truth" if name in ("label", "lesions") else folder
+            path = place / f"{name}.nii.gz"
+            write_volume(path, array, grid.affine(), dtype=array.dtype, description=DESCRIPTION)
+        write_json(folder / "truth" / "truth.json", truth)
+        os.rename(folder, target)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return plan.id
+
+
+def hash_person(cohort: str, subject: str) -> dict[str, str]:
+    """{path relative to the cohort: SHA-256} of a finished person's files."""
+    root = pathlib.Path(cohort)
+    files = sorted(p for p in (root / subject).rglob("*") if p.is_file())
+    return {p.relative_to(root).as_posix(): sha256_file(p) for p in files}

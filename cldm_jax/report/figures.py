@@ -1,0 +1,241 @@
+"""Image figures of a report, drawn without global state and saved below a size limit.
+
+Images are [H, W] in metric units (CT: HU, MR: fraction), row 0 anterior; the source PET is in model
+range [-1, 1]. A case is {"role", "patient", "slice", "source", "real", "mask", "predictions": {key:
+[H, W]}, "sd": {key: [H, W]}}; predictions and sd may miss any method.
+"""
+
+import io
+
+import matplotlib
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cldm_jax.files import atomic_path
+from cldm_jax.metrics import image
+from cldm_jax.report import labels
+
+MAX_BYTES = 300_000
+INK = "#222222"
+# Together the maps have 256 colours, so a figure of images is an indexed PNG without any loss.
+# RdBu, viridis and inferno are readable with colour-blindness; the middle of RdBu is its own colour.
+IMAGE_MAP, SOURCE_MAP, ERROR_MAP, SD_MAP = _MAPS = [
+    matplotlib.colormaps[name].resampled(n)
+    for name, n in (("gray", 96), ("inferno", 48), ("RdBu_r", 65), ("viridis", 47))
+]
+_PACK = np.array([1 << 16, 1 << 8, 1], np.uint32)  # RGB to one number
+_PANEL = 1.5  # inches
+_DPIS = (130, 110, 90, 75, 60, 50)  # tried in turn
+_DEFAULT_WINDOW = {"HU": (-200.0, 1200.0), "fraction": (0.0, 1.0)}
+_DEFAULT_ERROR = {"HU": 500.0, "fraction": 0.3}
+
+
+def save(figure: Figure, path, *, indexed: bool) -> None:
+    """Writes the figure as PNG at the highest resolution of _DPIS that stays below MAX_BYTES.
+
+    indexed: only the colours of the maps above (figures of images); else true colour (charts).
+    """
+    for dpi in _DPIS:
+        figure.set_dpi(dpi)
+        figure.canvas.draw()
+        figure.set_layout_engine("none")  # settled by the first drawing; solving it again is slow
+        rgb = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+        picture = _indexed(rgb) if indexed else Image.fromarray(rgb)
+        buffer = io.BytesIO()
+        picture.save(buffer, format="png", compress_level=9)
+        if buffer.tell() < MAX_BYTES:
+            break
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(buffer.getvalue())
+
+
+def _indexed(rgb: np.ndarray) -> Image.Image:
+    """[H, W, 3] uint8 -> image with the maps' palette; any other colour (edges of letters) is grey."""
+    palette = np.concatenate([m(np.arange(m.N), bytes=True)[:, :3] for m in _MAPS])
+    codes = palette.astype(np.uint32) @ _PACK
+    order = np.argsort(codes, kind="stable")
+    pixels = rgb.astype(np.uint32) @ _PACK
+    place = np.minimum(np.searchsorted(codes[order], pixels), len(codes) - 1)
+    found = order[place]
+    grey = np.rint(rgb.mean(axis=-1) / 255 * (IMAGE_MAP.N - 1)).astype(found.dtype)
+    index = np.where(codes[found] == pixels, found, grey)
+    picture = Image.fromarray(index.astype(np.uint8), mode="P")
+    picture.putpalette(palette.tobytes())
+    return picture
+
+
+def new_figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), facecolor="white", layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def plain_text(axes) -> None:
+    """Names come from users: no character of theirs may start a formula."""
+    texts = [axes.title, axes.xaxis.label, axes.yaxis.label]
+    for text in (*texts, *axes.get_xticklabels(), *axes.get_yticklabels(), *axes.texts):
+        text.set_parse_math(False)
+
+
+def _box(mask: np.ndarray) -> tuple[slice, slice]:
+    """The part of the image shown: the mask's bounding box and a few pixels around it."""
+    if not mask.any():
+        return slice(None), slice(None)
+    margin = 4
+    return tuple(
+        slice(max(0, int(i.min()) - margin), int(i.max()) + 1 + margin) for i in np.nonzero(mask)
+    )
+
+
+def _show(axes, picture, box, limits, colour_map):
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if picture is None:
+        return None
+    return axes.imshow(
+        np.asarray(picture)[box],
+        cmap=colour_map,
+        vmin=limits[0],
+        vmax=limits[1],
+        interpolation="auto",
+        interpolation_stage="data",  # every pixel keeps a colour of the map
+    )
+
+
+def _bar(figure, shown, axes, limits, label, *, middle=None) -> None:
+    """A colour bar with the window's ends printed on it, taking its space from `axes`."""
+    low, high = limits
+    bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.01, aspect=12)
+    ticks = [low, high] if middle is None else [low, middle, high]
+    bar.set_ticks(ticks, labels=[f"{v:g}" for v in ticks])
+    bar.ax.tick_params(labelsize=7, colors=INK)
+    bar.set_label(label, fontsize=7, color=INK)
+    bar.outline.set_visible(False)
+
+
+def _window(target: dict) -> tuple[float, float]:
+    window = target.get("window")
+    return tuple(window) if window is not None else _DEFAULT_WINDOW.get(target["units"], (0.0, 1.0))
+
+
+def _error_limit(target: dict) -> float:
+    limit = target.get("error_window")
+    return float(limit if limit is not None else _DEFAULT_ERROR.get(target["units"], 0.3))
+
+
+def _error_text(case, prediction, units: str) -> str:
+    error = image.mae(prediction, case["real"], mask=case["mask"])
+    return f"MAE {labels.number(error, 0 if units == 'HU' else 3)} {'HU' if units == 'HU' else ''}"
+
+
+def case_figure(target: dict, case: dict) -> Figure:
+    """One case: images, signed errors, SD over samples (row left out where no method has one).
+
+    target: {"units", "window" (None: default), "error_window"}. Columns: PET, predictions, real.
+    """
+    predictions, deviations = case["predictions"], case.get("sd") or {}
+    keys, units = list(predictions), target["units"]
+    mask = np.asarray(case["mask"], bool).reshape(np.shape(case["real"]))
+    case = dict(case, mask=mask)
+    box, window, error_limit = _box(mask), _window(target), _error_limit(target)
+    num_rows, num_columns = (3 if deviations else 2), len(keys) + 2
+    cut = mask[box].shape
+    height = _PANEL * min(1.6, max(0.6, cut[0] / cut[1]))
+    figure = new_figure(_PANEL * num_columns + 0.9, (height + 0.26) * num_rows + 0.1)
+    grid = figure.subplots(num_rows, num_columns, squeeze=False)
+
+    source = _show(grid[0, 0], case["source"], box, (-1, 1), SOURCE_MAP)
+    titles = ["PET (input)", *map(labels.method_label, keys), "Real"]
+    pictures = [*predictions.values(), case["real"]]
+    for column, title in enumerate(titles):
+        grid[0, column].set_title(title, fontsize=8, color=INK, wrap=True)
+    shown = [
+        _show(grid[0, 1 + i], picture, box, window, IMAGE_MAP) for i, picture in enumerate(pictures)
+    ]
+    _bar(figure, shown[-1], grid[0, :].tolist(), window, units)
+
+    for row in grid[1:]:
+        for axes in (row[0], row[-1]):
+            _show(axes, None, box, window, IMAGE_MAP)
+    for i, key in enumerate(keys):
+        axes = grid[1, 1 + i]
+        error = np.where(mask, np.asarray(predictions[key], float) - case["real"], 0.0)
+        last = _show(axes, error, box, (-error_limit, error_limit), ERROR_MAP)
+        axes.set_title(_error_text(case, predictions[key], units), fontsize=7, color=INK)
+    if keys:
+        limits = (-error_limit, error_limit)
+        _bar(figure, last, grid[1, :].tolist(), limits, f"error, {units}", middle=0)
+    _row_name(grid[1, 0], "prediction\nminus real")
+    inset = grid[1, 0].inset_axes([0.1, 0.12, 0.8, 0.06])
+    bar = figure.colorbar(source, cax=inset, orientation="horizontal", ticks=[-1, 1])
+    bar.ax.tick_params(labelsize=6, length=0, colors=INK)
+    bar.outline.set_visible(False)
+    bar.ax.set_title("PET, model range", fontsize=6, color=INK, pad=2)
+    if deviations:
+        _deviation_row(figure, grid[2], keys, deviations, mask, box, units)
+    for axes in grid.ravel():
+        plain_text(axes)
+    return figure
+
+
+def _row_name(axes, text: str) -> None:
+    axes.text(0.5, 0.6, text, ha="center", va="center", fontsize=8, transform=axes.transAxes)
+
+
+def _deviation_row(figure, row, keys, deviations, mask, box, units) -> None:
+    inside = [np.asarray(sd)[mask] for sd in deviations.values()]
+    top = float(np.quantile(np.concatenate(inside), 0.99)) if mask.any() else 1.0
+    limits = (0.0, float(f"{top:.2g}") or 1.0)
+    _row_name(row[0], "SD over\nsamples")
+    for axes, key in zip(row[1:], keys, strict=False):
+        sd = deviations.get(key)
+        if sd is None:
+            _show(axes, None, box, limits, SD_MAP)
+            continue
+        last = _show(axes, np.where(mask, sd, 0.0), box, limits, SD_MAP)
+    _bar(figure, last, row.tolist(), limits, f"SD, {units}")
+
+
+def overview_figure(gallery: dict) -> Figure:
+    """One row per target, its median case: PET, U-Net, CLDM onestep, CLDM mean, real."""
+    picked = {}
+    for name, target in gallery.items():
+        cases = target["cases"]
+        if cases:
+            median = [case for case in cases if case["role"] == "median"]
+            picked[name] = (median or cases)[0]
+    columns = max((len(_overview_keys(case)) for case in picked.values()), default=0) + 2
+    figure = new_figure(1.9 * columns + 0.9, 2.35 * max(1, len(picked)))
+    grid = figure.subplots(max(1, len(picked)), columns, squeeze=False)
+    for axes in grid.ravel():
+        axes.axis("off")
+    for row, (name, case) in zip(grid, picked.items(), strict=False):
+        target, mask = gallery[name], np.asarray(case["mask"], bool).reshape(np.shape(case["real"]))
+        box, window = _box(mask), _window(target)
+        keys = _overview_keys(case)
+        panels = [("PET (input)", case["source"], (-1, 1), SOURCE_MAP)]
+        panels += [
+            (labels.method_label(k), case["predictions"][k], window, IMAGE_MAP) for k in keys
+        ]
+        panels += [(f"Real {labels.target_label(name)}", case["real"], window, IMAGE_MAP)]
+        used = [*row[: len(panels) - 1], row[-1]]
+        for axes, (title, picture, limits, colour_map) in zip(used, panels, strict=True):
+            axes.axis("on")
+            shown = _show(axes, picture, box, limits, colour_map)
+            axes.set_title(title, fontsize=10, color=INK)
+            plain_text(axes)
+        _bar(figure, shown, row.tolist(), window, target["units"])
+    return figure
+
+
+def _overview_keys(case: dict) -> list[str]:
+    """U-Net, CLDM onestep and CLDM mean where there; the first three predictions otherwise."""
+    keys = list(case["predictions"])
+    wanted = [k for k in keys if k.split(":")[0] == "unet"][:1]
+    wanted += [k for k in keys if k == "ldm:onestep"]
+    wanted += [k for k in keys if k.startswith("ldm:mean")][:1]
+    return wanted or keys[:3]

@@ -1,0 +1,136 @@
+"""Names and numbers as a reader sees them. Imports metrics only."""
+
+import math
+import re
+
+from cldm_jax.metrics.scores import METRICS
+
+NOT_MEASURED = "not measured"
+_METHODS = {
+    "unet": "U-Net",
+    "attention_unet": "Attention U-Net",
+    "cyclegan": "CycleGAN",
+    "pix2pix": "pix2pix",
+    "ldm": "CLDM",
+}
+_REFERENCES = {
+    "floor_mean_image": "Floor: population mean image",
+    "ae_ceiling": "Ceiling: autoencoder reconstruction",
+    "reacquired_ceiling": "Ceiling: same person acquired again",
+}
+_TARGETS = {"ct": "CT", "mr": "MR"}
+# Decimals printed at least and at most, by unit; the median SD of a column decides in between.
+_DECIMALS = {"dB": (1, 2), "HU": (0, 1), "fraction": (3, 4), "": (2, 3)}
+
+
+def method_label(key: str) -> str:
+    """Label of "method:mode": "ldm:mean4" is "CLDM mean of 4"; unknown names stay as they are."""
+    method, _, mode = key.partition(":")
+    name = _METHODS.get(method, method)
+    mean = re.fullmatch(r"mean(\d+)", mode)
+    if mean:
+        return f"{name} mean of {mean.group(1)}"
+    return name if mode in ("", "predict") else f"{name} {mode}"
+
+
+def row_key(row: dict) -> str:
+    """The "method:mode" of a summary or score row."""
+    return f"{row['method']}:{row['mode']}"
+
+
+def target_label(name: str) -> str:
+    return _TARGETS.get(name, name)
+
+
+def reference_label(name: str) -> str:
+    return _REFERENCES.get(name, name.replace("_", " "))
+
+
+def metric_unit(name: str, units: str) -> str:
+    unit = METRICS[name].unit
+    return units if unit == "target" else unit
+
+
+def metric_label(name: str, units: str) -> str:
+    """Column head: name, unit and which way is better."""
+    metric, unit = METRICS[name], metric_unit(name, units)
+    better = {"high": "↑", "low": "↓", "one": "→\u00a01", "zero": "→\u00a00"}[metric.better]
+    name = f"{metric.label} ({unit})" if unit else metric.label
+    return f"{name}\u00a0{better}"  # the arrow never starts a line
+
+
+def is_number(value) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def decimals_for(unit: str, entries) -> int:
+    """Decimals of a column: two significant digits of its median SD, within the unit's limits."""
+    fewest, most = _DECIMALS.get(unit, (2, 3))
+    spreads = sorted(e["sd"] for e in entries if e and is_number(e.get("sd")) and e["sd"] > 0)
+    if not spreads:
+        return most
+    wanted = 1 - math.floor(math.log10(spreads[len(spreads) // 2]))
+    return min(most, max(fewest, wanted))
+
+
+def number(value, decimals: int, *, signed: bool = False) -> str:
+    """Fixed-point text; "not measured" for None and "undefined" for NaN or infinity."""
+    if value is None:
+        return NOT_MEASURED
+    if not math.isfinite(value):
+        return "undefined"
+    text = f"{value:+.{decimals}f}" if signed else f"{value:.{decimals}f}"
+    return text.replace("-", "") if float(text) == 0 and not signed else text
+
+
+def interval(pair, decimals: int, *, signed: bool = False) -> str:
+    """ "[low, high]", or "" where there is none."""
+    if pair is None or not all(is_number(v) for v in pair):
+        return ""
+    return "[{}, {}]".format(*(number(v, decimals, signed=signed) for v in pair))
+
+
+def mean_sd(entry, decimals: int) -> str:
+    """ "mean ± SD" of a summary entry, with undefined patients counted beside it."""
+    if not entry or entry.get("mean") is None:
+        return NOT_MEASURED
+    text = number(entry["mean"], decimals)
+    if entry.get("sd") is not None:
+        text += f" ± {number(entry['sd'], decimals)}"
+    if entry.get("n_undefined"):
+        text += f" ({entry['n_undefined']} undefined)"
+    return text
+
+
+def median_iqr(entry, decimals: int) -> str:
+    if not entry or entry.get("median") is None:
+        return NOT_MEASURED
+    return f"{number(entry['median'], decimals)} {interval(entry.get('iqr'), decimals)}".strip()
+
+
+def count(value) -> str:
+    """A whole number: 1,272, or 12.3 M from a million up."""
+    if value is None:
+        return NOT_MEASURED
+    return f"{value / 1e6:.3g} M" if value >= 1e6 else f"{round(value):,}"
+
+
+def duration(seconds) -> str:
+    """A length of time with two units at most."""
+    if seconds is None:
+        return NOT_MEASURED
+    if seconds < 1:
+        return f"{seconds * 1e3:.3g} ms"
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    if seconds < 3600:
+        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+
+
+def p_value(p) -> str:
+    if p is None:
+        return NOT_MEASURED
+    if not math.isfinite(p):
+        return "undefined"
+    return "< 0.001" if p < 0.001 else f"{p:.2g}"

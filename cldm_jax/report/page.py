@@ -1,0 +1,181 @@
+"""One self-contained page per evaluation: summary.json, scores.csv, figures and index.html."""
+
+import base64
+import csv
+import io
+import math
+import pathlib
+import re
+
+import jinja2
+import numpy as np
+
+from cldm_jax import files
+from cldm_jax.metrics.protocol import Protocol
+from cldm_jax.metrics.scores import METRICS
+from cldm_jax.metrics.statistics import power_caveat
+from cldm_jax.report import charts, figures, labels, reading, tables
+
+SCORE_COLUMNS = (
+    *("patient", "group", "split", "method", "mode", "target"),
+    *("metric", "value", "n_slices"),
+)
+_ROLES = {"best": 0, "median": 1, "worst": 2}
+
+
+def write_report(folder, summary: dict, scores: list[dict], gallery: dict, *, title: str) -> str:
+    """Writes the report into `folder` and returns the path of its index.html.
+
+    summary: the public schema of summary.json (protocol, data, rows, references, tests, and
+    optionally controls, notes, run); absent or None numbers are printed as "not measured", and
+    non-finite ones are stored as null. scores: rows with SCORE_COLUMNS. gallery: {target: {"units",
+    "window", "error_window", "rule" (in words), "cases"}}, cases as in `figures`; may be empty.
+    index.html, which names everything else, is written last.
+    """
+    folder = pathlib.Path(folder)
+    summary = json_ready(summary)
+    files.write_json(folder / "summary.json", summary)
+    files.write_text(folder / "scores.csv", _csv(scores))
+    drawn = _draw(folder / "figures", summary, scores, gallery)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("cldm_jax.report", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page = environment.get_template("page.html").render(
+        _context(summary, scores, gallery, drawn, title)
+    )
+    files.write_text(folder / "index.html", page)
+    return str(folder / "index.html")
+
+
+def json_ready(value):
+    """The value with numpy types made plain and non-finite numbers made None (JSON has neither)."""
+    if isinstance(value, dict):
+        return {str(k): json_ready(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(v) for v in value]
+    if isinstance(value, np.ndarray):
+        return json_ready(value.tolist())
+    if isinstance(value, np.generic):
+        return json_ready(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _csv(scores: list[dict]) -> str:
+    """Undefined scores stay in the file, as "nan" or "inf"."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, SCORE_COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(scores)
+    return text.getvalue()
+
+
+def _file_name(*parts) -> str:
+    return "_".join(re.sub(r"[^A-Za-z0-9-]+", "-", str(p)) for p in parts) + ".png"
+
+
+def _draw(folder: pathlib.Path, summary, scores, gallery) -> dict:
+    """Saves every figure. {target: {"scale", "patients", "cases": [(case, name)]}}, names or None."""
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = {}
+    for target in dict.fromkeys([*tables.targets_of(summary), *gallery]):
+        units = tables.units_of(summary, target)
+        entry = {"scale": None, "patients": None, "cases": []}
+        for key, figure in (
+            ("scale", charts.scale_figure(summary, target)),
+            ("patients", charts.patients_figure(scores, target, units)),
+        ):
+            if figure is not None:
+                entry[key] = _inline(folder / _file_name(target, key), figure, indexed=False)
+        cases = gallery.get(target, {}).get("cases", [])
+        for i, case in enumerate(sorted(cases, key=lambda c: _ROLES.get(c["role"], 3))):
+            name = _file_name(target, case["role"], i)
+            image = _inline(folder / name, figures.case_figure(gallery[target], case), indexed=True)
+            entry["cases"].append((case, image))
+        drawn[target] = entry
+    if any(target["cases"] for target in gallery.values()):
+        figures.save(figures.overview_figure(gallery), folder / "overview.png", indexed=True)
+    return drawn
+
+
+def _inline(path: pathlib.Path, figure, *, indexed: bool) -> str:
+    """Saves a figure and returns it as a data URL."""
+    figures.save(figure, path, indexed=indexed)
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _context(summary, scores, gallery, drawn, title) -> dict:
+    data, run = summary.get("data") or {}, summary.get("run") or {}
+    people = _independent(scores, data)
+    tests = summary.get("tests") or []
+    return {
+        "title": title,
+        "simulated": data.get("contrast") == "simulated",
+        "headlines": reading.headlines(summary),
+        "caveat": None if people is None else power_caveat(people, len(tests)),
+        "run": _run_facts(run, data),
+        "versions": run.get("versions") or {},
+        "targets": [
+            {
+                "name": labels.target_label(target),
+                "id": re.sub(r"[^A-Za-z0-9]+", "-", target),
+                "people": tables.people_of(tables.rows_of(summary, target)),
+                "scores": tables.score_table(summary, target),
+                "details": tables.detail_table(summary, target),
+                "scale": entry["scale"],
+                "patients": entry["patients"],
+                "rule": gallery.get(target, {}).get("rule"),
+                "cases": [
+                    {
+                        "role": case["role"],
+                        "patient": case["patient"],
+                        "slice": case["slice"],
+                        "image": image,
+                    }
+                    for case, image in entry["cases"]
+                ],
+            }
+            for target, entry in drawn.items()
+        ],
+        "tests": tables.test_table(summary),
+        "checks": reading.checks(summary),
+        "protocol": _protocol_words(summary.get("protocol")),
+        "metrics": list(METRICS.values()),
+        "notes": summary.get("notes") or [],
+    }
+
+
+def _independent(scores, data) -> int | None:
+    """Independent test people: groups in the score rows, else the count the summary gives."""
+    groups = {str(row["group"]) for row in scores}
+    return len(groups) if groups else data.get("test_patients")
+
+
+def _protocol_words(protocol) -> list[str]:
+    return Protocol.from_json(protocol).describe() if protocol else [labels.NOT_MEASURED]
+
+
+def _run_facts(run: dict, data: dict) -> list[tuple[str, str]]:
+    """(name, text) pairs of the page's head; what was not recorded says so."""
+
+    def text(value):
+        return "not recorded" if value is None else str(value)
+
+    patients = f"{text(data.get('train_patients'))} train, {text(data.get('test_patients'))} test"
+    return [
+        ("Command", text(run.get("command"))),
+        ("Preset", text(run.get("preset"))),
+        ("Hardware", text(run.get("hardware"))),
+        ("Seed", text(run.get("seed"))),
+        ("Git revision", text(run.get("git"))),
+        ("Data", text(data.get("name"))),
+        ("Contrast", text(data.get("contrast"))),
+        ("People", patients),
+        ("Data fingerprint", text(data.get("fingerprint"))[:16]),
+        ("Split hash", text(data.get("split_hash"))[:16]),
+    ]

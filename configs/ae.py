@@ -1,0 +1,50 @@
+"""Phase one: the KL autoencoder shared by PET, CT and MR.
+
+    python -m cldm_jax.main --config=configs/ae.py:quick
+
+Hardware, time and the reconstruction to expect: README, "What to expect". a6000, multi: not measured.
+The abstract's plain recipe (no linear skip): --config.recipe.patch_skip=False
+"""
+
+from configs import common
+
+NUM_CLASSES = 4  # 0 PET, 1 CT, 2 MR, 3 no class (guidance)
+
+
+def get_config(preset: str = "a6000"):
+    c = common.base("train", "ae", preset)
+    c.method = "autoencoder"
+    c.data = common.data(preset)
+    c.data.targets = ("pet", "ct", "mr")
+    c.data.context = 1
+    c.train = common.train(preset)
+    c.train.num_train_steps = common.pick(preset, tiny=20, quick=500, cpu=2500, a6000=50_000)
+    c.recipe = {
+        "model": {
+            # A latent cell of about 4 mm, the resolution of PET, chosen in millimetres: factor 2 at
+            # 2 mm pixels, 4 at 1 mm. Factor = stem_block * 2^(levels - 1).
+            "stem_block": common.pick(preset, tiny=2, quick=2, cpu=2, a6000=2),
+            "channel_mult": common.pick(preset, tiny=(1,), quick=(1,), cpu=(1,), a6000=(1, 2)),
+            "base_channels": common.pick(preset, tiny=8, quick=24, cpu=32, a6000=64),
+            "latent_channels": common.pick(preset, tiny=3, quick=3, cpu=3, a6000=10),
+            "num_res_blocks": common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2),
+            "middle_attention": common.pick(preset, tiny=False, quick=False, cpu=False, a6000=True),
+            "num_classes": NUM_CLASSES,
+            "init_logvar": -8.0,
+            "groups": 8,
+            "dtype": common.pick(
+                preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16"
+            ),
+        },
+        "patch_skip": True,
+        "loss": {
+            "l1_weight": 1.0,
+            "l2_weight": 5.0,
+            "kl_weight": 1e-7,  # on the KL summed over the latent, averaged over the batch
+        },
+        "optim": common.optim(
+            learning_rate=common.pick(preset, tiny=1e-3, quick=1.5e-3, cpu=1.5e-3, a6000=1e-4),
+            ema_decay=common.pick(preset, tiny=0.9, quick=0.99, cpu=0.995, a6000=0.999),
+        ),
+    }
+    return c

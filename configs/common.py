@@ -1,0 +1,76 @@
+"""What the training configs share: presets, the data block and the optimiser recipe.
+
+A preset is a size of machine, not another method:
+  tiny   seconds, for tests
+  quick  minutes on 2 CPU cores: the quickstart
+  cpu    under an hour a method on 2 CPU cores: the published CPU benchmark
+  a6000  paper scale, 256 x 256 at 1 mm, one 48 GB GPU (the default)
+  multi  the same on several GPUs or hosts
+"""
+
+import ml_collections
+
+PRESETS = ("tiny", "quick", "cpu", "a6000", "multi")
+
+
+def pick(preset: str, **choices):
+    """The value of `preset`; `multi` falls back to `a6000`."""
+    if preset not in PRESETS:
+        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
+    return choices.get(preset, choices["a6000"])
+
+
+def data(preset: str) -> ml_collections.ConfigDict:
+    """Which slices a run reads. With `prepared` empty, the phantom below is simulated on first use."""
+    from configs import prepare, simulate
+
+    c = ml_collections.ConfigDict()
+    c.prepared = ""  # folder of a prepared dataset (configs/prepare.py); "" = the embedded phantom
+    c.root = f"runs/data/{preset}"  # where the embedded phantom is kept
+    c.simulate = simulate.get_config(preset)
+    c.prepare = prepare.get_config(preset)
+    c.kind = "images"  # "images" | "latents"
+    c.targets = ("ct", "mr")
+    c.source_kind = "image"  # "image" | "latent" (the source as the autoencoder's latent)
+    c.context = 3  # PET slices given as source: z-1, z, z+1
+    c.train_slice_stride = 1
+    return c
+
+
+def train(preset: str) -> ml_collections.ConfigDict:
+    """Batch, cadence and reader; numbers of steps are each method's own."""
+    c = ml_collections.ConfigDict()
+    c.batch_size = pick(preset, tiny=4, quick=8, cpu=8, a6000=32, multi=128)  # global
+    c.num_train_steps = 0  # set by the method's config
+    c.log_every = pick(preset, tiny=1, quick=20, cpu=50, a6000=100)  # steps
+    c.val_every = pick(preset, tiny=10, quick=300, cpu=1000, a6000=5000)  # steps
+    c.save_every = pick(preset, tiny=10, quick=200, cpu=500, a6000=2000)  # steps
+    c.val_slice_stride = pick(
+        preset, tiny=2, quick=6, cpu=8, a6000=20
+    )  # every n-th slice of val people
+    c.init_items = pick(
+        preset, tiny=24, quick=256, cpu=512, a6000=512
+    )  # slices to fit constants on
+    c.num_threads = 2  # reader threads
+    c.num_workers = 0  # reader processes; on 2 cores they do not pay
+    return c
+
+
+def optim(learning_rate: float, ema_decay: float) -> ml_collections.ConfigDict:
+    """AdamW with warm-up and cosine decay to the last step; see runtime/optim.py."""
+    c = ml_collections.ConfigDict()
+    c.learning_rate = learning_rate
+    c.b1, c.b2 = 0.9, 0.99
+    c.warmup_steps = 50
+    c.weight_decay = 1e-4
+    c.clip_norm = 1.0
+    c.ema_decay = ema_decay
+    return c
+
+
+def base(job: str, name: str, preset: str) -> ml_collections.ConfigDict:
+    pick(preset, a6000=None)  # refuses an unknown preset
+    c = ml_collections.ConfigDict()
+    c.job, c.name, c.preset = job, name, preset
+    c.seed = 0
+    return c

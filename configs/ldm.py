@@ -1,0 +1,91 @@
+"""Phase two: the class-conditioned latent diffusion model (CLDM).
+
+    python -m cldm_jax.main --config=configs/ldm.py:quick
+
+Trains the autoencoder and encodes the latents first where they are missing. Hardware, time and scores
+to expect: README, "What to expect". a6000, multi: not measured.
+
+Overrides people want:
+  the abstract's plain recipe    --config.data.source_kind=latent --config.data.context=1
+                                 --config.recipe.diffusion.source_encoding=latent
+                                 --config.recipe.diffusion.onestep_share='(0.0, 0.0)'
+                                 --config.recipe.diffusion.noisy_weight_power=0.0
+                                 --config.autoencoder.train.recipe.patch_skip=False
+  noise the source, then denoise the above, and --config.recipe.diffusion.conditioning=sdedit
+                                 --config.data.targets="('pet','ct','mr')"
+  Brownian bridge                --config.data.source_kind=latent
+                                 --config.recipe.diffusion.conditioning=bridge
+                                 --config.recipe.diffusion.source_encoding=latent
+                                 --config.recipe.diffusion.target=x0
+                                 --config.recipe.diffusion.onestep_share='(0.0, 0.0)'
+"""
+
+from configs import ae, common
+
+
+def get_config(preset: str = "a6000"):
+    c = common.base("train", "ldm", preset)
+    c.method = "ldm"
+    c.data = common.data(preset)
+    c.data.kind = "latents"
+    c.autoencoder = {
+        "workdir": "",  # "" = runs/ae-<preset>; trained with the recipe below if nothing is there
+        "train": ae.get_config(preset),
+    }
+    c.encode_batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)  # slices
+    c.train = common.train(preset)
+    c.train.num_train_steps = common.pick(preset, tiny=20, quick=1200, cpu=9000, a6000=150_000)
+    c.recipe = {
+        "model": {
+            "num_classes": ae.NUM_CLASSES,
+            "unet": {
+                "base_channels": common.pick(preset, tiny=8, quick=32, cpu=40, a6000=128),
+                "channel_mult": common.pick(
+                    preset, tiny=(1, 2), quick=(1, 2, 4), cpu=(1, 2, 4), a6000=(1, 2, 4)
+                ),
+                "num_res_blocks": common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2),
+                "attn_levels": common.pick(preset, tiny=(), quick=(2,), cpu=(2,), a6000=(1, 2)),
+                "groups": 8,
+                "remat": False,
+                "dtype": common.pick(
+                    preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16"
+                ),
+            },
+        },
+        "diffusion": {
+            "conditioning": "concat",  # concat | sdedit | bridge
+            "source_encoding": "s2d",  # s2d: PET pixels, space-to-depth (lossless) | latent
+            "schedule": "cosine",  # cosine | scaled_linear; both with zero terminal SNR
+            "num_timesteps": 1000,
+            "target": "v",  # v | x0 | eps
+            "class_dropout_prob": 0.1,  # of the noisy rows, for guidance
+            # Share of each batch at t = T with zero input (the one-step read-out): all of it first,
+            # half of it in the end; linear between these shares of training.
+            "onestep_share": (1.0, 0.5),
+            "onestep_ramp": (0.2, 0.7),
+            "onestep_weight_power": 2.0,  # loss weight std^p per latent channel: 2 = image-space error
+            "noisy_weight_power": 1.0,
+            "min_snr_gamma": 0.0,  # 0 = off
+            "bridge_variance": 1.0,
+            "source_code": 0,  # PET
+            "null_code": ae.NUM_CLASSES - 1,
+        },
+        "sampling": sampling(preset),
+        "optim": common.optim(
+            learning_rate=common.pick(preset, tiny=1e-3, quick=1.5e-3, cpu=1.5e-3, a6000=1e-4),
+            ema_decay=common.pick(preset, tiny=0.9, quick=0.99, cpu=0.998, a6000=0.9999),
+        ),
+    }
+    return c
+
+
+def sampling(preset: str) -> dict:
+    return {
+        "num_sampling_steps": common.pick(
+            preset, tiny=4, quick=5, cpu=10, a6000=50
+        ),  # DDIM, trailing
+        "num_samples": (1, 4),  # K of the read-outs: sample (K = 1) and mean4
+        "eta": 0.0,
+        "guidance_scale": 1.0,  # more lowers PSNR
+        "sdedit_strength": 0.6,  # t0 / T, for conditioning sdedit
+    }

@@ -1,0 +1,46 @@
+"""Baseline: a class-conditioned U-Net, L2 regression, with the same source slices as the CLDM.
+
+    python -m cldm_jax.main --config=configs/unet.py:quick
+
+Same blocks as the latent network plus one level at full resolution (GroupNorm in place of the original
+BatchNorm). Hardware, time and scores: README, "What to expect". a6000, multi: not measured.
+One slice of context: --config.data.context=1
+"""
+
+from configs import ae, common
+
+
+def get_config(preset: str = "a6000"):
+    c = common.base("train", "unet", preset)
+    c.method = "unet"
+    c.data = common.data(preset)
+    c.train = common.train(preset)
+    c.train.num_train_steps = common.pick(preset, tiny=20, quick=600, cpu=4500, a6000=100_000)
+    c.recipe = {
+        "model": {
+            "num_classes": ae.NUM_CLASSES,
+            "unet": {
+                "base_channels": common.pick(preset, tiny=4, quick=16, cpu=20, a6000=64),
+                "channel_mult": common.pick(
+                    preset,
+                    tiny=(1, 2, 4),
+                    quick=(1, 2, 4, 8),
+                    cpu=(1, 2, 4, 8),
+                    a6000=(1, 2, 4, 8, 16),
+                ),
+                "num_res_blocks": common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2),
+                "attn_levels": common.pick(preset, tiny=(), quick=(3,), cpu=(3,), a6000=(4,)),
+                "groups": 8,
+                "remat": False,
+                "dtype": common.pick(
+                    preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16"
+                ),
+            },
+        },
+        "loss": "l2",
+        "optim": common.optim(
+            learning_rate=common.pick(preset, tiny=1e-3, quick=1.5e-3, cpu=1.5e-3, a6000=2e-4),
+            ema_decay=common.pick(preset, tiny=0.9, quick=0.99, cpu=0.998, a6000=0.9999),
+        ),
+    }
+    return c

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Everything that must pass: lint, format and the test suite, on the CPU.
+#
+#   bash launch/test.sh               all of it
+#   bash launch/test.sh -k sampler    lint, then pytest with these arguments
+set -euo pipefail
+# shellcheck source=launch/lib.sh
+source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+bash launch/setup.sh
+"$VENV_PYTHON" -m ruff check .
+"$VENV_PYTHON" -m ruff format --check .
+"$VENV_PYTHON" -m pytest "$@"
