@@ -24,8 +24,9 @@ def make_head(seed, shape=SHAPE, spacing=SPACING):
     """{"pet" SUV, "ct" HU, "mr" arbitrary}: float32 [x, y, z] RAS, not symmetric in any axis."""
     rng = np.random.default_rng(seed)
     axes = [(np.arange(n) - (n - 1) / 2) * s for n, s in zip(shape, spacing, strict=True)]
-    x, y, z = np.meshgrid(*axes, indexing="ij")
-    a, b, c = np.array([68.0, 84.0, 62.0]) * rng.uniform(0.95, 1.03, 3)
+    # Off the centre of the field of view, as people lie: a mirrored volume is then out of place.
+    x, y, z = (a - d for a, d in zip(np.meshgrid(*axes, indexing="ij"), (6, -8, -7), strict=True))
+    a, b, c = np.array([68.0, 84.0, 58.0]) * rng.uniform(0.95, 1.03, 3)
     r = np.sqrt((x / a) ** 2 + (y / b) ** 2 + (z / c) ** 2)
     nose = ((x / 14) ** 2 + ((y - b) / 14) ** 2 + ((z + 10) / 18) ** 2) < 1
     head, skull, brain = (r < 1) | nose, (r > 0.84) & (r < 0.93), r < 0.8

@@ -159,19 +159,15 @@ def test_the_head_has_its_parts(people):
 
 
 def test_age_means_atrophy():
-    shapes = [subject.anatomy.draw_shape(np.random.default_rng(k)) for k in range(2)]
-    young, old = (dataclasses.replace(shapes[0], age=a) for a in (0.05, 0.95))
-    grown = dataclasses.replace(
-        old, gap=old.gap + 1.8, sulcus=0.23, fissure=1.9, ventricle=young.ventricle + 0.7
-    )
-    codes, grid, factor, _ = subject.build_anatomy(plan(0))
-    fine = grid.refine(factor)
-    position = subject.warp.pull_back(subject.warp.identity(fine), fine)
-    fluid = [
-        (subject.anatomy.build(np.random.default_rng(0), s, fine, position) == tissue.CSF).sum()
-        for s in (young, grown)
-    ]
-    assert fluid[1] > 1.4 * fluid[0]
+    grid = subject.embedded_grid((96, 112, 24), (2.0, 2.0, 4.0))
+    position = subject.warp.pull_back(subject.warp.identity(grid), grid)
+    fluid, grey = [], []
+    for age in (0.05, 0.95):
+        shape = subject.anatomy.draw_shape(np.random.default_rng(0), age)
+        codes = subject.anatomy.build(np.random.default_rng(0), shape, grid, position)
+        fluid.append((codes == tissue.CSF).sum())
+        grey.append((codes == tissue.GM).sum())
+    assert fluid[1] > 1.5 * fluid[0] and grey[1] < grey[0]
 
 
 def test_second_acquisition_differs_in_noise_only(people):

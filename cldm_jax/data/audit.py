@@ -15,8 +15,7 @@ from cldm_jax.errors import UserError
 AFFINE_TOLERANCE_MM = 0.1  # at the corners of the volume
 _HU_AIR, _HU_BONE = -500.0, 200.0
 _MIN_HEAD_ML = 50.0  # of PET foreground; a brain has over 1000
-_FLIP_GAIN = 1.05  # a turned volume that fits this much better is a wrong one
-_SHIFT_GAIN = 1.05  # the same for a moved one
+_GAIN = 1.05  # a turned or moved target that fits this much better: as given, it is wrong
 _MI_SPACING_MM = 4.0
 _MI_BINS = 32
 
@@ -277,18 +276,23 @@ def _check_overlap(notes: _Notes, name: str, volumes, mi_threshold: float) -> No
         )
         notes.add("error", name, reason, "Check that both are of one person and registered")
         return
-    words = ("left and right", "front and back", "top and bottom")
-    for axis, word in enumerate(words):
-        turned = _normalised_mi(pet, np.flip(target, axis))
-        if turned > _FLIP_GAIN * here:
-            reason = f"fits the PET better with {word} exchanged ({turned:.3f} against {here:.3f})"
-            notes.add("error", name, reason, "Check its affine against the PET's in a viewer")
-            return
+    flips = {
+        f"with {word} exchanged": _normalised_mi(pet, np.flip(target, axis))
+        for axis, word in enumerate(("left and right", "front and back", "top and bottom"))
+    }
+    moves = {}
     for axis, side in enumerate(("right-left", "front-back", "up-down")):
         for mm in (-20, -10, 10, 20):
             shift = round(mm / (spacing[axis] * stride[axis]))
-            moved = _normalised_mi(pet, np.roll(target, shift, axis))
-            if moved > _SHIFT_GAIN * here:
-                reason = f"fits the PET better when moved about {abs(mm)} mm {side}"
-                notes.add("warning", name, reason, "Check the registration in a viewer")
-                return
+            fit = _normalised_mi(pet, np.roll(target, shift, axis))
+            words = f"moved about {abs(mm)} mm {side}"
+            moves[words] = max(fit, moves.get(words, 0.0))
+    # One explanation, the best: a displaced head may also fit better mirrored.
+    best = max(flips | moves, key=(flips | moves).get)
+    value = (flips | moves)[best]
+    if value > _GAIN * here:
+        reason = f"fits the PET better {best} ({value:.3f} against {here:.3f})"
+        if best in flips:
+            notes.add("error", name, reason, "Check its affine against the PET's in a viewer")
+        else:
+            notes.add("warning", name, reason, "Check the registration in a viewer")

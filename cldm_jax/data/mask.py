@@ -13,8 +13,13 @@ def head_mask_ct(slices: np.ndarray) -> np.ndarray:
 
 
 def head_mask_mr(slices: np.ndarray) -> np.ndarray:
-    """bool [Z, H, W] from MR slices in any units: Otsu's threshold between air and tissue."""
-    return _solid(slices > otsu(slices))
+    """bool [Z, H, W] from MR slices in any units: Otsu's threshold between air and tissue.
+
+    Of the square root: on the intensities themselves bright fat pulls the threshold into the brain.
+    Filled before the largest piece is taken, because dark bone parts the brain from the scalp.
+    """
+    root = np.sqrt(np.maximum(slices, 0))
+    return _solid(_fill(root > otsu(root)))
 
 
 def otsu(values: np.ndarray) -> float:
@@ -34,6 +39,10 @@ def otsu(values: np.ndarray) -> float:
     return float(edges[1:-1][np.nanargmax(between)])
 
 
+def _fill(tissue: np.ndarray) -> np.ndarray:
+    return np.stack([ndimage.binary_fill_holes(s) for s in tissue])
+
+
 def _solid(tissue: np.ndarray) -> np.ndarray:
     """Largest connected piece, holes filled and two voxels dilated within each slice."""
     labels, count = ndimage.label(tissue)
@@ -41,7 +50,5 @@ def _solid(tissue: np.ndarray) -> np.ndarray:
         return tissue
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    head = labels == sizes.argmax()
-    filled = np.stack([ndimage.binary_fill_holes(s) for s in head])
     cross = ndimage.generate_binary_structure(2, 1)[None]
-    return ndimage.binary_dilation(filled, cross, iterations=_DILATE)
+    return ndimage.binary_dilation(_fill(labels == sizes.argmax()), cross, iterations=_DILATE)

@@ -5,7 +5,6 @@ Slice -> patient -> mean +- SD; references (floor, ceilings) and controls are sc
 
 import importlib.metadata
 import pathlib
-import sys
 
 import jax
 import numpy as np
@@ -308,7 +307,7 @@ def _summary(config, runs, prepared, scorer, readouts, reference_rows, control_r
         "controls": control_rows,
         "notes": list(config.notes),
         "run": {
-            "command": " ".join(sys.argv),
+            "command": device.command_line(),
             "preset": runs[0].config["preset"],
             "hardware": device.describe(),
             "seed": config.seed,

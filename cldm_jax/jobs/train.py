@@ -122,6 +122,9 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
                     checkpoints.save(step + 1, state)
                     _write_manifest(workdir, manifest, step + 1, finished=False)
                 if last or (step + 1) % every.val_every == 0:
+                    if pending is not None:
+                        _log(writer, progress, *pending)
+                        pending = None
                     scalars, images = validate(state)
                     writer.write_scalars(step + 1, scalars)
                     writer.write_images(step + 1, images)
@@ -235,7 +238,7 @@ def _run_manifest(config, workdir, inputs, state, resolved) -> dict:
         "method": config.method,
         "name": config.name,
         "preset": config.preset,
-        "command": " ".join(sys.argv),
+        "command": device.command_line(),
         "config_sha256": files.sha256_json(resolved),
         "git": _git_revision(),
         "versions": {
@@ -248,6 +251,9 @@ def _run_manifest(config, workdir, inputs, state, resolved) -> dict:
             "fingerprint": index["fingerprint"],
             "split_hash": index["splits"]["hash"],
             "train_patients": len(index["splits"]["train"]),
+            "contrast": index["contrast"],
+            "grid": index["grid"],  # with the normalisers, all that a new patient's PET needs
+            "modalities": index["modalities"],
         },
         "params": int(sum(p.size for p in jax.tree.leaves(state.params))),
         "train_seconds": old.get("train_seconds", 0.0),

@@ -55,7 +55,7 @@ def paired_tests(scores, pairs, *, metrics=("psnr", "ssim", "mae"), seed: int) -
     """Tests of a against b for every ("method:mode", "method:mode") in pairs, target and metric.
 
     Holm's correction runs over all returned tests. Raises UserError where a and b were not scored
-    on the same patients. A pair absent for a target is skipped.
+    on the same patients. A pair or metric absent for a target is skipped.
     """
     table = _by_method(scores)
     targets = list(dict.fromkeys(target for _, _, target in table))
@@ -65,7 +65,7 @@ def paired_tests(scores, pairs, *, metrics=("psnr", "ssim", "mae"), seed: int) -
             sides = [table.get((*name.split(":", 1), target)) for name in (a, b)]
             if None in sides:
                 continue
-            for metric in metrics:
+            for metric in (m for m in metrics if any(m in side for side in sides)):
                 tests.append(_one_test(a, b, target, metric, sides, seed))
     adjusted = statistics.holm([t["p_wilcoxon"] for t in tests])
     for test, p in zip(tests, adjusted, strict=True):

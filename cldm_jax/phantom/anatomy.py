@@ -37,20 +37,20 @@ class Shape:
     sinus: tuple[float, float, float] | None  # frontal sinus semi-axes
 
 
-def draw_shape(rng: np.random.Generator) -> Shape:
-    age = rng.uniform()
+def draw_shape(rng: np.random.Generator, age: float) -> Shape:
+    """Measures of a head; age in [0, 1] widens what atrophy widens and changes no other draw."""
     has_sinus = rng.uniform() < 0.7
     sinus = tuple(float(v) for v in rng.uniform((10, 3, 8), (24, 5, 16)))
     return Shape(
         age=float(age),
-        length=float(np.clip(rng.normal(94, 3), 87, 101)),
-        width=float(np.clip(rng.normal(76, 2.5), 70, 82)),
-        height=float(np.clip(rng.normal(86, 2), 81, 90)),
-        scalp=float(rng.uniform(4.5, 7.5)),
-        skull=float(rng.uniform(5, 8.5)),
-        gap=float(rng.uniform(1.2, 2.2) + 2 * age),
+        length=float(np.clip(rng.normal(96, 3), 89, 102)),
+        width=float(np.clip(rng.normal(77, 2.5), 71, 83)),
+        height=float(np.clip(rng.normal(87, 2), 82, 90)),
+        scalp=float(rng.uniform(3.8, 6.3)),
+        skull=float(rng.uniform(4.6, 7.6)),
+        gap=float(rng.uniform(0.8, 1.6) + 1.5 * age),
         ribbon=float(rng.normal(3.0, 0.2)),
-        sulcus=float(0.10 + 0.14 * age),
+        sulcus=float(0.08 + 0.12 * age),
         depth=float(rng.uniform(13, 17)),
         fissure=float(0.8 + 1.2 * age),
         ventricle=float(np.clip(1 + 0.8 * age + rng.normal(0, 0.12), 0.8, 2.1)),
@@ -104,7 +104,7 @@ def _outer(rng, shape: Shape, grid: Grid, position, skin_depth, floor, skull):
     scalp = shape.scalp * (1 + 0.15 * smooth_field(rng, grid, 20))
     temporal = np.clip(1 - ((y - 12) / 34) ** 2 - ((z + 10) / 48) ** 2, 0, 1)
     side = np.clip((np.abs(x) / shape.width - 0.55) / 0.25, 0, 1)
-    muscle = 7 * np.sqrt(temporal) * side  # temporalis: thickest in the temple
+    muscle = 6 * np.sqrt(temporal) * side  # temporalis: thickest in the temple
     bone_depth = skin_depth - np.maximum(scalp, 3.5) - muscle
     lab[skin_depth > 1.8] = tissue.FAT
     lab[(bone_depth > -muscle) & (bone_depth <= 0)] = tissue.MUSCLE

@@ -61,6 +61,7 @@ def block_factor(spacing, target_mm: tuple[float, float, float]) -> tuple[int, i
 def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], dict]:
     """(fine labels uint8, output grid, block factor, record for truth.json)."""
     rng = stream(plan.seed, plan.key, "anatomy")
+    age = float(rng.uniform())
     if plan.source:
         volume = labels.read_labels(plan.source)
         grid = labels.covering_grid(volume.grid, plan.spacing)
@@ -72,7 +73,6 @@ def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], d
                 volume.grid.origin, volume.grid.shape, volume.grid.spacing, strict=True
             )
         )
-        age = float(rng.uniform())
         moved = warp.identity(fine)
         if plan.vary:
             moved = warp.draw_warp(
@@ -85,7 +85,7 @@ def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], d
         grid = embedded_grid(plan.shape, plan.spacing)
         factor = block_factor(plan.spacing, (1, 1, 2))
         fine = grid.refine(factor)
-        shape = anatomy.draw_shape(rng)
+        shape = anatomy.draw_shape(rng, age)
         moved = warp.draw_warp(
             rng, fine, rotation_deg=5, scale=(1, 1), shear=0.02, shift_mm=2, sd_mm=2.2,
             smooth_mm=26, centre=(0, 0, 0),

@@ -25,7 +25,6 @@ IMAGE_MAP, SOURCE_MAP, ERROR_MAP, SD_MAP = _MAPS = [
     matplotlib.colormaps[name].resampled(n)
     for name, n in (("gray", 96), ("inferno", 48), ("RdBu_r", 65), ("viridis", 47))
 ]
-_PACK = np.array([1 << 16, 1 << 8, 1], np.uint32)  # RGB to one number
 _PANEL = 1.5  # inches
 _DPIS = (130, 110, 90, 75, 60, 50)  # tried in turn
 _DEFAULT_WINDOW = {"HU": (-200.0, 1200.0), "fraction": (0.0, 1.0)}
@@ -52,16 +51,15 @@ def save(figure: Figure, path, *, indexed: bool) -> None:
 
 
 def _indexed(rgb: np.ndarray) -> Image.Image:
-    """[H, W, 3] uint8 -> image with the maps' palette; any other colour (edges of letters) is grey."""
+    """[H, W, 3] uint8 -> image with the maps' palette, every pixel its nearest colour of it."""
     palette = np.concatenate([m(np.arange(m.N), bytes=True)[:, :3] for m in _MAPS])
-    codes = palette.astype(np.uint32) @ _PACK
-    order = np.argsort(codes, kind="stable")
-    pixels = rgb.astype(np.uint32) @ _PACK
-    place = np.minimum(np.searchsorted(codes[order], pixels), len(codes) - 1)
-    found = order[place]
-    grey = np.rint(rgb.mean(axis=-1) / 255 * (IMAGE_MAP.N - 1)).astype(found.dtype)
-    index = np.where(codes[found] == pixels, found, grey)
-    picture = Image.fromarray(index.astype(np.uint8), mode="P")
+    height, width, _ = rgb.shape
+    codes = rgb.reshape(-1, 3).astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
+    colours = rgb.reshape(-1, 3)[first].astype(int)  # few: letters' edges besides the maps
+    distance = np.sum((colours[:, None] - palette[None].astype(int)) ** 2, axis=-1)
+    index = np.argmin(distance, axis=1).astype(np.uint8)[inverse]
+    picture = Image.fromarray(index.reshape(height, width))
     picture.putpalette(palette.tobytes())
     return picture
 
@@ -127,18 +125,25 @@ def _error_limit(target: dict) -> float:
     return float(limit if limit is not None else _DEFAULT_ERROR.get(target["units"], 0.3))
 
 
-def _error_text(case, prediction, units: str) -> str:
-    error = image.mae(prediction, case["real"], mask=case["mask"])
+def _error_text(case, prediction, target: dict) -> str:
+    """The slice's own MAE, clipped as the protocol clips where the target names its clip."""
+    real, units = case["real"], target["units"]
+    if target.get("clip") is not None:
+        prediction, real = np.clip(prediction, *target["clip"]), np.clip(real, *target["clip"])
+    error = image.mae(prediction, real, mask=case["mask"])
     return f"MAE {labels.number(error, 0 if units == 'HU' else 3)} {'HU' if units == 'HU' else ''}"
 
 
 def case_figure(target: dict, case: dict) -> Figure:
     """One case: images, signed errors, SD over samples (row left out where no method has one).
 
-    target: {"units", "window" (None: default), "error_window"}. Columns: PET, predictions, real.
+    target: {"units", and optionally "window", "error_window", "clip"}. Columns: PET, predictions, real.
     """
-    predictions, deviations = case["predictions"], case.get("sd") or {}
-    keys, units = list(predictions), target["units"]
+    predictions, units = case["predictions"], target["units"]
+    keys, deviations = list(predictions), {}
+    for key, sd in (case.get("sd") or {}).items():
+        if key in predictions and sd is not None:
+            deviations[key] = sd
     mask = np.asarray(case["mask"], bool).reshape(np.shape(case["real"]))
     case = dict(case, mask=mask)
     box, window, error_limit = _box(mask), _window(target), _error_limit(target)
@@ -165,7 +170,7 @@ def case_figure(target: dict, case: dict) -> Figure:
         axes = grid[1, 1 + i]
         error = np.where(mask, np.asarray(predictions[key], float) - case["real"], 0.0)
         last = _show(axes, error, box, (-error_limit, error_limit), ERROR_MAP)
-        axes.set_title(_error_text(case, predictions[key], units), fontsize=7, color=INK)
+        axes.set_title(_error_text(case, predictions[key], target), fontsize=7, color=INK)
     if keys:
         limits = (-error_limit, error_limit)
         _bar(figure, last, grid[1, :].tolist(), limits, f"error, {units}", middle=0)

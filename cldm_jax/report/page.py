@@ -92,10 +92,12 @@ def _draw(folder: pathlib.Path, summary, scores, gallery) -> dict:
         ):
             if figure is not None:
                 entry[key] = _inline(folder / _file_name(target, key), figure, indexed=False)
-        cases = gallery.get(target, {}).get("cases", [])
+        rule = (summary.get("protocol") or {}).get(target) or {}
+        look = {"clip": rule.get("clip"), **gallery.get(target, {})}
+        cases = look.get("cases", [])
         for i, case in enumerate(sorted(cases, key=lambda c: _ROLES.get(c["role"], 3))):
             name = _file_name(target, case["role"], i)
-            image = _inline(folder / name, figures.case_figure(gallery[target], case), indexed=True)
+            image = _inline(folder / name, figures.case_figure(look, case), indexed=True)
             entry["cases"].append((case, image))
         drawn[target] = entry
     if any(target["cases"] for target in gallery.values()):

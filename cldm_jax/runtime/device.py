@@ -4,6 +4,8 @@ import ctypes
 import os
 import pathlib
 import platform
+import shlex
+import sys
 
 CACHE_ENV = "CLDM_CACHE_DIR"  # "" switches the persistent compilation cache off
 HEAP_ENV = "CLDM_KEEP_HEAP"  # "0" leaves malloc as it is
@@ -37,6 +39,11 @@ def enable_compilation_cache() -> None:
     jax.config.update("jax_compilation_cache_max_size", 2 * 1024**3)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def command_line() -> str:
+    """The command as a user would type it again."""
+    return shlex.join(["python", "-m", "cldm_jax.main", *sys.argv[1:]])
 
 
 def describe() -> dict:
