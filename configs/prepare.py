@@ -32,7 +32,8 @@ def get_config(preset: str = "a6000") -> ml_collections.ConfigDict:
     config.slice_spacing_mm = config_dict.placeholder(float)  # mm; None = as scanned
     config.center = "pet"  # in-plane centre: pet (centre of PET intensity) | fov
     config.min_head_fraction = 0.08  # of a slice's area; slices with less head are left out
-    config.split_mode = "default"  # default | abstract (50 train, the rest val AND test) | manifest
+    # default | abstract (50 train, the rest val AND test) | manifest | external (all test)
+    config.split_mode = "default"
     config.split_fractions = (0.7, 0.1, 0.2)  # of people (groups): train, val, test
     config.split_seed = 0
     config.abstract_train_groups = 50  # split_mode abstract only
@@ -46,6 +47,9 @@ def get_config(preset: str = "a6000") -> ml_collections.ConfigDict:
     config.mr_rule = "volume_percentile"  # | train_percentile | volume_minmax_oracle
     config.mr_percentile = 99.5
     config.mr_high = 1.0
+    config.normalisers_from = (
+        ""  # prepared folder whose constants to use: for a test set from elsewhere
+    )
     config.allow_misaligned = False  # True: resample CT and MR to the PET through the affines
     config.mi_threshold = 0.05  # normalised mutual information of PET and target, at least
     config.shard_items = 2048  # slices per shard file; one shard per modality is held in memory

@@ -144,7 +144,7 @@ def test_ssim_windows_are_other_numbers(head):
     assert abs(default - wang(pred, target)) > 1e-4
     edges = image.ssim(pred, target, data_range=1.0, window="gaussian", crop=0)
     assert abs(edges - wang(pred, target)) > 1e-4  # whole map against the cropped one
-    assert abs(ours(*head)["ssim"] - wang(pred, target)) > 1e-2  # masked against whole
+    assert abs(ours(*head)["ssim"] - wang(pred, target)) > 5e-3  # masked against whole
 
 
 def test_eight_bit_images_lose_15_hu(head):
@@ -181,7 +181,8 @@ def test_averaging_slices_of_all_people_favours_long_scans():
 
 def test_exact_and_empty_slices_are_counted_not_dropped(head):
     pred, target, mask = head
-    volumes = [np.stack([x, y, z]) for x, y, z in zip(head, (target, target, mask), head)]
+    exact = target, target, mask
+    volumes = [np.stack([x, y, z]) for x, y, z in zip(head, exact, head, strict=True)]
     volumes[2] = np.stack([mask, mask, np.zeros_like(mask)])
     scores = score_volume(*volumes, np.ones(3, bool), CLDM, "ct")
     result = patient_mean(scores["psnr"])

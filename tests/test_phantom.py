@@ -84,7 +84,12 @@ def test_pet_noise_in_grey_matter():
 
 
 def test_ct_numbers(people, tissues):
-    for name, value, slack in (("grey", 37, 5), ("white", 28, 3), ("fluid", 8, 4), ("bone", 1150, 150)):
+    for name, value, slack in (
+        ("grey", 37, 5),
+        ("white", 28, 3),
+        ("fluid", 8, 4),
+        ("bone", 1150, 150),
+    ):
         assert mean_of(people, tissues, "ct", name).mean() == pytest.approx(value, abs=slack), name
     spread = [p[0]["ct"][t["white"]].std() for p, t in zip(people, tissues, strict=True)]
     assert 4 < min(spread) and max(spread) < 11
@@ -192,9 +197,7 @@ def test_easy_people_have_neither_noise_nor_disease():
 
 def test_twins_share_the_pet_and_the_brain_but_not_the_skull():
     small = dict(shape=(64, 76, 12), spacing=(3.0, 3.0, 8.0))
-    one, two = (
-        subject.simulate(plan(2, twin=t, acquisition=10 * t, **small))[0] for t in (0, 1)
-    )
+    one, two = (subject.simulate(plan(2, twin=t, acquisition=10 * t, **small))[0] for t in (0, 1))
     np.testing.assert_array_equal(one["pet"], two["pet"])
     brain = [np.isin(v["label"], tissue.BRAIN) for v in (one, two)]
     np.testing.assert_array_equal(*brain)

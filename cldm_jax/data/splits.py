@@ -8,7 +8,7 @@ from cldm_jax import files
 from cldm_jax.data.bids import SPLITS, Subject
 from cldm_jax.errors import UserError
 
-MODES = ("default", "abstract", "manifest")
+MODES = ("default", "abstract", "manifest", "external")
 
 
 def make_splits(
@@ -26,6 +26,7 @@ def make_splits(
     "abstract"  `abstract_train_groups` groups train; the rest are val AND test: the model is selected
                 on the people it is reported on, as in the abstract, and the report must say so
     "manifest"  as the cohort's split column says
+    "external"  everyone is test: people from elsewhere, for a model that was trained before
     Raises UserError when there are too few groups. The hash covers who is in which split.
     """
     if mode not in MODES:
@@ -33,6 +34,8 @@ def make_splits(
     if mode == "manifest":
         home = {s.group: s.split for s in subjects}
         ids = {k: [s.id for s in subjects if home[s.group] == k] for k in SPLITS}
+    elif mode == "external":
+        ids = {"train": [], "val": [], "test": [s.id for s in subjects]}
     else:
         groups = _shuffled_groups(subjects, seed)
         if mode == "default":
@@ -40,7 +43,7 @@ def make_splits(
         else:
             parts = _abstract(groups, abstract_train_groups)
         ids = {k: [s.id for s in subjects if s.group in parts[k]] for k in SPLITS}
-    if not ids["train"]:
+    if not ids["train"] and mode != "external":
         raise UserError("split", "nobody is in train", "Assign people to train")
     members = {k: sorted(v) for k, v in ids.items()}
     return {"mode": mode, "seed": seed, "hash": files.sha256_json(members), **ids}

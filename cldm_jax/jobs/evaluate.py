@@ -185,7 +185,9 @@ class Scorer:
 
 
 def _references(config, runs, prepared, rows, names, scorer) -> list[dict]:
-    images = {"floor_mean_image": references.population_mean(prepared, rows, names)}
+    images = {}
+    if prepared.subjects("train"):
+        images["floor_mean_image"] = references.population_mean(prepared, rows, names)
     for r in runs:
         if r.config["method"] == "ldm":
             images["ae_ceiling"] = _reconstruct(config, r, rows)

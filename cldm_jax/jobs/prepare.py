@@ -46,7 +46,7 @@ def run(config, workdir: str) -> None:
     )
     with _mapper(config.workers) as mapper:
         facts = _audit(config, settings, subjects, root, mapper)
-        fitted = _fit(settings, facts, set(parts["train"]))
+        fitted = _fit(config, settings, facts, set(parts["train"]))
         settings = dataclasses.replace(settings, normalisers=fitted)
         _check_disk(root, settings.grid, facts)
         entries, written = _write_slices(root, config, settings, subjects, facts, mapper)
@@ -58,6 +58,12 @@ def run(config, workdir: str) -> None:
 
 
 def _settings(config) -> Settings:
+    if (config.split_mode == "external") != bool(config.normalisers_from):
+        raise UserError(
+            "split_mode, normalisers_from",
+            "a set without training people, and only such a set, takes another set's constants",
+            "Give --config.split_mode=external --config.normalisers_from=<prepared folder>, or neither",
+        )
     if config.center not in ("pet", "fov"):
         raise UserError("center", f"unknown centre {config.center!r}", "Known: pet, fov")
     height, width = config.size
@@ -110,8 +116,15 @@ def _audit(config, settings, subjects, root: pathlib.Path, mapper) -> dict[str, 
     return facts
 
 
-def _fit(settings: Settings, facts: dict[str, Facts], train: set[str]):
-    """Normalisers of the modalities that the cohort has, fitted on training people only."""
+def _fit(config, settings: Settings, facts: dict[str, Facts], train: set[str]):
+    """Normalisers of the modalities that the cohort has, fitted on training people only.
+
+    With config.normalisers_from they are those of that prepared dataset: a test set from elsewhere is
+    brought to the range a model was trained on, and nothing is fitted on it.
+    """
+    if config.normalisers_from:
+        known = shards.Prepared(config.normalisers_from).index["modalities"]
+        return {name: intensity.from_json(m["normaliser"]) for name, m in known.items()}
     fitted = {}
     for name, spec in settings.normalisers.items():
         if not any(name in f.scales for f in facts.values()):

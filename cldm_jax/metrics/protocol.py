@@ -18,15 +18,16 @@ from cldm_jax.metrics.scores import METRICS, Pair
 class TargetProtocol:
     """How one target modality is scored.
 
-    units: short, for column heads; scale: what one unit is, in words.
-    clip: both images are clipped to it first. data_range: peak of PSNR and SSIM, equal to the
-    clip's width. mask: which pixels count, in words. background: value both images get outside
-    the mask before SSIM. window: a second, narrower range for `psnr_window`, or None.
+    units: short, for column heads; scale: what one unit is, in words. clip: both images are clipped
+    to it first; clip_errors: for MAE and mean error too. data_range: peak of PSNR and SSIM, equal
+    to the clip's width. mask: which pixels count, in words. background: value both images get
+    outside the mask before SSIM. window: a second, narrower range for `psnr_window`, or None.
     """
 
     units: str
     scale: str
     clip: tuple[float, float]
+    clip_errors: bool
     data_range: float
     mask: str
     background: float
@@ -105,6 +106,8 @@ class Protocol:
                 f"{name.upper()} in {rule.units} ({rule.scale}): both images clipped to "
                 f"[{low:g}, {high:g}], data range {rule.data_range:g}, scored inside the {rule.mask}."
             )
+            if not rule.clip_errors:
+                text += " MAE and mean error are of unclipped images."
             if rule.window is not None:
                 text += " A second PSNR uses the window [{:g}, {:g}].".format(*rule.window)
             lines.append(text)
@@ -145,6 +148,7 @@ PROTOCOLS = {
             units="HU",
             scale="Hounsfield units",
             clip=(-1024.0, 3000.0),
+            clip_errors=True,
             data_range=4024.0,
             mask=_HEAD,
             background=-1024.0,
@@ -154,6 +158,7 @@ PROTOCOLS = {
             units="fraction",
             scale="of the volume's own 99.5th foreground percentile",
             clip=(0.0, 1.0),
+            clip_errors=True,
             data_range=1.0,
             mask=_HEAD,
             background=0.0,
@@ -169,6 +174,7 @@ PROTOCOLS = {
             units="HU",
             scale="Hounsfield units",
             clip=(-1024.0, 3000.0),
+            clip_errors=False,
             data_range=4024.0,
             mask="given mask",
             background=-1024.0,
@@ -231,11 +237,10 @@ def score_volume(
             )
     else:
         pred, target, mask = pred[keep], target[keep], mask[keep]
-    pred, target = np.clip(pred, *rule.clip), np.clip(target, *rule.clip)
-    volume = Pair(pred, target, mask, rule, protocol.ssim)
-    slices = [
-        Pair(p, t, m, rule, protocol.ssim) for p, t, m in zip(pred, target, mask, strict=True)
-    ]
+    clipped = np.clip(pred, *rule.clip), np.clip(target, *rule.clip)
+    images = (*clipped, *(clipped if rule.clip_errors else (pred, target)), mask)
+    volume = Pair(*images, rule, protocol.ssim)
+    slices = [Pair(*planes, rule, protocol.ssim) for planes in zip(*images, strict=True)]
     scores = {}
     for name, metric in METRICS.items():
         if not metric.applies(rule):

@@ -14,10 +14,16 @@ AIR_HU, BONE_HU = -500.0, 300.0  # tissue limits of the CT-only scores
 
 
 class Pair(NamedTuple):
-    """A clipped prediction and target with their mask: [H, W], or [Z, H, W] for a volume."""
+    """A prediction and target with their mask: [H, W], or [Z, H, W] for a volume.
+
+    pred, target: clipped to the rule's range. error_pred, error_target: those that the absolute and
+    signed errors see, clipped or not as the rule says.
+    """
 
     pred: np.ndarray
     target: np.ndarray
+    error_pred: np.ndarray
+    error_target: np.ndarray
     mask: np.ndarray
     rule: object  # protocol.TargetProtocol
     ssim: str  # protocol.Protocol.ssim
@@ -56,11 +62,11 @@ def _psnr_window(pair: Pair) -> float:
 
 
 def _mae(pair: Pair) -> float:
-    return image.mae(pair.pred, pair.target, mask=pair.mask)
+    return image.mae(pair.error_pred, pair.error_target, mask=pair.mask)
 
 
 def _mean_error(pair: Pair) -> float:
-    return image.mean_error(pair.pred, pair.target, mask=pair.mask)
+    return image.mean_error(pair.error_pred, pair.error_target, mask=pair.mask)
 
 
 def _sharpness(pair: Pair) -> float:
@@ -94,16 +100,16 @@ def _ssim(pair: Pair) -> float:
 
 
 def _mae_air(pair: Pair) -> float:
-    return image.mae(pair.pred, pair.target, mask=pair.mask & (pair.target < AIR_HU))
+    return image.mae(pair.error_pred, pair.error_target, mask=pair.mask & (pair.target < AIR_HU))
 
 
 def _mae_soft(pair: Pair) -> float:
     soft = (pair.target >= AIR_HU) & (pair.target <= BONE_HU)
-    return image.mae(pair.pred, pair.target, mask=pair.mask & soft)
+    return image.mae(pair.error_pred, pair.error_target, mask=pair.mask & soft)
 
 
 def _mae_bone(pair: Pair) -> float:
-    return image.mae(pair.pred, pair.target, mask=pair.mask & (pair.target > BONE_HU))
+    return image.mae(pair.error_pred, pair.error_target, mask=pair.mask & (pair.target > BONE_HU))
 
 
 def _dice_bone(pair: Pair) -> float:

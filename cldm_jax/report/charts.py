@@ -14,7 +14,7 @@ _IS_FLOOR = "floor"
 
 
 def _colour(row: dict) -> str:
-    return BLUE if row["method"] == "ldm" else INK
+    return BLUE if labels.is_latent(row) else INK
 
 
 def _strip(axes) -> None:

@@ -38,6 +38,11 @@ def row_key(row: dict) -> str:
     return f"{row['method']}:{row['mode']}"
 
 
+def is_latent(row: dict) -> bool:
+    """True for a summary or score row of the latent diffusion model, whatever its run is called."""
+    return re.split(r"[_-]", row["method"])[0] == "ldm"
+
+
 def target_label(name: str) -> str:
     return _TARGETS.get(name, name)
 

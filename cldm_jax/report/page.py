@@ -30,11 +30,10 @@ def write_report(folder, summary: dict, scores: list[dict], gallery: dict, *, ti
     optionally controls, notes, run); absent or None numbers are printed as "not measured", and
     non-finite ones are stored as null. scores: rows with SCORE_COLUMNS. gallery: {target: {"units",
     "window", "error_window", "rule" (in words), "cases"}}, cases as in `figures`; may be empty.
-    index.html, which names everything else, is written last.
+    summary.json is written last: where it is, the report is whole.
     """
     folder = pathlib.Path(folder)
     summary = json_ready(summary)
-    files.write_json(folder / "summary.json", summary)
     files.write_text(folder / "scores.csv", _csv(scores))
     drawn = _draw(folder / "figures", summary, scores, gallery)
     environment = jinja2.Environment(
@@ -48,6 +47,7 @@ def write_report(folder, summary: dict, scores: list[dict], gallery: dict, *, ti
         _context(summary, scores, gallery, drawn, title)
     )
     files.write_text(folder / "index.html", page)
+    files.write_json(folder / "summary.json", summary)
     return str(folder / "index.html")
 
 

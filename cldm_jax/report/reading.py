@@ -133,7 +133,7 @@ def _above_floor(summary, target, rows) -> list[Check]:
 
 def _autoencoder_room(summary, target, rows) -> list[Check]:
     ceiling = _reference_psnr(summary, target, "ae_ceiling")
-    latent = [r for r in rows if r["method"] == "ldm"]
+    latent = [r for r in rows if labels.is_latent(r)]
     if ceiling is None or not latent:
         return []
     best = max(tables.mean_of(r, "psnr") for r in latent)

@@ -1,0 +1,52 @@
+"""Set before JAX starts: CPU, two devices so that sharding is always exercised, no silent broadcast."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=2"
+
+import pathlib
+
+import jax
+import pytest
+
+from cldm_jax.runtime import device
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+device.enable_compilation_cache()
+
+
+class Study:
+    """Every phase of the tiny preset, run once: paths only."""
+
+    def __init__(self, root: pathlib.Path):
+        self.root = root
+        self.data_root, self.ae, self.ldm, self.unet, self.report = (
+            root / name for name in ("data", "ae", "ldm", "unet", "report")
+        )
+        self.prepared = self.data_root / "prepared"
+
+    def config(self, name: str, **train):
+        """The tiny config of a method on this study's data."""
+        from configs import ae, ldm, unet
+
+        config = {"ae": ae, "ldm": ldm, "unet": unet}[name].get_config("tiny")
+        config.data.root = str(self.data_root)
+        if name == "ldm":
+            config.autoencoder.workdir = str(self.ae)
+        config.train.update(train)
+        return config
+
+
+@pytest.fixture(scope="session")
+def study(tmp_path_factory) -> Study:
+    from cldm_jax.jobs import evaluate, train
+    from configs import eval as eval_config
+
+    made = Study(tmp_path_factory.mktemp("study"))
+    for name in ("ae", "ldm", "unet"):
+        train.run(made.config(name), str(getattr(made, name)))
+    config = eval_config.get_config("tiny")
+    config.runs = f"{made.unet},{made.ldm}"
+    evaluate.run(config, str(made.report))
+    return made

@@ -1,0 +1,169 @@
+"""Layers against Flax's own, cheap initialisation against `module.init`, shapes of every network."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cldm_jax.models import layers
+from cldm_jax.models.autoencoder import Autoencoder, fit_patch_basis
+from cldm_jax.models.init import init_params
+from cldm_jax.models.latent_unet import LatentUNet
+from cldm_jax.models.unet import ClassUNet
+
+UNET = dict(
+    base_channels=8,
+    channel_mult=(1, 2),
+    num_res_blocks=1,
+    attn_levels=(1,),
+    groups=4,
+    dtype="float32",
+)
+AE = dict(
+    latent_channels=3,
+    num_classes=4,
+    stem_block=2,
+    base_channels=8,
+    channel_mult=(1,),
+    num_res_blocks=1,
+    middle_attention=False,
+    init_logvar=-8.0,
+)
+
+
+def random(shape, seed=0):
+    return jax.random.normal(jax.random.key(seed), shape)
+
+
+@pytest.mark.parametrize("size, stride", [(3, 1), (3, 2), (1, 1)])
+def test_conv_equals_flax(size, stride):
+    x = random((2, 8, 8, 5))
+    ours = layers.Conv(7, size, stride)
+    params = init_params(ours, jax.random.key(0), x)
+    theirs = nn.Conv(7, (size, size), (stride, stride))
+    np.testing.assert_allclose(
+        ours.apply({"params": params}, x), theirs.apply({"params": params}, x), atol=1e-5
+    )
+
+
+def test_group_norm_equals_flax():
+    x = 3 + 2 * random((2, 6, 6, 12))
+    params = {"scale": random((12,), 1), "bias": random((12,), 2)}
+    ours = layers.GroupNorm(4, activate=False).apply({"params": params}, x)
+    theirs = nn.GroupNorm(4, epsilon=1e-6).apply({"params": params}, x)
+    np.testing.assert_allclose(ours, theirs, atol=2e-5)
+
+
+def test_space_to_depth_is_lossless():
+    x = random((2, 8, 12, 3))
+    y = layers.space_to_depth(x, 4)
+    assert y.shape == (2, 2, 3, 48)
+    assert (layers.depth_to_space(y, 4) == x).all()
+
+
+def test_upsample_repeats_pixels():
+    x = random((1, 2, 3, 4))
+    np.testing.assert_array_equal(layers.upsample(x), x.repeat(2, 1).repeat(2, 2))
+
+
+def latent_unet_args():
+    label = jnp.array([1, 2])
+    return random((2, 8, 8, 3)), jnp.array([0, 999]), label, random((2, 8, 8, 12))
+
+
+def modules():
+    net = LatentUNet(latent_channels=3, num_classes=4, unet=UNET)
+    yield "latent_unet", net, latent_unet_args()
+    unet = ClassUNet(num_classes=4, unet=UNET)
+    yield "unet", unet, (random((2, 16, 16, 3)), jnp.array([1, 2]))
+    x, label = random((2, 16, 16, 1)), jnp.array([0, 2])
+    basis = fit_patch_basis(x, label, 4, 2, 3)
+    yield "autoencoder", Autoencoder(**AE), (x, label, basis, jnp.zeros((2, 8, 8, 3)))
+
+
+@pytest.mark.parametrize(
+    "name, net, args", list(modules()), ids=lambda v: v if isinstance(v, str) else ""
+)
+def test_cheap_init_has_the_shapes_and_scale_of_init(name, net, args):
+    ours = init_params(net, jax.random.key(3), *args)
+    theirs = net.init(jax.random.key(3), *args)["params"]
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
+    again = init_params(net, jax.random.key(3), *args)
+    other = init_params(net, jax.random.key(4), *args)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, ours, again)))
+    assert not all(jax.tree.leaves(jax.tree.map(np.array_equal, ours, other)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(ours):
+        names = [p.key for p in path]
+        if names[-1] == "kernel" and leaf.size > 500:
+            want = 0 if names[-2].endswith("_zero") else 1 / np.sqrt(np.prod(leaf.shape[:-1]))
+            assert abs(leaf.std() - want) < 0.15 * want + 1e-9, names
+
+
+def test_networks_start_at_zero_output():
+    _, net, args = next(iter(modules()))
+    params = init_params(net, jax.random.key(0), *args)
+    assert (net.apply({"params": params}, *args) == 0).all()
+
+
+def test_time_class_and_condition_reach_the_output():
+    _, net, args = next(iter(modules()))
+    params = init_params(net, jax.random.key(0), *args)
+    params = jax.tree.map(lambda p: p + 0.1 * random(p.shape, 5), params)
+    base = net.apply({"params": params}, *args)
+    zt, t, label, condition = args
+    for changed in (
+        (zt, t + 1, label, condition),
+        (zt, t, 3 - label, condition),
+        (zt, t, label, -condition),
+    ):
+        assert not np.allclose(net.apply({"params": params}, *changed), base)
+
+
+def test_remat_keeps_names_and_numbers():
+    _, net, args = next(iter(modules()))
+    remat = LatentUNet(latent_channels=3, num_classes=4, unet={**UNET, "remat": True})
+    params = init_params(net, jax.random.key(0), *args)
+    params = jax.tree.map(lambda p: p + 0.1 * random(p.shape, 5), params)
+    np.testing.assert_allclose(
+        remat.apply({"params": params}, *args), net.apply({"params": params}, *args), atol=1e-5
+    )
+
+
+def test_patch_basis_is_orthonormal_and_is_pca():
+    x, label = random((8, 16, 16, 1)), jnp.array([1] * 8)
+    basis = fit_patch_basis(x, label, 4, 2, 3)
+    gram = np.einsum("cpi,cpj->cij", basis["components"], basis["components"])
+    np.testing.assert_allclose(gram, np.broadcast_to(np.eye(3), (4, 3, 3)), atol=1e-5)
+    patches = np.asarray(layers.space_to_depth(x, 2)).reshape(-1, 4)
+    _, _, vt = np.linalg.svd(patches - patches.mean(0), full_matrices=False)
+    cosine = np.abs((basis["components"][1] * vt[:3].T).sum(0))
+    np.testing.assert_allclose(cosine, 1, atol=1e-4)
+
+
+def test_autoencoder_starts_at_the_linear_ceiling():
+    """Before training, decode(encode(x)) is the rank-3 projection of every 2x2 patch."""
+    x, label = random((4, 16, 16, 1)), jnp.array([0, 1, 2, 2])
+    net, basis = Autoencoder(**AE), None
+    basis = fit_patch_basis(x, label, 4, 2, 3)
+    eps = jnp.zeros((4, 8, 8, 3))
+    params = init_params(net, jax.random.key(0), x, label, basis, eps)
+    x_hat, mean, logvar = net.apply({"params": params}, x, label, basis, eps)
+    assert mean.shape == (4, 8, 8, 3) and (logvar == -8).all()
+    patches = np.asarray(layers.space_to_depth(x, 2))
+    for i, code in enumerate(label.tolist()):
+        v, m = basis["components"][code], basis["mean"][code]
+        want = (patches[i] - m) @ v @ v.T + m
+        got = np.asarray(layers.space_to_depth(x_hat[i : i + 1], 2))[0]
+        np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def test_plain_autoencoder_factor():
+    plain = Autoencoder(
+        **{**AE, "stem_block": 1, "channel_mult": (1, 2, 2), "middle_attention": True}
+    )
+    x, label = random((1, 16, 16, 1)), jnp.array([1])
+    eps = jnp.zeros((1, 4, 4, 3))
+    params = init_params(plain, jax.random.key(0), x, label, None, eps)
+    x_hat, mean, _ = plain.apply({"params": params}, x, label, None, eps)
+    assert plain.factor == 4 and x_hat.shape == x.shape and mean.shape == (1, 4, 4, 3)

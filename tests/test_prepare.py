@@ -1,0 +1,355 @@
+"""The prepare job end to end on small cohorts: what is stored, what stops it, what it repeats."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from data_heads import affine_of, make_head, write_cohort
+
+from cldm_jax.data import intensity, nifti, shards
+from cldm_jax.data.convert import source_slices
+from cldm_jax.data.grid import ModelGrid, from_grid
+from cldm_jax.errors import UserError
+from cldm_jax.jobs import prepare
+from configs.prepare import PRESETS, get_config
+
+ALL = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
+PEOPLE = {
+    "p0": dict(names=ALL),
+    "p1": dict(group="twin"),
+    "p2": dict(group="twin"),
+    "p3": dict(names=("pet", "ct")),
+    "p4": dict(names=("pet", "mr")),
+    "p5": dict(),
+}
+
+
+def _config(folder, **changes):
+    config = get_config("tiny")
+    config.cohort = str(folder)
+    config.shard_items = 40
+    config.size, config.spacing_mm = (
+        (44, 40),
+        (5.0, 5.0),
+    )  # the fixture's own spacing: no resampling
+    for key, value in changes.items():
+        config[key] = value
+    return config
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cohort")
+    write_cohort(folder, PEOPLE)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prepared(cohort, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("work") / "prepared"
+    prepare.run(_config(cohort), str(folder))
+    return shards.Prepared(folder, verify=True)
+
+
+def _entry(prepared, name):
+    ids = [s["id"] for s in prepared.index["subjects"]]
+    return ids.index(name), prepared.index["subjects"][ids.index(name)]
+
+
+def test_the_index(prepared):
+    index = prepared.index
+    assert index["format"] == "cldm_jax-slices" and index["kind"] == "images"
+    assert index["contrast"] == "unknown" and index["protocol"] == "cldm"
+    assert index["grid"] == {
+        "size": [44, 40],
+        "spacing_mm": [5.0, 5.0],
+        "slice_spacing_mm": None,
+        "center": "pet",
+    }
+    assert {m: v["code"] for m, v in index["modalities"].items()} == {"pet": 0, "ct": 1, "mr": 2}
+    assert [s["id"] for s in index["subjects"]] == sorted(PEOPLE)
+    for subject in index["subjects"]:
+        wanted = set(PEOPLE[subject["id"]].get("names", ("pet", "ct", "mr"))) | {"mask"}
+        assert set(subject["volumes"]) == wanted
+        assert len(subject["keep"]) == subject["n_slices"] == 18
+        assert 8 <= sum(subject["keep"]) < 18  # the ends show no head
+        assert subject["id"] in index["splits"][subject["split"]]
+    assert json.loads(json.dumps(index)) == index
+
+
+def test_stored_volumes_are_the_files(prepared, cohort):
+    """Back in units and on the scan's own voxels: the input, to the clip and the uint16 steps."""
+    i, entry = _entry(prepared, "p0")
+    for name in ALL:
+        volume = nifti.read_volume(cohort / "p0" / f"{name}.nii.gz")
+        stored = entry["volumes"][name]
+        assert stored["sha256"] == volume.sha256
+        base = intensity.base_modality(name)
+        spec = intensity.from_json(prepared.index["modalities"][base]["normaliser"])
+        assert np.isclose(stored["scale"], intensity.volume_scale(spec, volume.array))
+        units = intensity.from_model(spec, prepared.read(i, name), stored["scale"])
+        back = from_grid(
+            units, entry["grid_affine"], volume.array.shape, volume.affine, fill=np.nan
+        )
+        inside = np.isfinite(back)
+        assert inside.mean() > 0.9
+        expected = np.clip(volume.array, spec.low * stored["scale"], spec.high * stored["scale"])
+        step = (spec.high - spec.low) * stored["scale"] / 65535
+        assert np.abs(back - expected)[inside].max() < 0.6 * step + 1e-3
+
+
+def test_reacquisitions_have_their_own_scale(prepared):
+    _, entry = _entry(prepared, "p0")
+    first, second = (entry["volumes"][m]["scale"] for m in ("mr", "mr_reacq"))
+    assert first != second and np.isclose(first, second, rtol=0.05)
+
+
+def test_the_head_is_centred_and_masked(prepared):
+    for i in range(len(PEOPLE)):
+        head = prepared.read(i, "mask") > 0
+        pet = prepared.read(i, "pet") + 1
+        index = np.nonzero(pet > 0.2)
+        centre = [(k * pet[index]).sum() / pet[index].sum() for k in index]
+        assert abs(centre[1] - 21.5) < 1 and abs(centre[2] - 19.5) < 1
+        target = "ct" if prepared.has(i, "ct") else "mr"
+        inside, outside = (prepared.read(i, target)[m].mean() for m in (head, ~head))
+        assert inside > outside + 0.2
+        area = head.mean((1, 2))
+        keep = np.array(prepared.index["subjects"][i]["keep"])
+        assert area[keep].min() >= 0.08 and (area[~keep] < 0.08).all()
+
+
+def test_people_are_not_parted_and_constants_come_from_training(prepared, cohort):
+    index = prepared.index
+    home = {s["id"]: s["split"] for s in index["subjects"]}
+    assert home["p1"] == home["p2"] and set(home.values()) == {"train", "val", "test"}
+    for name in ("pet", "mr"):
+        scales = {
+            s["id"]: s["volumes"][name]["scale"] for s in index["subjects"] if name in s["volumes"]
+        }
+        train = [v for k, v in scales.items() if home[k] == "train"]
+        fitted = index["modalities"][name]["normaliser"]["population_scale"]
+        assert np.isclose(fitted, np.median(train))
+    assert not np.isclose(fitted, np.median(list(scales.values())))  # negative control: MR
+
+
+def test_constants_ignore_the_other_people(cohort, tmp_path):
+    """Changing a test person's intensities leaves the constants; a training person's moves them."""
+    constants = {}
+    for case in ("as it is", "test x9", "train x9"):
+        folder = tmp_path / case.replace(" ", "-")
+        shutil.copytree(cohort, folder)
+        plan = {"p0": "train", "p1": "val", "p2": "val", "p3": "train", "p4": "train", "p5": "test"}
+        text = (folder / "manifest.csv").read_text().splitlines()
+        rows = [r.split(",") for r in text]
+        for row in rows[1:]:
+            row[2] = plan[row[0]]
+        (folder / "manifest.csv").write_text("\n".join(",".join(r) for r in rows))
+        if case != "as it is":
+            who = "p5" if case == "test x9" else "p0"
+            path = folder / who / "mr.nii.gz"
+            volume = nifti.read_volume(path)
+            nifti.write_volume(path, volume.array * 9, volume.affine, dtype=np.float32)
+        prepare.run(_config(folder, split_mode="manifest"), str(tmp_path / f"out-{folder.name}"))
+        index = shards.Prepared(tmp_path / f"out-{folder.name}").index
+        constants[case] = index["modalities"]["mr"]["normaliser"]["population_scale"]
+    assert constants["as it is"] == constants["test x9"] != constants["train x9"]
+
+
+def test_a_new_person_is_converted_like_the_stored_ones(prepared, cohort):
+    """Without any target file: prediction sees the slices that training saw."""
+    index = prepared.index
+    spec = intensity.from_json(index["modalities"]["pet"]["normaliser"])
+    for name in ("p0", "p4"):
+        i, entry = _entry(prepared, name)
+        pet = nifti.read_volume(cohort / name / "pet.nii.gz")
+        model_grid = ModelGrid.from_index(index["grid"])
+        slices, affine = source_slices(pet, model_grid, index["grid"]["center"], spec)
+        assert np.abs(slices - prepared.read(i, "pet")).max() < 2e-5
+        np.testing.assert_allclose(affine, entry["grid_affine"])
+
+
+def test_resampled_grids_agree_in_world_space(cohort, prepared, tmp_path):
+    """Another spacing in all three directions: the same anatomy at the same millimetres."""
+    prepare.run(
+        _config(cohort, size=(64, 56), spacing_mm=(3.0, 3.5), slice_spacing_mm=4.0, center="fov"),
+        str(tmp_path / "fine"),
+    )
+    fine = shards.Prepared(tmp_path / "fine", verify=True)
+    assert fine.index["subjects"][0]["n_slices"] == 36
+    shape, affine = (30, 30, 20), affine_of((30, 30, 20), (5, 5, 6))
+    views = []
+    for p in (prepared, fine):
+        entry = p.index["subjects"][0]
+        views.append(from_grid(p.read(0, "pet"), entry["grid_affine"], shape, affine, fill=-1))
+
+    def likeness(other):
+        return np.corrcoef(views[0].ravel(), other.ravel())[0, 1]
+
+    here = likeness(views[1])
+    assert here > 0.98
+    for axis in range(3):  # negative controls: 5 or 6 mm off in any direction is worse
+        for step in (-1, 1):
+            assert likeness(np.roll(views[1], step, axis)) < here - 0.01
+
+
+def test_workers_and_order_change_nothing(cohort, prepared, tmp_path):
+    prepare.run(_config(cohort, workers=2), str(tmp_path / "two"))
+    assert shards.Prepared(tmp_path / "two").index["fingerprint"] == prepared.index["fingerprint"]
+    for name, shard in prepared.index["shards"].items():
+        assert (tmp_path / "two" / name).exists()
+        assert shards.Prepared(tmp_path / "two").index["shards"][name] == shard
+
+
+# Running again
+
+
+def test_the_same_again_is_nothing_to_do(cohort, tmp_path, capsys):
+    work = tmp_path / "work"
+    prepare.run(_config(cohort), str(work))
+    before = {p.name: p.stat().st_mtime_ns for p in work.iterdir()}
+    capsys.readouterr()
+    prepare.run(_config(cohort, workers=0), str(work))
+    assert "nothing to do" in capsys.readouterr().out
+    assert {p.name: p.stat().st_mtime_ns for p in work.iterdir()} == before
+    with pytest.raises(UserError, match="center, split_seed"):
+        prepare.run(_config(cohort, split_seed=4, center="fov"), str(work))
+    assert {p.name: p.stat().st_mtime_ns for p in work.iterdir()} == before
+
+
+def test_other_files_are_noticed(cohort, tmp_path):
+    folder, work = tmp_path / "cohort", tmp_path / "work"
+    shutil.copytree(cohort, folder)
+    prepare.run(_config(folder), str(work))
+    moved = tmp_path / "elsewhere"
+    os.rename(folder, moved)
+    prepare.run(_config(moved), str(work))  # the content counts, not the place
+    nifti.write_volume(moved / "p5" / "ct.nii.gz", make_head(99)["ct"], affine_of(), dtype=np.int16)
+    with pytest.raises(UserError, match="other files or people"):
+        prepare.run(_config(moved), str(work))
+    (moved / "p5" / "ct.nii.gz").unlink()
+    with pytest.raises(UserError, match="no such file"):
+        prepare.run(_config(moved), str(work))
+
+
+def test_an_interrupted_run_starts_cleanly(cohort, prepared, tmp_path, monkeypatch):
+    work = tmp_path / "work"
+    real = shards.write_index
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, "write_index", killed)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.run(_config(cohort), str(work))
+    assert list(work.glob("*.npy")) and not (work / "index.json").exists()
+    with pytest.raises(UserError, match="not finished"):
+        shards.Prepared(work)
+    monkeypatch.setattr(shards, "write_index", real)
+    (work / "pet-00009.npy").write_bytes(b"left over")
+    prepare.run(_config(cohort), str(work))
+    assert not (work / "pet-00009.npy").exists()
+    index = shards.Prepared(work, verify=True).index
+    assert index["fingerprint"] == prepared.index["fingerprint"]
+
+
+def test_somebody_elses_folder_is_left_alone(cohort, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="other files"):
+        prepare.run(_config(cohort), str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
+
+
+# What stops it
+
+
+def test_every_error_is_listed_and_nothing_is_prepared(cohort, tmp_path, capsys):
+    folder, work = tmp_path / "cohort", tmp_path / "work"
+    shutil.copytree(cohort, folder)
+    (folder / "p1" / "ct.nii.gz").write_bytes(b"")
+    shutil.copy(folder / "p3" / "ct.nii.gz", folder / "p5" / "ct.nii.gz")
+    array = make_head(2)["mr"]
+    array[4, 4, 4] = np.inf
+    nifti.write_volume(folder / "p2" / "mr.nii.gz", array, affine_of(), dtype=np.float32)
+    with pytest.raises(UserError) as caught:
+        prepare.run(_config(folder), str(work))
+    page = capsys.readouterr().out
+    for text in (page, str(caught.value)):
+        for fragment in ("p1", "empty", "p2", "infinite", "p5", "the same image as p3 ct"):
+            assert fragment in text
+    report = json.loads((work / "audit.json").read_text())
+    assert sorted({f["subject"] for f in report["findings"]}) == ["p1", "p2", "p5"]
+    assert [p.name for p in work.iterdir()] == ["audit.json"]
+    # Repaired, the same command goes on in the same folder.
+    for name, volume in (("p1", "ct"), ("p2", "mr"), ("p5", "ct")):
+        shutil.copy(cohort / name / f"{volume}.nii.gz", folder / name / f"{volume}.nii.gz")
+    prepare.run(_config(folder), str(work))
+    assert (work / "index.json").exists()
+
+
+@pytest.mark.parametrize(
+    "changes,fragment",
+    [
+        (dict(pet_rule="slice_minmax"), "cannot be inverted"),
+        (dict(center="brain"), "unknown centre"),
+        (dict(size=(4, 4)), "at least 8"),
+        (dict(split_mode="abstract"), "50 wanted"),
+        (dict(split_mode="manifest"), "nobody is in train"),
+        (dict(min_head_fraction=0.99), "enough head"),
+        (dict(folder="/no/such/cohort"), "no such file or folder"),
+    ],
+)
+def test_refused_settings(cohort, tmp_path, changes, fragment):
+    with pytest.raises(UserError, match=fragment):
+        prepare.run(_config(**{"folder": cohort, **changes}), str(tmp_path / "work"))
+    assert not (tmp_path / "work" / "index.json").exists()
+
+
+def test_a_target_nobody_trains_on(tmp_path):
+    """MR only in test: its population scale would have to come from test people."""
+    people = {
+        "a": dict(names=("pet", "ct"), split="train"),
+        "b": dict(names=("pet", "ct"), split="val"),
+        "c": dict(split="test"),
+    }
+    write_cohort(tmp_path / "cohort", people)
+    with pytest.raises(UserError, match="no training person has mr"):
+        prepare.run(_config(tmp_path / "cohort", split_mode="manifest"), str(tmp_path / "work"))
+
+
+def test_oracle_rules_are_labelled(cohort, tmp_path):
+    rules = {f"{m}_rule": "volume_minmax_oracle" for m in ("pet", "ct", "mr")}
+    prepare.run(_config(cohort, **rules), str(tmp_path / "work"))
+    prepared = shards.Prepared(tmp_path / "work")
+    assert prepared.index["protocol"] == "abstract-oracle"
+    volume = nifti.read_volume(cohort / "p0" / "ct.nii.gz").array
+    stored = prepared.index["subjects"][0]["volumes"]["ct"]
+    assert stored["origin"] == volume.min() and stored["scale"] == volume.max() - volume.min()
+    assert prepared.read(0, "ct").max() == 1
+
+
+def test_contrast_and_name_come_from_the_cohort(cohort, tmp_path):
+    folder = tmp_path / "cohort"
+    shutil.copytree(cohort, folder)
+    (folder / "manifest.json").write_text('{"name": "heads", "contrast": "simulated"}')
+    prepare.run(_config(folder), str(tmp_path / "work"))
+    index = shards.Prepared(tmp_path / "work").index
+    assert (index["name"], index["contrast"]) == ("heads", "simulated")
+
+
+# Config
+
+
+def test_presets():
+    assert set(PRESETS) == {"tiny", "quick", "cpu", "a6000", "multi"}
+    for preset in PRESETS:
+        config = get_config(preset)
+        assert config.job == "prepare" and config.preset == preset and config.is_locked
+        prepare._settings(config)
+        config.slice_spacing_mm = 1.5
+    with pytest.raises(ValueError, match="tiny, quick"):
+        get_config("huge")
+    with pytest.raises(AttributeError):
+        config.mi_treshold = 1
