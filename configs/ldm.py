@@ -34,12 +34,12 @@ def get_config(preset: str = "a6000"):
     }
     c.encode_batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)  # slices
     c.train = common.train(preset)
-    c.train.num_train_steps = common.pick(preset, tiny=20, quick=1200, cpu=7000, a6000=150_000)
+    c.train.num_train_steps = common.pick(preset, tiny=20, quick=900, cpu=7000, a6000=150_000)
     c.recipe = {
         "model": {
             "num_classes": ae.NUM_CLASSES,
             "unet": {
-                "base_channels": common.pick(preset, tiny=8, quick=32, cpu=32, a6000=128),
+                "base_channels": common.pick(preset, tiny=8, quick=24, cpu=32, a6000=128),
                 "channel_mult": common.pick(
                     preset, tiny=(1, 2), quick=(1, 2, 4), cpu=(1, 2, 4), a6000=(1, 2, 4)
                 ),

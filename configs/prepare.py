@@ -47,9 +47,8 @@ def get_config(preset: str = "a6000") -> ml_collections.ConfigDict:
     config.mr_rule = "volume_percentile"  # | train_percentile | volume_minmax_oracle
     config.mr_percentile = 99.5
     config.mr_high = 1.0
-    config.normalisers_from = (
-        ""  # prepared folder whose constants to use: for a test set from elsewhere
-    )
+    # Prepared folder whose constants to use, with split_mode external: a test set from elsewhere.
+    config.normalisers_from = ""
     config.allow_misaligned = False  # True: resample CT and MR to the PET through the affines
     config.mi_threshold = 0.05  # normalised mutual information of PET and target, at least
     config.shard_items = 2048  # slices per shard file; one shard per modality is held in memory

@@ -4,7 +4,8 @@ Command:  python main.py --config=configs/simulate.py:quick --workdir=runs/cohor
           python main.py --config=configs/simulate.py:cpu --workdir=runs/heads \
               --config.labels=LABELS --config.variants_per_head=8
 Hardware: CPU only.
-Time:     tiny, quick, cpu and a6000: see the table in docs/phantom.md; multi equals a6000.
+Time:     CPU seconds per person: tiny 0.3, quick 1, cpu 2, a6000 and multi 12 (measured on a shared
+          two-core machine, table in docs/phantom.md; whole a6000 and multi cohorts: not measured).
 """
 
 import ml_collections

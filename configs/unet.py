@@ -15,12 +15,12 @@ def get_config(preset: str = "a6000"):
     c.method = "unet"
     c.data = common.data(preset)
     c.train = common.train(preset)
-    c.train.num_train_steps = common.pick(preset, tiny=20, quick=600, cpu=3000, a6000=100_000)
+    c.train.num_train_steps = common.pick(preset, tiny=20, quick=400, cpu=3000, a6000=100_000)
     c.recipe = {
         "model": {
             "num_classes": ae.NUM_CLASSES,
             "unet": {
-                "base_channels": common.pick(preset, tiny=4, quick=16, cpu=16, a6000=64),
+                "base_channels": common.pick(preset, tiny=4, quick=12, cpu=16, a6000=64),
                 "channel_mult": common.pick(
                     preset,
                     tiny=(1, 2, 4),

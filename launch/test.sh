@@ -10,4 +10,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 bash launch/setup.sh
 "$VENV_PYTHON" -m ruff check .
 "$VENV_PYTHON" -m ruff format --check .
-"$VENV_PYTHON" -m pytest "$@"
+"$VENV_PYTHON" -m pytest -n 2 --dist loadgroup "$@"

@@ -16,6 +16,13 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 device.enable_compilation_cache()
 
 
+def pytest_collection_modifyitems(items):
+    """One worker per file, and one for all that uses the study, when run with `-n`."""
+    for item in items:
+        group = "study" if "study" in item.fixturenames else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 class Study:
     """Every phase of the tiny preset, run once: paths only."""
 

@@ -39,7 +39,8 @@ ONLY_IN = {
     "tensorboardX": ("runtime.writers",),
     "clu": ("runtime.writers", "jobs.train"),
 }
-SHARED_METHODS = ("methods.base", "methods.common", "methods.codec")  # all that one method may import from another's
+# All that one method may import from the others.
+SHARED_METHODS = ("methods.base", "methods.common", "methods.codec")
 
 
 def is_inside(module: str, rooms) -> bool:

@@ -6,6 +6,7 @@ import difflib
 import pathlib
 import re
 
+from cldm_jax import files
 from cldm_jax.errors import UserError
 
 VOLUMES = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
@@ -61,6 +62,26 @@ def check_id(value: str, where) -> str:
         reason = f"{value[:80]!r} is not a usable subject or group id"
         raise UserError(where, reason, "Use 1 to 64 of A-Z a-z 0-9 . _ - (no leading . or -)")
     return value
+
+
+def provenance(path) -> tuple[str, str]:
+    """(name, contrast) from what lies beside the data; a cohort that says nothing is "unknown"."""
+    folder = pathlib.Path(path)
+    folder = folder if folder.is_dir() else folder.parent
+    for file in ("manifest.json", "dataset_description.json"):
+        if (folder / file).is_file():
+            try:
+                found = files.read_json(folder / file)
+                name, contrast = (
+                    found.get("name") or found["Name"],
+                    found.get("contrast", "unknown"),
+                )
+            except (ValueError, KeyError, AttributeError) as e:
+                raise UserError(
+                    folder / file, f"not readable ({e!r})", "Repair or remove it"
+                ) from e
+            return str(name), str(contrast)
+    return folder.resolve().name, "unknown"
 
 
 def _read_csv(path: pathlib.Path) -> list[Subject]:

@@ -48,6 +48,8 @@ def run(config, workdir: str) -> None:
         facts = _audit(config, settings, subjects, root, mapper)
         fitted = _fit(config, settings, facts, set(parts["train"]))
         settings = dataclasses.replace(settings, normalisers=fitted)
+        if config.normalisers_from:
+            _check_external(config, settings, subjects, facts)
         _check_disk(root, settings.grid, facts)
         entries, written = _write_slices(root, config, settings, subjects, facts, mapper)
     index = _index(config, settings, subjects, facts, parts, entries, written)
@@ -58,24 +60,12 @@ def run(config, workdir: str) -> None:
 
 
 def _settings(config) -> Settings:
-    if (config.split_mode == "external") != bool(config.normalisers_from):
-        raise UserError(
-            "split_mode, normalisers_from",
-            "a set without training people, and only such a set, takes another set's constants",
-            "Give --config.split_mode=external --config.normalisers_from=<prepared folder>, or neither",
-        )
     if config.center not in ("pet", "fov"):
         raise UserError("center", f"unknown centre {config.center!r}", "Known: pet, fov")
     height, width = config.size
     if min(height, width) < 8 or min(config.spacing_mm) <= 0:
         reason = f"size {config.size}, spacing {config.spacing_mm} mm"
         raise UserError("size, spacing_mm", reason, "Give (rows, columns), at least 8, and mm > 0")
-    rules = {}
-    for name in intensity.MODALITIES:
-        low, high = config.ct_window if name == "ct" else (0.0, config[f"{name}_high"])
-        percentile = None if name == "ct" else config[f"{name}_percentile"]
-        rule = config[f"{name}_rule"]
-        rules[name] = intensity.make(name, rule, low=low, high=high, percentile=percentile)
     model_grid = grid.ModelGrid((height, width), tuple(config.spacing_mm), config.slice_spacing_mm)
     return Settings(
         model_grid,
@@ -83,8 +73,28 @@ def _settings(config) -> Settings:
         config.allow_misaligned,
         config.mi_threshold,
         config.min_head_fraction,
-        rules,
+        _rules(config),
     )
+
+
+def _rules(config) -> dict[str, intensity.Normaliser]:
+    """Unfitted normalisers of the config, or the fitted ones of config.normalisers_from."""
+    if (config.split_mode == "external") != bool(config.normalisers_from):
+        raise UserError(
+            "split_mode, normalisers_from",
+            "a set without training people, and only such a set, takes another set's constants",
+            "Give --config.split_mode=external --config.normalisers_from=<prepared folder>, or neither",
+        )
+    if config.normalisers_from:
+        known = shards.Prepared(config.normalisers_from).index["modalities"]
+        return {name: intensity.from_json(m["normaliser"]) for name, m in known.items()}
+    rules = {}
+    for name in intensity.MODALITIES:
+        low, high = config.ct_window if name == "ct" else (0.0, config[f"{name}_high"])
+        percentile = None if name == "ct" else config[f"{name}_percentile"]
+        rule = config[f"{name}_rule"]
+        rules[name] = intensity.make(name, rule, low=low, high=high, percentile=percentile)
+    return rules
 
 
 # First pass: audit
@@ -119,12 +129,11 @@ def _audit(config, settings, subjects, root: pathlib.Path, mapper) -> dict[str, 
 def _fit(config, settings: Settings, facts: dict[str, Facts], train: set[str]):
     """Normalisers of the modalities that the cohort has, fitted on training people only.
 
-    With config.normalisers_from they are those of that prepared dataset: a test set from elsewhere is
-    brought to the range a model was trained on, and nothing is fitted on it.
+    With config.normalisers_from nothing is fitted: a test set from elsewhere is brought to the range
+    that a model was trained on.
     """
     if config.normalisers_from:
-        known = shards.Prepared(config.normalisers_from).index["modalities"]
-        return {name: intensity.from_json(m["normaliser"]) for name, m in known.items()}
+        return settings.normalisers
     fitted = {}
     for name, spec in settings.normalisers.items():
         if not any(name in f.scales for f in facts.values()):
@@ -133,6 +142,25 @@ def _fit(config, settings: Settings, facts: dict[str, Facts], train: set[str]):
         scales, origins = ([getattr(f, k)[name] for f in people] for k in ("scales", "origins"))
         fitted[name] = intensity.fit(spec, scales, origins)
     return fitted
+
+
+def _check_external(config, settings: Settings, subjects, facts: dict[str, Facts]) -> None:
+    """An external set fits the model's data: its grid, its modalities, and none of its people."""
+    home = shards.Prepared(config.normalisers_from).index
+    if _grid_json(settings) != home["grid"]:
+        reason = f"{_grid_json(settings)} is not the grid of {config.normalisers_from}"
+        raise UserError("size, spacing_mm, slice_spacing_mm, center", reason, f"Use {home['grid']}")
+    seen = {
+        volume["sha256"]: f"{s['id']} {name} ({s['split']})"
+        for s in home["subjects"]
+        for name, volume in s["volumes"].items()
+        if name != "mask"
+    }
+    for subject in subjects:
+        for name, sha256 in facts[subject.id].sha256.items():
+            if sha256 in seen:
+                reason = f"the same file as {seen[sha256]} of {config.normalisers_from}"
+                raise UserError(subject.files[name], reason, "An external set needs other people")
 
 
 # Second pass: write
@@ -174,10 +202,22 @@ def _write_slices(root, config, settings: Settings, subjects, facts, mapper):
     return entries, written
 
 
+def _grid_json(settings: Settings) -> dict:
+    size, spacing = list(settings.grid.size), [float(s) for s in settings.grid.spacing_mm]
+    slice_spacing = settings.grid.slice_spacing_mm
+    center = settings.center
+    return {
+        "size": size,
+        "spacing_mm": spacing,
+        "slice_spacing_mm": slice_spacing,
+        "center": center,
+    }
+
+
 def _index(config, settings: Settings, subjects, facts, parts, entries, written) -> dict:
     home = {i: k for k in ("train", "val", "test") for i in parts[k]}  # abstract mode: "test"
     entries = [{**e, "split": home[e["id"]]} for e in entries]
-    name, contrast = _provenance(pathlib.Path(config.cohort))
+    name, contrast = bids.provenance(config.cohort)
     modalities = {
         m: {
             "code": intensity.MODALITIES[m].code,
@@ -193,12 +233,7 @@ def _index(config, settings: Settings, subjects, facts, parts, entries, written)
         "contrast": contrast,
         "protocol": "abstract-oracle" if oracle else "cldm",
         "config": config.to_dict(),
-        "grid": {
-            "size": list(settings.grid.size),
-            "spacing_mm": list(settings.grid.spacing_mm),
-            "slice_spacing_mm": settings.grid.slice_spacing_mm,
-            "center": settings.center,
-        },
+        "grid": _grid_json(settings),
         "modalities": modalities,
         "encoding": shards.ENCODINGS["uint16"],
         "inputs": _inputs_hash(subjects, {k: f.sha256 for k, f in facts.items()}),
@@ -206,25 +241,6 @@ def _index(config, settings: Settings, subjects, facts, parts, entries, written)
         "splits": parts,
         "shards": written,
     }
-
-
-def _provenance(cohort: pathlib.Path) -> tuple[str, str]:
-    """(name, contrast) from what lies beside the data; a cohort that says nothing is "unknown"."""
-    folder = cohort if cohort.is_dir() else cohort.parent
-    for file in ("manifest.json", "dataset_description.json"):
-        if (folder / file).is_file():
-            try:
-                found = files.read_json(folder / file)
-                name, contrast = (
-                    found.get("name") or found["Name"],
-                    found.get("contrast", "unknown"),
-                )
-            except (ValueError, KeyError, AttributeError) as e:
-                raise UserError(
-                    folder / file, f"not readable ({e!r})", "Repair or remove it"
-                ) from e
-            return str(name), str(contrast)
-    return folder.resolve().name, "unknown"
 
 
 # Shared

@@ -114,7 +114,8 @@ class Protocol:
         lines.append(_SSIM_WORDS[self.ssim])
         lines.append(_AGGREGATION_WORDS[self.aggregation])
         lines.append(
-            "No image is normalised by its own statistics before scoring. A slice with an empty "
+            "Predictions are scored as the model wrote them, never rescaled by their own or the "
+            "target's statistics (the fitted PSNR apart, which says so). A slice with an empty "
             "mask, or an exact prediction (infinite PSNR), is counted and shown, not averaged."
         )
         return lines
@@ -140,7 +141,10 @@ _AGGREGATION_WORDS = {
     "volume": "Aggregation: one score per volume, then mean +- SD over patients.",
 }
 
-_HEAD = "head mask of the real image (CT > -500 HU, largest component, filled, grown 2 pixels)"
+_HEAD = (
+    "head mask of the real image (CT > -500 HU, or MR above its Otsu threshold where there is no CT; "
+    "largest component, filled, grown 2 pixels)"
+)
 PROTOCOLS = {
     "cldm": Protocol(
         name="cldm",

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.report import labels, tables
-from cldm_jax.report.figures import INK, new_figure, plain_text
+from cldm_jax.report.figures import INK, label_text, new_figure
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"  # Okabe-Ito: colour-blind safe
 _IS_FLOOR = "floor"
@@ -38,9 +38,7 @@ def scale_figure(summary: dict, target: str) -> Figure | None:
     floors = [r for r in scales if r["name"].startswith(_IS_FLOOR)]
     lines = floors + rows + [r for r in scales if r not in floors]
     names = [
-        labels.method_label(labels.row_key(r))
-        if "method" in r
-        else labels.reference_label(r["name"])
+        label_text(labels.row_key(r)) if "method" in r else labels.reference_label(r["name"])
         for r in lines
     ]
     figure = new_figure(8.6, 0.9 + 0.27 * len(lines))
@@ -60,7 +58,6 @@ def scale_figure(summary: dict, target: str) -> Figure | None:
     right.axvline(1.0, color=ORANGE, linewidth=0.8)
     for text, row in zip(left.get_yticklabels(), lines, strict=True):
         text.set_color(_colour(row) if "method" in row else ORANGE)
-    plain_text(left)
     return figure
 
 
@@ -107,12 +104,11 @@ def patients_figure(
         for i in x[np.isfinite(table).any(axis=0)]:
             mean = np.nanmean(table[:, i])
             axes.plot([i - 0.3, i + 0.3], [mean, mean], color=BLUE, linewidth=2.5)
-        axes.set_xticks(x, [labels.method_label(k) for k in keys], rotation=35, ha="right")
+        axes.set_xticks(x, [label_text(k) for k in keys], rotation=35, ha="right")
         axes.set_xlim(-0.6, len(keys) - 0.4)
         unit = labels.metric_unit(metric, units)
         axes.set_title(f"{METRICS[metric].label}, {unit}" if unit else METRICS[metric].label)
         axes.title.set(fontsize=9, color=INK)
         axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
         _strip(axes)
-        plain_text(axes)
     return figure

@@ -6,12 +6,13 @@ range [-1, 1]. A case is {"role", "patient", "slice", "source", "real", "mask", 
 """
 
 import io
+import struct
+import zlib
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from PIL import Image
 
 from cldm_jax.files import atomic_path
 from cldm_jax.metrics import image
@@ -40,28 +41,35 @@ def save(figure: Figure, path, *, indexed: bool) -> None:
         figure.set_dpi(dpi)
         figure.canvas.draw()
         figure.set_layout_engine("none")  # settled by the first drawing; solving it again is slow
-        rgb = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-        picture = _indexed(rgb) if indexed else Image.fromarray(rgb)
-        buffer = io.BytesIO()
-        picture.save(buffer, format="png", compress_level=9)
-        if buffer.tell() < MAX_BYTES:
+        if indexed:
+            data = _indexed_png(np.asarray(figure.canvas.buffer_rgba())[..., :3])
+        else:
+            buffer = io.BytesIO()
+            figure.canvas.print_png(buffer)
+            data = buffer.getvalue()
+        if len(data) < MAX_BYTES:
             break
     with atomic_path(path) as tmp:
-        tmp.write_bytes(buffer.getvalue())
+        tmp.write_bytes(data)
 
 
-def _indexed(rgb: np.ndarray) -> Image.Image:
-    """[H, W, 3] uint8 -> image with the maps' palette, every pixel its nearest colour of it."""
+def _indexed_png(rgb: np.ndarray) -> bytes:
+    """[H, W, 3] uint8 -> PNG with the maps' palette, every pixel its nearest colour of it."""
     palette = np.concatenate([m(np.arange(m.N), bytes=True)[:, :3] for m in _MAPS])
     height, width, _ = rgb.shape
     codes = rgb.reshape(-1, 3).astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
     _, first, inverse = np.unique(codes, return_index=True, return_inverse=True)
     colours = rgb.reshape(-1, 3)[first].astype(int)  # few: letters' edges besides the maps
     distance = np.sum((colours[:, None] - palette[None].astype(int)) ** 2, axis=-1)
-    index = np.argmin(distance, axis=1).astype(np.uint8)[inverse]
-    picture = Image.fromarray(index.reshape(height, width))
-    picture.putpalette(palette.tobytes())
-    return picture
+    index = np.argmin(distance, axis=1).astype(np.uint8)[inverse].reshape(height, width)
+    rows = np.pad(index, ((0, 0), (1, 0)))  # each row opens with its filter type: 0, none
+    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)  # 8 bits, palette
+    chunks = (b"IHDR", header), (b"PLTE", palette.tobytes()), (b"IDAT", zlib.compress(rows, 9))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*c) for c in (*chunks, (b"IEND", b"")))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -70,11 +78,9 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def plain_text(axes) -> None:
-    """Names come from users: no character of theirs may start a formula."""
-    texts = [axes.title, axes.xaxis.label, axes.yaxis.label]
-    for text in (*texts, *axes.get_xticklabels(), *axes.get_yticklabels(), *axes.texts):
-        text.set_parse_math(False)
+def label_text(key: str) -> str:
+    """The label of a method for a figure: no character of a user's name may start a formula."""
+    return labels.method_label(key).replace("$", r"\$")
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:
@@ -154,7 +160,7 @@ def case_figure(target: dict, case: dict) -> Figure:
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
 
     source = _show(grid[0, 0], case["source"], box, (-1, 1), SOURCE_MAP)
-    titles = ["PET (input)", *map(labels.method_label, keys), "Real"]
+    titles = ["PET (input)", *map(label_text, keys), "Real"]
     pictures = [*predictions.values(), case["real"]]
     for column, title in enumerate(titles):
         grid[0, column].set_title(title, fontsize=8, color=INK, wrap=True)
@@ -182,8 +188,6 @@ def case_figure(target: dict, case: dict) -> Figure:
     bar.ax.set_title("PET, model range", fontsize=6, color=INK, pad=2)
     if deviations:
         _deviation_row(figure, grid[2], keys, deviations, mask, box, units)
-    for axes in grid.ravel():
-        plain_text(axes)
     return figure
 
 
@@ -223,16 +227,13 @@ def overview_figure(gallery: dict) -> Figure:
         box, window = _box(mask), _window(target)
         keys = _overview_keys(case)
         panels = [("PET (input)", case["source"], (-1, 1), SOURCE_MAP)]
-        panels += [
-            (labels.method_label(k), case["predictions"][k], window, IMAGE_MAP) for k in keys
-        ]
+        panels += [(label_text(k), case["predictions"][k], window, IMAGE_MAP) for k in keys]
         panels += [(f"Real {labels.target_label(name)}", case["real"], window, IMAGE_MAP)]
         used = [*row[: len(panels) - 1], row[-1]]
         for axes, (title, picture, limits, colour_map) in zip(used, panels, strict=True):
             axes.axis("on")
             shown = _show(axes, picture, box, limits, colour_map)
             axes.set_title(title, fontsize=10, color=INK)
-            plain_text(axes)
         _bar(figure, shown, row.tolist(), window, target["units"])
     return figure
 

@@ -170,14 +170,15 @@ def test_table(summary: dict) -> Table | None:
 
 
 def verdict(test: dict) -> str:
-    """What a paired test lets one say, at 0.05 after Holm: "A better", "B better" or not shown."""
+    """What a paired test lets one say, at 0.05 after Holm: which method is better, or not shown."""
     p, difference = test.get("p_holm"), test.get("mean_diff")
     if not labels.is_number(p) or not labels.is_number(difference):
         return "not tested"
     better = METRICS[test["metric"]].better
     if p >= 0.05 or better not in ("high", "low"):
         return "no difference shown" if p >= 0.05 else "differ"
-    return "A better" if (difference > 0) == (better == "high") else "B better"
+    winner = test["a"] if (difference > 0) == (better == "high") else test["b"]
+    return f"{labels.method_label(winner)} better"
 
 
 def _plain(cell: Cell) -> str:

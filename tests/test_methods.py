@@ -1,0 +1,225 @@
+"""Each method: a golden step, overfitting one batch, every conditioning, keys that ignore the batch."""
+
+import json
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cldm_jax.errors import UserError
+from cldm_jax.methods.autoencoder import kl_divergence
+from cldm_jax.methods.latent_diffusion import channel_weights, ramp
+from cldm_jax.methods.registry import make_method
+from configs import ae, ldm, unet
+
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "steps.json"
+CONFIGS = {"autoencoder": ae, "unet": unet, "ldm": ldm}
+SIZE = (16, 16)
+
+
+def recipe(name: str, num_train_steps: int = 100, **diffusion) -> dict:
+    config = CONFIGS[name].get_config("tiny")
+    out = config.recipe.to_dict()
+    out["optim"] = {**out["optim"], "num_train_steps": num_train_steps}
+    if name == "ldm":
+        out["autoencoder"] = ae.get_config("tiny").recipe.model.to_dict()
+        out["diffusion"].update(diffusion)
+    return out
+
+
+def images(batch: int = 4, context: int = 3) -> dict:
+    """Smooth, learnable pictures: targets are functions of the source and the class."""
+    rng = np.random.default_rng(0)
+    coarse = rng.normal(size=(batch, 4, 4, 1)).astype(np.float32)
+    base = np.tanh(coarse.repeat(SIZE[0] // 4, 1).repeat(SIZE[1] // 4, 2))
+    label = (np.arange(batch) % 2 + 1).astype(np.int32)
+    sign = np.where(label == 1, 1, -1).astype(np.float32)[:, None, None, None]
+    return {
+        "source": base.repeat(context, -1),
+        "target": 0.8 * sign * base,
+        "label": label,
+        "mask": np.ones((batch, *SIZE, 1), np.float32),
+        "subject": np.arange(batch, dtype=np.int32),
+        "slice": np.arange(batch, dtype=np.int32) * 3,
+    }
+
+
+def ldm_parts(source_encoding: str = "s2d"):
+    """(batch of latents, frozen constants) from an untrained autoencoder: its linear code is exact."""
+    batch = images()
+    method = make_method("autoencoder", **recipe("autoencoder"))
+    state = method.init(jax.random.key(0), batch, {})
+    from cldm_jax.methods.codec import make_codec
+
+    codec = make_codec(recipe("ldm")["autoencoder"])
+    variables = {"params": state.ema_params, **state.frozen}
+    z = np.asarray(codec.encode(variables, batch["target"], batch["label"]))
+    mean, std = z.mean((0, 1, 2)), z.std((0, 1, 2)) + 1e-3
+    stats = {"mean": np.tile(mean, (4, 1)), "std": np.tile(std, (4, 1))}
+    out = {**batch, "target": z}
+    if source_encoding == "latent":
+        code = np.zeros(len(z), np.int32)
+        parts = [codec.encode(variables, batch["source"][..., i, None], code) for i in range(3)]
+        out["source"] = np.concatenate(parts, -1)
+    return out, {"autoencoder": variables, "statistics": stats}
+
+
+def start(name: str, num_train_steps: int = 100, **diffusion):
+    method = make_method(name, **recipe(name, num_train_steps, **diffusion))
+    batch, frozen = images(), {}
+    if name == "ldm":
+        batch, frozen = ldm_parts(diffusion.get("source_encoding", "s2d"))
+    return method, method.init(jax.random.key(0), batch, frozen), batch
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_golden_step(name):
+    """Two steps' numbers. A failure means that training changed: if that was intended, run with
+    CLDM_UPDATE_GOLDEN=1 and say so in the commit."""
+    method, state, batch = start(name)
+    step = jax.jit(method.train_step)
+    state, first = step(state, batch, jax.random.key(1))
+    _, second = step(state, batch, jax.random.key(2))
+    got = {
+        "loss": [float(first["loss"]), float(second["loss"])],
+        "grad_norm": [float(first["grad_norm"]), float(second["grad_norm"])],
+        "params": int(sum(p.size for p in jax.tree.leaves(state.params))),
+    }
+    known = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("CLDM_UPDATE_GOLDEN"):
+        GOLDEN.parent.mkdir(exist_ok=True)
+        GOLDEN.write_text(json.dumps({**known, name: got}, indent=1) + "\n")
+        known = json.loads(GOLDEN.read_text())
+    assert got["params"] == known[name]["params"]
+    np.testing.assert_allclose(got["loss"], known[name]["loss"], rtol=2e-4)
+    np.testing.assert_allclose(got["grad_norm"], known[name]["grad_norm"], rtol=2e-3)
+
+
+@pytest.mark.parametrize("name, factor", [("autoencoder", 0.6), ("unet", 0.1), ("ldm", 0.25)])
+def test_overfits_one_batch(name, factor):
+    method, state, batch = start(name, num_train_steps=250, onestep_share=(1.0, 1.0))
+    step = jax.jit(method.train_step, donate_argnums=0)
+    losses = []
+    for i in range(250):
+        state, metrics = step(state, batch, jax.random.key(i))
+        losses.append(float(metrics["loss"]))
+    assert np.isfinite(losses).all()
+    assert np.mean(losses[-5:]) < factor * losses[0]
+
+
+PLAIN = dict(source_encoding="latent", onestep_share=(0.0, 0.0))
+READINGS = {
+    "concat": {},
+    "plain": {
+        **PLAIN,
+        "noisy_weight_power": 0.0,
+        "min_snr_gamma": 5.0,
+        "schedule": "scaled_linear",
+    },
+    "eps": {**PLAIN, "target": "eps"},
+    "sdedit": {**PLAIN, "conditioning": "sdedit"},
+    "bridge": {**PLAIN, "conditioning": "bridge", "target": "x0"},
+}
+
+
+@pytest.mark.parametrize("reading", READINGS)
+def test_every_reading_trains_and_predicts(reading):
+    method, state, batch = start("ldm", **READINGS[reading])
+    step, new = jax.jit(method.train_step), state
+    for i in range(2):  # the warm-up's first step has learning rate 0
+        new, metrics = step(new, batch, jax.random.key(i))
+        assert np.isfinite(float(metrics["loss"])) and int(new.step) == i + 1
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, new.params)
+    assert max(jax.tree.leaves(moved)) > 0
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), state.frozen, new.frozen))
+    assert ("onestep" in method.predict) == (reading == "concat")
+    source = images()
+    for mode, predict in method.predict.items():
+        out = jax.jit(predict)(new, source, jax.random.key(0))
+        assert out.image.shape == (4, *SIZE, 1) and bool(jnp.isfinite(out.image).all()), mode
+        assert (out.sd is None) == (mode in ("onestep", "sample"))
+
+
+def test_sdedit_starts_from_the_source_and_concat_does_not():
+    """Little noise keeps the source's latent: the literal reading returns (nearly) its input."""
+    settings = recipe("ldm", **READINGS["sdedit"])
+    settings["sampling"]["sdedit_strength"] = 0.01
+    method = make_method("ldm", **settings)
+    batch, frozen = ldm_parts("latent")
+    state = method.init(jax.random.key(0), batch, frozen)
+    source = images()
+    source["label"] = np.zeros(4, np.int32)  # decode with the source's own code
+    out = jax.jit(method.predict["sample"])(state, source, jax.random.key(0)).image
+    assert float(jnp.abs(out - source["source"][..., 1:2]).mean()) < 0.1
+
+
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        ({"conditioning": "sdedit"}, "source_encoding 'latent'"),
+        ({**PLAIN, "conditioning": "bridge"}, "predicts x0"),
+        ({"target": "eps"}, "onestep rows"),
+        ({"conditioning": "film"}, "unknown conditioning"),
+    ],
+)
+def test_impossible_combinations_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        make_method("ldm", **recipe("ldm", **bad))
+
+
+def test_unknown_method_names_the_known_ones():
+    with pytest.raises(UserError, match="autoencoder, ldm, unet"):
+        make_method("gan")
+
+
+def test_a_patient_does_not_depend_on_the_batch():
+    """Alone, first or last: the same noise, and the same image to float rounding."""
+    method, state, batch = start("ldm")
+    state, _ = jax.jit(method.train_step)(state, batch, jax.random.key(1))
+    source = images()
+    predict = jax.jit(method.predict["mean4"])
+    whole = predict(state, source, jax.random.key(7)).image
+    alone = {k: v[2:3] for k, v in source.items()}
+    image = predict(state, alone, jax.random.key(7)).image
+    np.testing.assert_allclose(image[0], whole[2], atol=2e-5)
+    other = {**alone, "slice": alone["slice"] + 1}  # negative control: another slice, other noise
+    image = predict(state, other, jax.random.key(7)).image
+    assert float(jnp.abs(image[0] - whole[2]).max()) > 1e-3
+
+
+def test_class_code_and_guidance_change_the_prediction():
+    method, state, batch = start("ldm", num_train_steps=60)
+    step = jax.jit(method.train_step, donate_argnums=0)
+    for i in range(30):
+        state, _ = step(state, batch, jax.random.key(i))
+    source = images()
+    flipped = {**source, "label": (3 - source["label"]).astype(np.int32)}
+    onestep = jax.jit(method.predict["onestep"])
+    a, b = (onestep(state, x, jax.random.key(0)).image for x in (source, flipped))
+    assert float(jnp.abs(a - b).mean()) > 0.01
+    guided = recipe("ldm", 60)
+    guided["sampling"]["guidance_scale"] = 2.0
+    strong = make_method("ldm", **guided)
+    assert strong.evaluations["sample"] == 2 * method.evaluations["sample"]
+    c, d = (
+        jax.jit(m.predict["sample"])(state, source, jax.random.key(0)).image
+        for m in (strong, method)
+    )
+    assert float(jnp.abs(c - d).mean()) > 1e-4
+
+
+def test_ramp_and_weights():
+    shares = [float(ramp(s, 100, 1.0, 0.5, 0.2, 0.7)) for s in (0, 20, 45, 70, 99)]
+    np.testing.assert_allclose(shares, [1, 1, 0.75, 0.5, 0.5])
+    std = jnp.array([[2.0, 1.0, 1.0]])
+    np.testing.assert_allclose(channel_weights(std, 2.0)[0, 0, 0], [2, 0.5, 0.5])
+    np.testing.assert_allclose(channel_weights(std, 0.0)[0, 0, 0], 1)
+
+
+def test_kl_of_standard_normal_is_zero_and_grows():
+    zero = jnp.zeros((2, 3, 3, 2))
+    np.testing.assert_allclose(kl_divergence(zero, zero), 0)
+    np.testing.assert_allclose(kl_divergence(zero + 2, zero), 2 * 18)  # mean^2 / 2 per element

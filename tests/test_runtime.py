@@ -1,0 +1,158 @@
+"""Checkpoints that notice damage, one writer per folder, signals, metric files, the optimiser."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from cldm_jax import files
+from cldm_jax.runtime import optim
+from cldm_jax.runtime.checkpoint import Checkpoints, restore_for_inference
+from cldm_jax.runtime.progress import Progress
+from cldm_jax.runtime.runlock import run_lock
+from cldm_jax.runtime.signals import StopRequest
+from cldm_jax.runtime.train_state import TrainState
+from cldm_jax.runtime.writers import MetricWriter
+
+
+def state_of(value: float) -> TrainState:
+    params = {"w": jnp.full((64, 64), value), "b": jnp.arange(5.0)}
+    tx = optax.adam(1e-3)
+    return TrainState(jnp.int32(value), params, params, tx.init(params), (), {"k": jnp.ones(3)})
+
+
+def abstract_of(state):
+    return jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
+    )
+
+
+def test_checkpoint_round_trip_keeps_the_latest(tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state_of(step))
+    found, state = checkpoints.restore_latest(abstract_of(state_of(0)))
+    assert found == 3 and jax.tree.structure(state) == jax.tree.structure(state_of(3))
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, state, state_of(3))))
+    assert sorted(p.name for p in tmp_path.glob("sha256-*")) == ["sha256-2.json", "sha256-3.json"]
+    step, params, frozen = restore_for_inference(tmp_path)
+    assert step == 3 and np.array_equal(params["w"], np.full((64, 64), 3.0)) and "k" in frozen
+
+
+def data_file(folder):
+    """The largest file: array data."""
+    return max((p for p in folder.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+
+
+@pytest.mark.parametrize("damage", ["bit", "truncate", "delete", "no_manifest"])
+def test_damaged_checkpoint_falls_back_and_is_kept(tmp_path, damage, caplog):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step))
+    victim = data_file(tmp_path / "2")
+    if damage == "bit":
+        data = bytearray(victim.read_bytes())
+        data[len(data) // 2] ^= 1
+        victim.write_bytes(bytes(data))
+    elif damage == "truncate":
+        victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
+    elif damage == "delete":
+        victim.unlink()
+    else:
+        (tmp_path / "sha256-2.json").unlink()
+    step, state = checkpoints.restore_latest(abstract_of(state_of(0)))
+    assert step == 1 and np.array_equal(state.params["w"], state_of(1).params["w"])
+    assert (tmp_path / "2.corrupt").is_dir() and "damaged" in caplog.text
+    checkpoints.save(2, state_of(2))  # the step can be written again
+    assert checkpoints.restore_latest(abstract_of(state_of(0)))[0] == 2
+
+
+def test_nothing_to_restore(tmp_path):
+    assert Checkpoints(tmp_path / "new").restore_latest(None) is None
+    assert restore_for_inference(tmp_path / "absent") is None
+
+
+def test_second_writer_is_refused_and_told_who_holds_it(tmp_path):
+    code = f"from cldm_jax.runtime.runlock import run_lock\nwith run_lock({str(tmp_path)!r}): pass"
+    with run_lock(tmp_path):
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert "UserError" in result.stderr and f"process {os.getpid()} on" in result.stderr
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_signal_is_remembered_and_handlers_restored():
+    before = signal.getsignal(signal.SIGTERM)
+    with StopRequest() as stop:
+        assert stop.signal is None
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.signal == signal.SIGTERM and stop.exit_code == 143
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_metrics_are_cut_at_the_resumed_step(tmp_path):
+    writer = MetricWriter(tmp_path, resume_step=0)
+    for step in (1, 2, 3):
+        writer.write_scalars(step, {"train/loss": step / 3})
+    writer.write_images(3, {"x": np.zeros((1, 4, 4, 1))})
+    writer.close()
+    writer = MetricWriter(tmp_path, resume_step=2)
+    writer.write_scalars(3, {"train/loss": float("nan")})
+    writer.close()
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [1, 2, 3]
+    assert rows[1]["train/loss"] == 2 / 3 and rows[2]["train/loss"] is None
+    assert len(list(tmp_path.glob("events*"))) >= 1
+
+
+def test_atomic_write_leaves_the_old_file_on_failure(tmp_path):
+    path = tmp_path / "a.json"
+    files.write_json(path, {"x": 1})
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(path, {"x": float("nan")})
+    with pytest.raises(RuntimeError), files.atomic_path(path) as tmp:
+        tmp.write_text("half")
+        raise RuntimeError("power cut")
+    assert files.read_json(path) == {"x": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_optimizer_warms_up_decays_and_clips():
+    settings = dict(
+        learning_rate=0.1, b1=0.9, b2=0.99, warmup_steps=10, num_train_steps=100, clip_norm=1.0
+    )
+    tx = optim.make_optimizer(weight_decay=0.0, **settings)
+    params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
+    state, sizes = tx.init(params), []
+    for _ in range(100):
+        updates, state = tx.update(jax.tree.map(jnp.ones_like, params), state, params)
+        sizes.append(float(jnp.abs(updates["kernel"]).max()))
+    assert sizes[0] == 0 and np.argmax(sizes) == 10 and sizes[-1] < 1e-3
+    np.testing.assert_allclose(max(sizes), 0.1, rtol=1e-3)  # Adam's step for constant gradients
+    decayed = optim.make_optimizer(weight_decay=0.5, **settings)
+    state = decayed.init(params)
+    for _ in range(2):
+        updates, state = decayed.update(jax.tree.map(jnp.zeros_like, params), state, params)
+    assert float(updates["kernel"].max()) < 0 and float(updates["bias"].max()) == 0
+
+
+def test_ema_follows_the_ramped_decay():
+    one, zero = {"w": jnp.ones(3)}, {"w": jnp.zeros(3)}
+    first = optim.update_ema(zero, one, jnp.int32(0), 0.999)
+    np.testing.assert_allclose(first["w"], 1 - 1 / 10)
+    late = optim.update_ema(zero, one, jnp.int32(10**6), 0.999)
+    np.testing.assert_allclose(late["w"], 1e-3, rtol=1e-3)
+
+
+def test_progress_prints_plain_lines_with_an_eta(capsys):
+    with Progress(4, "work", "item", plain_every_s=0) as progress:
+        progress.update(2, loss="0.5")
+        progress.update(2)
+    lines = capsys.readouterr().err.splitlines()
+    assert "work: 2/4 items" in lines[0] and "ETA" in lines[0] and "loss 0.5" in lines[0]
+    assert "4/4" in lines[-1]

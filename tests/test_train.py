@@ -1,0 +1,155 @@
+"""The loop: exact resume after SIGKILL and SIGTERM, refusals, what a run leaves behind."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from cldm_jax import files
+from cldm_jax.errors import UserError
+from cldm_jax.jobs import encode, inputs, train
+from cldm_jax.runtime.checkpoint import restore_for_inference
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def losses(workdir) -> dict[int, float]:
+    rows = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").open()]
+    return {r["step"]: r["train/loss"] for r in rows if "train/loss" in r}
+
+
+def parameters(workdir) -> list[np.ndarray]:
+    import jax
+
+    return jax.tree.leaves(restore_for_inference(pathlib.Path(workdir) / "checkpoints")[1])
+
+
+def test_a_run_leaves_everything(study):
+    for name in ("config.json", "run.json", "metrics.jsonl"):
+        assert (study.ldm / name).is_file()
+    assert list(study.ldm.glob("events*"))
+    run = files.read_json(study.ldm / "run.json")
+    assert run["finished"] and run["step"] == 20 and run["train_seconds"] > 0
+    assert run["data"]["grid"]["size"] == [40, 32] and run["versions"]["jax"]
+    assert sorted(losses(study.ldm)) == list(range(1, 21))
+
+
+def test_training_lowers_the_loss(study):
+    values = list(losses(study.unet).values())
+    assert np.mean(values[-5:]) < 0.9 * np.mean(values[:2])
+
+
+def test_finished_run_is_not_trained_again(study, capsys):
+    before = (study.unet / "metrics.jsonl").read_bytes()
+    train.run(study.config("unet"), str(study.unet))
+    assert "already trained" in capsys.readouterr().out
+    assert (study.unet / "metrics.jsonl").read_bytes() == before
+
+
+def test_another_config_is_refused_with_the_difference(study):
+    config = study.config("unet")
+    config.recipe.loss = "l1"
+    with pytest.raises(UserError, match="recipe.loss: 'l2' -> 'l1'"):
+        train.run(config, str(study.unet))
+
+
+def test_sigkill_then_the_same_command_repeats_every_loss_bit(study, tmp_path):
+    """Killed between saves; the resumed run's losses and parameters equal the uninterrupted run's."""
+    command = [
+        *(sys.executable, "-m", "cldm_jax.main", "--config=configs/ldm.py:tiny"),
+        *(f"--workdir={tmp_path}", f"--config.data.root={study.data_root}"),
+        *(f"--config.autoencoder.workdir={study.ae}", "--config.train.save_every=4"),
+    ]
+    with open(tmp_path / "log", "w") as log:
+        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            path = tmp_path / "metrics.jsonl"
+            if path.exists() and len(path.read_text().splitlines()) >= 6:
+                break
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert len(losses(tmp_path)) < 20, "the run finished before it was killed"
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    assert "resuming" in result.stdout
+    assert losses(tmp_path) == losses(study.ldm)
+    for ours, theirs in zip(parameters(tmp_path), parameters(study.ldm), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_sigterm_saves_the_step_and_resumes_exactly(study, tmp_path, monkeypatch):
+    calls, put_batch = [], train.sharding.put_batch
+
+    def interrupting(batch, sharding):
+        calls.append(1)
+        if len(calls) == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return put_batch(batch, sharding)
+
+    monkeypatch.setattr(train.sharding, "put_batch", interrupting)
+    with pytest.raises(SystemExit) as stopped:
+        train.run(study.config("unet"), str(tmp_path))
+    assert stopped.value.code == 143
+    run = files.read_json(tmp_path / "run.json")
+    assert run["step"] == 7 and not run["finished"]
+    train.run(study.config("unet"), str(tmp_path))
+    assert losses(tmp_path) == losses(study.unet)
+
+
+def test_resume_check_can_fail(study, tmp_path):
+    """Negative control: another seed gives other losses."""
+    config = study.config("unet")
+    config.seed = 1
+    config.train.num_train_steps = 2
+    train.run(config, str(tmp_path))
+    assert losses(tmp_path)[1] != losses(study.unet)[1]
+
+
+def test_nan_stops_the_run_before_a_checkpoint(study, tmp_path):
+    config = study.config("unet")
+    config.recipe.optim.learning_rate = 1e30  # overflows float32 in a step or two
+    with pytest.raises(UserError, match="the loss is nan"):
+        train.run(config, str(tmp_path))
+    assert restore_for_inference(tmp_path / "checkpoints") is None
+
+
+def test_batch_size_must_suit_the_devices(study, tmp_path):
+    with pytest.raises(UserError, match="not divisible by the 2 devices"):
+        train.run(study.config("unet", batch_size=3), str(tmp_path))
+
+
+def test_missing_prepared_data_names_the_command(study, tmp_path):
+    config = study.config("unet")
+    config.data.prepared = str(tmp_path / "nothing")
+    with pytest.raises(UserError, match="configs/prepare.py"):
+        train.run(config, str(tmp_path / "run"))
+
+
+def test_latents_are_the_autoencoders_posterior_means(study):
+    prepared = inputs.ensure_prepared(study.config("ldm").data)
+    latents = encode.ensure_latents(prepared, str(study.ae), 8)
+    model, variables, _ = inputs.load_autoencoder(str(study.ae))
+    from cldm_jax.methods.codec import make_codec
+
+    subject = prepared.subjects("train")[0]
+    x = prepared.read(subject, "mr")[..., None]
+    want = make_codec(model).encode(variables, x, np.full(len(x), 2, np.int32))
+    np.testing.assert_allclose(latents.read(subject, "mr"), want, atol=5e-3)  # float16
+    stats = {k: np.array(v) for k, v in latents.index["statistics"].items()}
+    rows = [
+        latents.read(s, "mr")[np.array(latents.index["subjects"][s]["keep"])]
+        for s in latents.subjects("train")
+    ]
+    rows = np.concatenate(rows).reshape(-1, 3)
+    np.testing.assert_allclose(stats["mean"][2], rows.mean(0), atol=2e-3)
+    np.testing.assert_allclose(stats["std"][2], rows.std(0), rtol=2e-3)
+    assert stats["std"][3].tolist() == [1, 1, 1]  # the null code has no images
