@@ -9,7 +9,7 @@ Preset names change the batch only. Time: README, "What to expect".
 from configs import common, ldm
 
 
-def get_config(preset: str = "cpu"):
+def get_config(preset: str = "a6000"):
     c = common.base("predict", "predict", preset)
     c.input = ""  # PET, NIfTI
     c.run = ""  # workdir of a training

@@ -203,6 +203,53 @@ def test_workers_and_order_change_nothing(cohort, prepared, tmp_path):
         assert shards.Prepared(tmp_path / "two").index["shards"][name] == shard
 
 
+# A test set from elsewhere
+
+
+def _external(folder, prepared, **changes):
+    changes = {"split_mode": "external", "normalisers_from": str(prepared.folder), **changes}
+    return _config(folder, **changes)
+
+
+def test_an_external_set_takes_the_constants(prepared, tmp_path):
+    write_cohort(
+        tmp_path / "cohort", {"q0": dict(seed=50), "q1": dict(seed=51, names=("pet", "ct"))}
+    )
+    prepare.run(_external(tmp_path / "cohort", prepared), str(tmp_path / "work"))
+    index = shards.Prepared(tmp_path / "work").index
+    assert index["modalities"] == prepared.index["modalities"]
+    assert index["splits"]["test"] == ["q0", "q1"] and index["splits"]["train"] == []
+
+
+def test_an_external_set_must_fit_and_be_new(cohort, prepared, tmp_path):
+    folder = tmp_path / "cohort"
+    write_cohort(folder, {"q0": dict(seed=50)})
+    for changes, fragment in (
+        (dict(normalisers_from=""), "training people"),
+        (dict(split_mode="default"), "training people"),
+        (dict(size=(48, 40)), "is not the grid of"),
+        (dict(center="fov"), "is not the grid of"),
+    ):
+        with pytest.raises(UserError, match=fragment):
+            prepare.run(_external(folder, prepared, **changes), str(tmp_path / "work"))
+    shutil.copy(cohort / "p0" / "pet.nii.gz", folder / "q0" / "pet.nii.gz")
+    shutil.copy(cohort / "p0" / "ct.nii.gz", folder / "q0" / "ct.nii.gz")
+    shutil.copy(cohort / "p0" / "mr.nii.gz", folder / "q0" / "mr.nii.gz")
+    with pytest.raises(UserError, match="the same file as p0 pet"):
+        prepare.run(_external(folder, prepared), str(tmp_path / "work"))
+    assert not (tmp_path / "work" / "index.json").exists()
+
+
+def test_an_external_target_the_model_never_saw(tmp_path):
+    people = {k: dict(names=("pet", "ct")) for k in ("a", "b", "c")}
+    write_cohort(tmp_path / "home", people)
+    prepare.run(_config(tmp_path / "home"), str(tmp_path / "prepared"))
+    write_cohort(tmp_path / "cohort", {"q": dict(seed=50)})
+    home = shards.Prepared(tmp_path / "prepared")
+    with pytest.raises(UserError, match="has no mr"):
+        prepare.run(_external(tmp_path / "cohort", home), str(tmp_path / "work"))
+
+
 # Running again
 
 

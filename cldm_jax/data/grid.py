@@ -29,6 +29,12 @@ class ModelGrid:
         """From the "grid" entry of an index.json."""
         return cls(tuple(value["size"]), tuple(value["spacing_mm"]), value["slice_spacing_mm"])
 
+    def to_index(self, center: str) -> dict:
+        """The "grid" entry of an index.json; `center` "pet" or "fov"."""
+        mm = [float(s) for s in self.spacing_mm]
+        value = {"size": list(self.size), "spacing_mm": mm}
+        return value | {"slice_spacing_mm": self.slice_spacing_mm, "center": center}
+
 
 def to_grid(
     array: np.ndarray,

@@ -17,6 +17,7 @@ from cldm_jax.jobs.inputs import ensure_prepared
 from cldm_jax.jobs.readouts import ReadOut, Run, open_run, predict_rows
 from cldm_jax.metrics import aggregate, statistics
 from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
+from cldm_jax.report.labels import method_label
 from cldm_jax.report.page import write_report
 from cldm_jax.report.tables import text_table
 from cldm_jax.runtime import device
@@ -79,6 +80,7 @@ def _shared_data(config, runs: list[Run]):
 
 def _evaluate(config, runs: list[Run], prepared):
     targets = tuple(config.targets)
+    _check_protocol(config, targets)
     names = {prepared.index["modalities"][t]["code"]: t for t in targets}
     scorer = Scorer(config, prepared, names)
     rows = scorer.source(runs[0].config["data"]["context"])
@@ -102,8 +104,23 @@ def _evaluate(config, runs: list[Run], prepared):
                 control_rows += _controls(config, r, source, prepared, names, scorer, progress)
     reference_rows = _references(config, runs, prepared, rows, names, scorer)
     summary = _summary(config, runs, prepared, scorer, readouts, reference_rows, control_rows)
-    gallery = _gallery(config, runs, prepared, scorer, readouts, rows)
+    gallery = _gallery(runs, prepared, scorer, readouts, rows)
     return summary, scorer.scores, gallery
+
+
+def _check_protocol(config, targets: tuple[str, ...]) -> None:
+    protocol = PROTOCOLS.get(config.protocol)
+    if protocol is None:
+        known = ", ".join(PROTOCOLS)
+        raise UserError(f"config.protocol={config.protocol!r}", "not known", f"Known: {known}.")
+    for target in targets:
+        protocol.target(target)  # raises where the protocol does not define it
+    if protocol.aggregation == "volume" and config.slice_stride != 1:
+        raise UserError(
+            f"config.slice_stride={config.slice_stride}",
+            f"protocol {protocol.name} scores whole volumes",
+            "Give --config.slice_stride=1.",
+        )
 
 
 class Scorer:
@@ -322,49 +339,48 @@ def _summary(config, runs, prepared, scorer, readouts, reference_rows, control_r
     }
 
 
-def _gallery(config, runs, prepared, scorer, readouts, source) -> dict:
+def _gallery(runs, prepared, scorer, readouts, source) -> dict:
     """Best, median and worst patient by PSNR of the CLDM's best mode; the middle scored slice."""
     main = next((r for r in runs if r.config["method"] == "ldm"), runs[0])
-    middle = source.read(np.array([0]))["source"].shape[-1] // 2
     gallery = {}
     for code, target in scorer.names.items():
-        mode = best_mode(scorer, main, target)
-        ranked = sorted(
-            (
-                s
-                for s in scorer.scores
-                if (s["method"], s["mode"], s["target"], s["metric"])
-                == (main.name, mode, target, HEADLINE)
-            ),
-            key=lambda s: -s["value"],
-        )
-        picks = {"best": ranked[0], "median": ranked[len(ranked) // 2], "worst": ranked[-1]}
-        ids = {
+        chosen_by = f"{main.name}:{best_mode(scorer, main, target)}"
+        picks = aggregate.pick_cases(scorer.scores, chosen_by, target, metric=HEADLINE)
+        volumes = {
             prepared.index["subjects"][s]["id"]: (s, rows)
             for s, c, rows in scorer.patients()
             if c == code
         }
-        cases = []
-        for role, score in picks.items():
-            subject, rows = ids[score["patient"]]
-            row = int(rows[len(rows) // 2])
-            predictions, sds = {}, {}
-            for (name, m), readout in readouts.items():
-                predictions[f"{name}:{m}"] = scorer.units(code, subject, readout.images[row])
-                if readout.sd is not None:
-                    zero = scorer.units(code, subject, np.float32(0))
-                    sds[f"{name}:{m}"] = scorer.units(code, subject, readout.sd[row]) - zero
-            cases.append(
+        gallery[target] = {
+            **scorer.config.windows[target].to_dict(),
+            "rule": f"PSNR of {method_label(chosen_by)}",
+            "cases": [
                 {
                     "role": role,
-                    "patient": score["patient"],
-                    "slice": int(scorer.keys["slice"][row]),
-                    "source": source.read(np.array([row]))["source"][0, ..., middle],
-                    "real": scorer.units(code, subject, scorer.real[row]),
-                    "mask": scorer.masks[row],
-                    "predictions": predictions,
-                    "sd": sds,
+                    "patient": patient,
+                    **_case(scorer, readouts, source, code, *volumes[patient]),
                 }
-            )
-        gallery[target] = {**config.windows[target].to_dict(), "cases": cases}
+                for role, patient in picks.items()
+            ],
+        }
     return gallery
+
+
+def _case(scorer, readouts, source, code: int, subject: int, rows) -> dict:
+    """The pictures of one slice: source, real, every read-out and its SD, in metric units."""
+    row = int(rows[len(rows) // 2])
+    pet = source.read(np.array([row]))["source"][0]
+    predictions, sds = {}, {}
+    zero = scorer.units(code, subject, np.float32(0))  # units are affine in model range
+    for (name, mode), readout in readouts.items():
+        predictions[f"{name}:{mode}"] = scorer.units(code, subject, readout.images[row])
+        if readout.sd is not None:
+            sds[f"{name}:{mode}"] = scorer.units(code, subject, readout.sd[row]) - zero
+    return {
+        "slice": int(scorer.keys["slice"][row]),
+        "source": pet[..., pet.shape[-1] // 2],
+        "real": scorer.units(code, subject, scorer.real[row]),
+        "mask": scorer.masks[row],
+        "predictions": predictions,
+        "sd": sds,
+    }

@@ -4,17 +4,14 @@ Two passes over the people: the first reads and audits everything and writes not
 when no error was found, writes the shards. index.json comes last.
 """
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import json
-import multiprocessing
 import pathlib
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
 from cldm_jax import files
-from cldm_jax.data import audit, bids, grid, intensity, shards, splits
+from cldm_jax.data import audit, bids, grid, intensity, parallel, shards, splits
 from cldm_jax.data.convert import Facts, Settings, inspect, make_slices
 from cldm_jax.errors import UserError
 from cldm_jax.runtime.progress import Progress
@@ -37,6 +34,11 @@ def run(config, workdir: str) -> None:
         print(f"prepare: {root} is complete ({len(subjects)} subjects): nothing to do")
         return
     _check_folder(root)
+    for subject in subjects:
+        unknown = {intensity.base_modality(n) for n in subject.files} - set(settings.normalisers)
+        if unknown:
+            reason = f"{config.normalisers_from} has no {min(unknown)}, so it has no scale for it"
+            raise UserError(subject.id, reason, "Leave that column out of the manifest")
     parts = splits.make_splits(
         subjects,
         mode=config.split_mode,
@@ -44,7 +46,7 @@ def run(config, workdir: str) -> None:
         seed=config.split_seed,
         abstract_train_groups=config.abstract_train_groups,
     )
-    with _mapper(config.workers) as mapper:
+    with parallel.mapper(config.workers) as mapper:
         facts = _audit(config, settings, subjects, root, mapper)
         fitted = _fit(config, settings, facts, set(parts["train"]))
         settings = dataclasses.replace(settings, normalisers=fitted)
@@ -147,8 +149,9 @@ def _fit(config, settings: Settings, facts: dict[str, Facts], train: set[str]):
 def _check_external(config, settings: Settings, subjects, facts: dict[str, Facts]) -> None:
     """An external set fits the model's data: its grid, its modalities, and none of its people."""
     home = shards.Prepared(config.normalisers_from).index
-    if _grid_json(settings) != home["grid"]:
-        reason = f"{_grid_json(settings)} is not the grid of {config.normalisers_from}"
+    asked = settings.grid.to_index(settings.center)
+    if asked != home["grid"]:
+        reason = f"{asked} is not the grid of {config.normalisers_from}"
         raise UserError("size, spacing_mm, slice_spacing_mm, center", reason, f"Use {home['grid']}")
     seen = {
         volume["sha256"]: f"{s['id']} {name} ({s['split']})"
@@ -202,18 +205,6 @@ def _write_slices(root, config, settings: Settings, subjects, facts, mapper):
     return entries, written
 
 
-def _grid_json(settings: Settings) -> dict:
-    size, spacing = list(settings.grid.size), [float(s) for s in settings.grid.spacing_mm]
-    slice_spacing = settings.grid.slice_spacing_mm
-    center = settings.center
-    return {
-        "size": size,
-        "spacing_mm": spacing,
-        "slice_spacing_mm": slice_spacing,
-        "center": center,
-    }
-
-
 def _index(config, settings: Settings, subjects, facts, parts, entries, written) -> dict:
     home = {i: k for k in ("train", "val", "test") for i in parts[k]}  # abstract mode: "test"
     entries = [{**e, "split": home[e["id"]]} for e in entries]
@@ -233,7 +224,7 @@ def _index(config, settings: Settings, subjects, facts, parts, entries, written)
         "contrast": contrast,
         "protocol": "abstract-oracle" if oracle else "cldm",
         "config": config.to_dict(),
-        "grid": _grid_json(settings),
+        "grid": settings.grid.to_index(settings.center),
         "modalities": modalities,
         "encoding": shards.ENCODINGS["uint16"],
         "inputs": _inputs_hash(subjects, {k: f.sha256 for k, f in facts.items()}),
@@ -244,32 +235,6 @@ def _index(config, settings: Settings, subjects, facts, parts, entries, written)
 
 
 # Shared
-
-
-@contextlib.contextmanager
-def _mapper(workers: int) -> Iterator[Callable]:
-    """`map` over people, in this process or (spawned once) in others; results in the tasks' order."""
-    if workers == 0:
-        yield map
-        return
-    context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        try:
-            yield lambda function, tasks: _windowed(pool, 2 * workers, function, tasks)
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-
-
-def _windowed(pool, window: int, function: Callable, tasks: Iterable) -> Iterator:
-    """Few tasks ahead of the reader, so that finished slices do not pile up in memory."""
-    waiting = []
-    for task in tasks:
-        waiting.append(pool.submit(function, task))
-        if len(waiting) > window:
-            yield waiting.pop(0).result()
-    for job in waiting:
-        yield job.result()
 
 
 def _inputs_hash(subjects: Iterable[bids.Subject], sha256: dict[str, dict[str, str]]) -> str:

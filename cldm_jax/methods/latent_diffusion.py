@@ -8,13 +8,17 @@
 The autoencoder is frozen inside the state: a checkpoint is all that prediction needs.
 """
 
+import dataclasses
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from cldm_jax.diffusion import guidance, parametrisation, samplers
 from cldm_jax.diffusion.schedule import SCHEDULES
 from cldm_jax.methods.base import Method, Prediction, example_keys, normal_like
-from cldm_jax.methods.codec import make_codec
+from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.common import make_update
 from cldm_jax.models.init import init_params
 from cldm_jax.models.latent_unet import LatentUNet
@@ -39,13 +43,18 @@ def channel_weights(std, power: float):
     return (weights / weights.mean(-1, keepdims=True))[:, None, None]
 
 
+def masked_mean(values, mask):
+    """Mean of values [B] where mask [B]; 0 where nothing is (a batch may hold no such row)."""
+    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+
+
 def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, optim: dict) -> Method:
     """autoencoder: keywords of the frozen Autoencoder. model: keywords of LatentUNet without
     latent_channels. diffusion: conditioning, source_encoding ("s2d" | "latent"), schedule,
     num_timesteps, target, class_dropout_prob, onestep_share (first, last), onestep_ramp (begin, end),
     onestep_weight_power, noisy_weight_power, min_snr_gamma (0 = off), bridge_variance, null_code,
     source_code. sampling: num_sampling_steps, num_samples (K of each mean), eta, guidance_scale,
-    sdedit_strength.
+    sdedit_strength. Raises ValueError for combinations that cannot work.
     """
     d, s = diffusion, sampling
     if d["conditioning"] not in CONDITIONINGS:
@@ -57,150 +66,186 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
     if max(d["onestep_share"]) > 0 and (d["target"] == "eps" or d["conditioning"] != "concat"):
         raise ValueError("onestep rows need conditioning 'concat' and a v or x0 target")
     codec = make_codec(autoencoder)
-    latent_channels = codec.latent_channels
-    net = LatentUNet(latent_channels=latent_channels, **model)
-    schedule = SCHEDULES[d["schedule"]]
-    num_timesteps, num_train_steps = d["num_timesteps"], optim["num_train_steps"]
-    is_bridge = d["conditioning"] == "bridge"
+    net = LatentUNet(latent_channels=codec.latent_channels, **model)
+    cldm = _Cldm(codec, net, d, s, optim["num_train_steps"])
+    init_state, train_step = make_update(cldm.loss, optim)
 
-    def standardise(frozen, z, label):
+    def init(rng, batch, frozen):
+        """frozen: {"autoencoder": {"params", "patch"}, "statistics": {"mean", "std"} [classes, C]}."""
+        z, label = batch["target"][:1], batch["label"][:1]
+        source = cldm.training_source(frozen, {"source": batch["source"][:1]})
+        params = init_params(net, rng, z, label, label, cldm.condition(source))
+        return init_state(params, frozen)
+
+    per_sample = s["num_sampling_steps"] * (1 if s["guidance_scale"] == 1.0 else 2)
+    predict, evaluations = {}, {}
+    if max(d["onestep_share"]) > 0:
+        predict["onestep"], evaluations["onestep"] = cldm.predict_onestep, 1
+    for k in s["num_samples"]:
+        name = "sample" if k == 1 else f"mean{k}"
+        predict[name] = functools.partial(cldm.predict_samples, num_samples=k)
+        evaluations[name] = k * per_sample
+    return Method(init, train_step, predict, evaluations)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cldm:
+    """The settings of one model and the pure functions that share them; holds no arrays."""
+
+    codec: Codec
+    net: LatentUNet
+    diffusion: dict[str, Any]
+    sampling: dict[str, Any]
+    num_train_steps: int
+
+    @property
+    def is_bridge(self) -> bool:
+        return self.diffusion["conditioning"] == "bridge"
+
+    @property
+    def num_timesteps(self) -> int:
+        return self.diffusion["num_timesteps"]
+
+    def alphas_bar(self):
+        return SCHEDULES[self.diffusion["schedule"]](self.num_timesteps)
+
+    # Latents and the source
+
+    def standardise(self, frozen, z, label):
         stats = frozen["statistics"]
         return (z - stats["mean"][label][:, None, None]) / stats["std"][label][:, None, None]
 
-    def destandardise(frozen, z, label):
-        stats = frozen["statistics"]
-        return z * stats["std"][label][:, None, None] + stats["mean"][label][:, None, None]
+    def decode(self, state, z, label):
+        """Standardised latents -> images."""
+        stats = state.frozen["statistics"]
+        z = z * stats["std"][label][:, None, None] + stats["mean"][label][:, None, None]
+        return self.codec.decode(state.frozen["autoencoder"], z, label)
 
-    def source_latents(frozen, z):
-        """Standardises [B, h, w, C*S] latents of S source slices."""
-        b, h, w, c = z.shape
-        slices = c // latent_channels
+    def source_latents(self, frozen, z):
+        """Standardises the [B, h, w, C*S] latents of S source slices."""
+        slices, code = z.shape[-1] // self.codec.latent_channels, self.diffusion["source_code"]
         stats = frozen["statistics"]
-        mean, std = (jnp.tile(stats[k][d["source_code"]], slices) for k in ("mean", "std"))
+        mean, std = (jnp.tile(stats[k][code], slices) for k in ("mean", "std"))
         return (z - mean[None, None, None]) / std[None, None, None]
 
-    def centre(z):
+    def centre(self, z):
         """The middle slice's latent of a [B, h, w, C*S] stack."""
-        start = (z.shape[-1] // latent_channels // 2) * latent_channels
-        return z[..., start : start + latent_channels]
+        channels = self.codec.latent_channels
+        start = (z.shape[-1] // channels // 2) * channels
+        return z[..., start : start + channels]
 
-    def training_source(frozen, batch):
-        if d["source_encoding"] == "latent":
-            return source_latents(frozen, batch["source"])
-        return space_to_depth(batch["source"], codec.factor)
+    def training_source(self, frozen, batch):
+        if self.diffusion["source_encoding"] == "latent":
+            return self.source_latents(frozen, batch["source"])
+        return space_to_depth(batch["source"], self.codec.factor)
 
-    def image_source(frozen, source):
+    def image_source(self, frozen, source):
         """The same representation from PET slices [B, H, W, S], at prediction time."""
-        if d["source_encoding"] == "s2d":
-            return space_to_depth(source, codec.factor)
+        if self.diffusion["source_encoding"] == "s2d":
+            return space_to_depth(source, self.codec.factor)
         b, h, w, slices = source.shape
         flat = source.transpose(0, 3, 1, 2).reshape(b * slices, h, w, 1)
-        code = jnp.full((b * slices,), d["source_code"], jnp.int32)
-        z = codec.encode(frozen["autoencoder"], flat, code)
+        code = jnp.full((b * slices,), self.diffusion["source_code"], jnp.int32)
+        z = self.codec.encode(frozen["autoencoder"], flat, code)
         z = z.reshape(b, slices, *z.shape[1:]).transpose(0, 2, 3, 1, 4)
-        return source_latents(frozen, z.reshape(*z.shape[:3], -1))
+        return self.source_latents(frozen, z.reshape(*z.shape[:3], -1))
 
-    def condition(source):
-        return None if d["conditioning"] == "sdedit" else source
+    def condition(self, source):
+        """What is concatenated to the noisy latent: nothing for sdedit, which never sees the source."""
+        return None if self.diffusion["conditioning"] == "sdedit" else source
 
-    def init(rng, batch, frozen):
-        z, label = batch["target"][:1], batch["label"][:1]
-        source = training_source(frozen, {"source": batch["source"][:1]})
-        params = init_params(net, rng, z, label, label, condition(source))
-        return init_state(params, frozen)
+    # Training
 
-    def loss_fn(params, state, batch, rng):
-        label, frozen = batch["label"], state.frozen
+    def noisy_input(self, z0, source, t, is_onestep, eps):
+        """(network input zt, step t, regression target) of each row."""
+        if self.is_bridge:
+            variance = self.diffusion["bridge_variance"]
+            m, delta = samplers.bridge_coefficients(t, self.num_timesteps, variance)
+            m, delta = (v[:, None, None, None] for v in (m, delta))
+            return (1 - m) * z0 + m * self.centre(source) + jnp.sqrt(delta) * eps, t, z0
+        t = jnp.where(is_onestep, self.num_timesteps - 1, t)
+        a, sigma = parametrisation.coefficients(self.alphas_bar(), t, z0.ndim)
+        zt = parametrisation.add_noise(z0, eps, a, sigma)
+        zt = jnp.where(is_onestep[:, None, None, None], 0.0, zt)
+        return zt, t, parametrisation.make_target(self.diffusion["target"], z0, eps, a, sigma)
+
+    def loss(self, params, state, batch, rng):
+        d, label, frozen = self.diffusion, batch["label"], state.frozen
         keys = jax.random.split(rng, 4)
-        z0 = standardise(frozen, batch["target"], label)
-        source = training_source(frozen, batch)
+        z0 = self.standardise(frozen, batch["target"], label)
+        source = self.training_source(frozen, batch)
         rows = z0.shape[:1]
-        t = jax.random.randint(keys[0], rows, 0, num_timesteps)
+        t = jax.random.randint(keys[0], rows, 0, self.num_timesteps)
         eps = jax.random.normal(keys[1], z0.shape)
-        share = ramp(state.step, num_train_steps, *d["onestep_share"], *d["onestep_ramp"])
+        share = ramp(state.step, self.num_train_steps, *d["onestep_share"], *d["onestep_ramp"])
         is_onestep = jax.random.uniform(keys[2], rows) < share
         is_dropped = jax.random.uniform(keys[3], rows) < d["class_dropout_prob"]
         code = jnp.where(is_dropped & ~is_onestep, d["null_code"], label)
-        wide = is_onestep[:, None, None, None]
-        if is_bridge:
-            m, delta = samplers.bridge_coefficients(t, num_timesteps, d["bridge_variance"])
-            m, delta = (v[:, None, None, None] for v in (m, delta))
-            zt, target = (1 - m) * z0 + m * centre(source) + jnp.sqrt(delta) * eps, z0
-        else:
-            alphas_bar = schedule(num_timesteps)
-            t = jnp.where(is_onestep, num_timesteps - 1, t)
-            a, sigma = parametrisation.coefficients(alphas_bar, t, z0.ndim)
-            zt = jnp.where(wide, 0.0, parametrisation.add_noise(z0, eps, a, sigma))
-            target = parametrisation.make_target(d["target"], z0, eps, a, sigma)
-        prediction = net.apply({"params": params}, zt, t, code, condition(source))
+        zt, t, target = self.noisy_input(z0, source, t, is_onestep, eps)
+        prediction = self.net.apply({"params": params}, zt, t, code, self.condition(source))
         std = frozen["statistics"]["std"][label]
         weights = jnp.where(
-            wide,
+            is_onestep[:, None, None, None],
             channel_weights(std, d["onestep_weight_power"]),
             channel_weights(std, d["noisy_weight_power"]),
         )
         per_example = (weights * jnp.square(prediction - target)).mean((1, 2, 3))  # [B]
-        noisy = ~is_onestep
         metrics = {
             "loss_onestep": masked_mean(per_example, is_onestep),
-            "loss_noisy": masked_mean(per_example, noisy),
+            "loss_noisy": masked_mean(per_example, ~is_onestep),
             "onestep_share": share,
         }
-        if d["min_snr_gamma"] > 0 and not is_bridge:
+        if d["min_snr_gamma"] > 0 and not self.is_bridge:
             snr_weight = parametrisation.min_snr_weight(
-                d["target"], schedule(num_timesteps), t, d["min_snr_gamma"]
+                d["target"], self.alphas_bar(), t, d["min_snr_gamma"]
             )
-            per_example = jnp.where(noisy, snr_weight * per_example, per_example)
+            per_example = jnp.where(is_onestep, per_example, snr_weight * per_example)
         return per_example.mean(), metrics
 
-    init_state, train_step = make_update(loss_fn, optim)
+    # Read-outs
 
-    def denoiser(state, source, label):
+    def denoiser(self, state, source, label):
         """denoise_fn of the conditional model with guidance, for the samplers."""
-        variables = {"params": state.ema_params}
+        variables, condition = {"params": state.ema_params}, self.condition(source)
 
         def with_code(code):
-            return lambda zt, t: net.apply(variables, zt, t, code, condition(source))
+            return lambda zt, t: self.net.apply(variables, zt, t, code, condition)
 
-        null = jnp.full_like(label, d["null_code"])
-        return guidance.with_guidance(with_code(label), with_code(null), s["guidance_scale"])
+        null = jnp.full_like(label, self.diffusion["null_code"])
+        scale = self.sampling["guidance_scale"]
+        return guidance.with_guidance(with_code(label), with_code(null), scale)
 
-    def decode(state, z, label):
-        z = destandardise(state.frozen, z, label)
-        return codec.decode(state.frozen["autoencoder"], z, label)
-
-    def predict_onestep(state, batch, rng):
+    def predict_onestep(self, state, batch, rng):
+        """The conditional mean: one evaluation at t = T - 1 from a zero latent."""
         del rng
-        source, label = image_source(state.frozen, batch["source"]), batch["label"]
-        shape = (*source.shape[:3], latent_channels)
-        z = samplers.onestep(
-            denoiser(state, source, label),
-            jnp.zeros(shape),
-            schedule(num_timesteps),
-            target=d["target"],
-        )
-        return Prediction(decode(state, z, label), None)
+        source, label = self.image_source(state.frozen, batch["source"]), batch["label"]
+        start = jnp.zeros((*source.shape[:3], self.codec.latent_channels))
+        denoise_fn = self.denoiser(state, source, label)
+        target = self.diffusion["target"]
+        z = samplers.onestep(denoise_fn, start, self.alphas_bar(), target=target)
+        return Prediction(self.decode(state, z, label), None)
 
-    def sample_latents(state, source, label, keys):
-        shape = (*source.shape[1:3], latent_channels)
+    def sample_latents(self, state, source, label, keys):
+        """One standardised latent per row; the noise of a row comes from its key alone."""
+        d, s = self.diffusion, self.sampling
+        shape = (*source.shape[1:3], self.codec.latent_channels)
         fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
         start = normal_like(fold(keys, 0), shape)
-        denoise_fn = denoiser(state, source, label)
-        steps = s["num_sampling_steps"]
-        if is_bridge:
+        denoise_fn, steps = self.denoiser(state, source, label), s["num_sampling_steps"]
+        if self.is_bridge:
             return samplers.bridge(
                 denoise_fn,
-                centre(source),
-                num_timesteps,
+                self.centre(source),
+                self.num_timesteps,
                 variance=d["bridge_variance"],
                 num_sampling_steps=steps,
                 noise_fn=lambda i: start,
             )
-        alphas_bar, t_start = schedule(num_timesteps), None
+        alphas_bar, t_start = self.alphas_bar(), None
         if d["conditioning"] == "sdedit":
-            t_start = max(int(round(s["sdedit_strength"] * num_timesteps)) - 1, 0)
-            a = jnp.sqrt(alphas_bar[t_start])
-            start = a * centre(source) + jnp.sqrt(1 - alphas_bar[t_start]) * start
+            t_start = max(round(s["sdedit_strength"] * self.num_timesteps) - 1, 0)
+            ab = alphas_bar[t_start]
+            start = jnp.sqrt(ab) * self.centre(source) + jnp.sqrt(1 - ab) * start
         return samplers.ddim(
             denoise_fn,
             start,
@@ -212,31 +257,14 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
             t_start=t_start,
         )
 
-    def make_predict_samples(num_samples: int):
-        def predict_samples(state, batch, rng):
-            """Mean and SD of K *decoded* samples (the decoder is not linear), K folded into the batch."""
-            b, label = batch["label"].shape[0], batch["label"]
-            source = jnp.repeat(image_source(state.frozen, batch["source"]), num_samples, axis=0)
-            keys = jnp.repeat(example_keys(rng, batch), num_samples)
-            keys = jax.vmap(jax.random.fold_in)(keys, jnp.tile(jnp.arange(num_samples), b))
-            labels = jnp.repeat(label, num_samples)
-            images = decode(state, sample_latents(state, source, labels, keys), labels)
-            images = images.reshape(b, num_samples, *images.shape[1:])
-            sd = images.std(axis=1) if num_samples > 1 else None
-            return Prediction(images.mean(axis=1), sd)
-
-        return predict_samples
-
-    per_sample = s["num_sampling_steps"] * (1 if s["guidance_scale"] == 1.0 else 2)
-    predict, evaluations = {}, {}
-    if max(d["onestep_share"]) > 0:
-        predict["onestep"], evaluations["onestep"] = predict_onestep, 1
-    for k in s["num_samples"]:
-        name = "sample" if k == 1 else f"mean{k}"
-        predict[name], evaluations[name] = make_predict_samples(k), k * per_sample
-    return Method(init, train_step, predict, evaluations)
-
-
-def masked_mean(values, mask):
-    """Mean of values [B] where mask [B]; 0 where nothing is (a batch may hold no such row)."""
-    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
+    def predict_samples(self, state, batch, rng, *, num_samples: int):
+        """Mean and SD of K *decoded* samples (the decoder is not linear), K folded into the batch."""
+        b, label = batch["label"].shape[0], batch["label"]
+        source = jnp.repeat(self.image_source(state.frozen, batch["source"]), num_samples, axis=0)
+        keys = jnp.repeat(example_keys(rng, batch), num_samples)
+        keys = jax.vmap(jax.random.fold_in)(keys, jnp.tile(jnp.arange(num_samples), b))
+        labels = jnp.repeat(label, num_samples)
+        images = self.decode(state, self.sample_latents(state, source, labels, keys), labels)
+        images = images.reshape(b, num_samples, *images.shape[1:])
+        sd = images.std(axis=1) if num_samples > 1 else None
+        return Prediction(images.mean(axis=1), sd)

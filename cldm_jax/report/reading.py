@@ -6,7 +6,7 @@ from cldm_jax.report import labels, tables
 
 SHUFFLE_DROP_DB = 1.0  # another person's PET must cost at least this much PSNR
 FLIP_ACCURACY = 0.95  # share of outputs recognised as the modality the class code asked for
-HEADROOM_DB = 10.0  # autoencoder ceiling above the best translation: then it costs <= 0.41 dB
+HEADROOM_DB = 10.0  # ceiling above the best CLDM; independent errors then cost <= 0.46 dB
 
 
 class Check(NamedTuple):
@@ -143,7 +143,7 @@ def _autoencoder_room(summary, target, rows) -> list[Check]:
     elif room < HEADROOM_DB:
         verdict = f"under {HEADROOM_DB:g} dB: the autoencoder may cap the result"
     else:
-        verdict = "the autoencoder costs less than about 0.4 dB"
+        verdict = "the autoencoder costs less than about 0.5 dB"
     measured = f"ceiling {ceiling:.1f} dB, best CLDM {best:.1f} dB"
     name = f"Autoencoder {HEADROOM_DB:g} dB above the best CLDM"
     return [_check(name, labels.target_label(target), measured, verdict, room >= HEADROOM_DB)]

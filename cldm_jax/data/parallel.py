@@ -1,0 +1,32 @@
+"""One function over many people, in this process or in spawned ones, with the same results."""
+
+import concurrent.futures
+import contextlib
+import multiprocessing
+from collections.abc import Callable, Iterable, Iterator
+
+
+@contextlib.contextmanager
+def mapper(workers: int) -> Iterator[Callable]:
+    """`map` over people, in this process or (spawned once) in others; results in the tasks' order."""
+    if workers == 0:
+        yield map
+        return
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        try:
+            yield lambda function, tasks: _windowed(pool, 2 * workers, function, tasks)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+def _windowed(pool, window: int, function: Callable, tasks: Iterable) -> Iterator:
+    """Few tasks ahead of the reader, so that finished slices do not pile up in memory."""
+    waiting = []
+    for task in tasks:
+        waiting.append(pool.submit(function, task))
+        if len(waiting) > window:
+            yield waiting.pop(0).result()
+    for job in waiting:
+        yield job.result()

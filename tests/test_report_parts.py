@@ -1,0 +1,165 @@
+"""Parts of the report: labels, tables, verdicts and figures."""
+
+import math
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from report_samples import make_case, make_gallery, make_scores, make_summary
+
+from cldm_jax.report import charts, figures, labels, reading, tables
+from cldm_jax.report.page import json_ready
+
+
+def test_json_ready_makes_plain_values():
+    value = {"a": np.float32(1.5), "b": (np.int64(2), math.nan), "c": np.array([1.0, math.inf])}
+    assert json_ready(value) == {"a": 1.5, "b": [2, None], "c": [1.0, None]}
+
+
+@pytest.mark.parametrize(
+    "key, label",
+    [
+        ("unet:predict", "U-Net"),
+        ("attention_unet:predict", "Attention U-Net"),
+        ("ldm:onestep", "CLDM onestep"),
+        ("ldm:sample", "CLDM sample"),
+        ("ldm:mean4", "CLDM mean of 4"),
+        ("ldm:mean16", "CLDM mean of 16"),
+        ("mine:fast", "mine fast"),
+        ("mine", "mine"),
+    ],
+)
+def test_method_labels(key, label):
+    assert labels.method_label(key) == label
+
+
+def test_numbers_carry_no_false_precision():
+    assert labels.decimals_for("dB", [{"sd": 1.23}]) == 1
+    assert labels.decimals_for("dB", [{"sd": 0.31}]) == 2
+    assert labels.decimals_for("HU", [{"sd": 12.0}]) == 0
+    assert labels.decimals_for("HU", [{"sd": 1.2}]) == 1
+    assert labels.decimals_for("fraction", [{"sd": 0.02}]) == 3
+    assert labels.decimals_for("", [{"sd": None}, None]) == 3
+    assert labels.number(-0.001, 1) == "0.0"
+    assert labels.number(None, 1) == "not measured" and labels.number(math.nan, 1) == "undefined"
+    assert labels.duration(0.0213) == "21.3 ms" and labels.duration(75) == "75 s"
+    assert labels.duration(391) == "6 min 31 s" and labels.duration(7260) == "2 h 1 min"
+    assert labels.duration(119.9) == "2 min 0 s" and labels.duration(3599.8) == "1 h 0 min"
+    assert labels.count(12_345_678) == "12.3 M" and labels.count(1272) == "1,272"
+    assert labels.p_value(0.0001) == "< 0.001" and labels.p_value(0.0625) == "0.062"
+
+
+def test_best_is_marked_by_direction():
+    summary = make_summary(("ct",))
+    rows = tables.rows_of(summary, "ct")
+    assert tables.best_row(rows, "psnr") is rows[2]
+    assert tables.best_row(rows, "mae") is rows[2]  # lowest
+    rows[0]["sharpness"]["mean"] = 1.05  # nearest to 1, not highest
+    rows[1]["sharpness"]["mean"] = 3.0
+    assert tables.best_row(rows, "sharpness") is rows[0]
+    assert tables.best_row(rows[:1], "psnr") is None
+    assert not any(c.best for r in tables.score_table(summary, "ct").rows[3:] for c in r.cells)
+
+
+def test_verdicts_follow_direction_and_threshold():
+    test = {"a": "ldm:onestep", "b": "unet:predict", "metric": "psnr", "mean_diff": 0.5}
+    test["p_holm"] = 0.01
+    assert tables.verdict(test) == "CLDM onestep better"
+    assert tables.verdict(test | {"metric": "mae"}) == "U-Net better"
+    assert tables.verdict(test | {"p_holm": 0.06}) == "no difference shown"
+    assert tables.verdict(test | {"p_holm": None}) == "not tested"
+
+
+def test_headline_turns_the_sign_with_the_order():
+    summary = make_summary(("ct",))
+    (line,) = reading.headlines(summary)
+    assert "CLDM mean of 4 has the highest mean PSNR, 26.1 dB" in line
+    assert "Against U-Net: +0.43 dB [+0.12, +0.65], Holm p 0.12: no difference shown" in line
+    test = summary["tests"][0]
+    test.update(a=test["b"], b=test["a"], mean_diff=-0.4321, ci95=[-0.6543, -0.1234])
+    assert reading.headlines(summary) == [line]
+    summary["tests"] = []
+    assert "not tested" in reading.headlines(summary)[0]
+
+
+def test_checks_can_fail():
+    summary = make_summary(("ct",))
+    statuses = {c.name: c.status for c in reading.checks(summary)}
+    assert statuses == {
+        "Source shuffle: another person's PET": "pass",
+        "Class flip: same PET, both codes": "fail",
+        "Every method above the floor": "pass",
+        "Autoencoder 10 dB above the best CLDM": "pass",
+    }
+    summary["controls"] = [
+        {"name": "source_shuffle", "target": "ct", "drop_db": 0.2},
+        {"name": "class_flip", "accuracy": 0.99},
+        {"name": "new_control"},
+    ]
+    summary["rows"][0]["psnr"]["mean"] = 20.0
+    summary["references"][1]["psnr"]["mean"] = 30.0
+    found = {c.name: c for c in reading.checks(summary)}
+    assert found["Source shuffle: another person's PET"].status == "fail"
+    assert found["Class flip: same PET, both codes"].status == "pass"
+    assert found["new control"].status == "unknown"
+    assert found["Every method above the floor"].verdict.endswith(": U-Net")
+    assert found["Autoencoder 10 dB above the best CLDM"].status == "fail"
+
+
+def test_markdown_and_terminal_tables():
+    summary = make_summary()
+    summary["rows"][0]["method"] = "a|b"
+    text = tables.markdown_table(summary)
+    blocks = [b for b in text.split("\n\n") if b.startswith("|")]
+    assert len(blocks) == 2 and "**PET to CT** (n = 5)" in text
+    for block in blocks:
+        lines = block.strip().splitlines()
+        assert len(lines) == 2 + 3 + 3
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
+    assert "**26.1 ± 1.2 [25.7, 26.5]**" in text and "*Floor: population mean image*" in text
+    plain = tables.text_table(summary)
+    assert "26.1 ± 1.2 [25.7, 26.5] *" in plain and "PET to MR, n = 5 people" in plain
+
+
+@pytest.mark.parametrize("keys", [(), ("unet:predict",), ("mine:a", "mine:b", "mine:c", "d:e")])
+def test_figures_cope_with_other_methods(keys, tmp_path):
+    gallery = make_gallery(("mr",), keys=keys, roles=("worst",))
+    case = gallery["mr"]["cases"][0]
+    case["sd"] = {"absent:method": case["real"], **{k: None for k in keys[:1]}}
+    figures.save(figures.case_figure(gallery["mr"], case), tmp_path / "case.png", indexed=True)
+    figures.save(figures.overview_figure(gallery), tmp_path / "all.png", indexed=True)
+    for name in ("case.png", "all.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert picture.width > 300
+
+
+def test_charts_are_none_without_numbers():
+    assert charts.scale_figure({"rows": []}, "ct") is None
+    assert charts.patients_figure([], "ct", "HU") is None
+    lost = [dict(s, value=math.nan) for s in make_scores(("ct",))]
+    assert charts.patients_figure(lost, "ct", "HU") is None
+
+
+def test_large_noisy_figures_stay_small(tmp_path):
+    keys = tuple(f"m{i}:predict" for i in range(6))
+    case = make_case("best", keys=keys, size=256)
+    rng = np.random.default_rng(0)
+    case["mask"] = np.ones((256, 256), bool)
+    case["predictions"] = {k: rng.random((256, 256)) for k in keys}
+    target = {"units": "fraction"}
+    figures.save(figures.case_figure(target, case), tmp_path / "noise.png", indexed=True)
+    assert 20_000 < (tmp_path / "noise.png").stat().st_size < 300_000
+
+
+def test_indexed_figures_keep_the_colours_of_the_scale(tmp_path):
+    """A palette made from the picture once turned the top of the SD scale orange."""
+    gallery = make_gallery(("mr",), roles=("best",))
+    figure = figures.case_figure(gallery["mr"], gallery["mr"]["cases"][0])
+    figures.save(figure, tmp_path / "p.png", indexed=True)
+    drawn = np.asarray(figure.canvas.buffer_rgba())[..., :3].astype(int)
+    with Image.open(tmp_path / "p.png") as picture:
+        stored = np.asarray(picture.convert("RGB")).astype(int)
+    difference = np.abs(drawn - stored).max(axis=-1)
+    assert difference.max() <= 80  # edges of letters only
+    assert np.mean(difference > 4) < 0.01
