@@ -10,3 +10,6 @@ class UserError(Exception):
     def __init__(self, what, reason: str, remedy: str):
         super().__init__(f"{what}: {reason}. {remedy}")
         self.what, self.reason, self.remedy = str(what), reason, remedy
+
+    def __reduce__(self):  # so that it crosses from a worker process
+        return type(self), (self.what, self.reason, self.remedy)

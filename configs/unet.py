@@ -15,7 +15,7 @@ def get_config(preset: str = "a6000"):
     c.method = "unet"
     c.data = common.data(preset)
     c.train = common.train(preset)
-    c.train.num_train_steps = common.pick(preset, tiny=20, quick=400, cpu=3000, a6000=100_000)
+    c.train.num_train_steps = common.pick(preset, tiny=20, quick=320, cpu=3000, a6000=100_000)
     c.recipe = {
         "model": {
             "num_classes": ae.NUM_CLASSES,

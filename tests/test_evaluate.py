@@ -83,11 +83,14 @@ def test_shuffle_takes_another_persons_slice_at_the_same_depth(study):
 
 
 def test_trivial_classifier_separates_real_modalities_and_fails_on_swapped_ones(study):
-    _, source = source_of(study)
-    real, _ = references.targets(source, 8)
-    labels = source.keys["label"]
-    assert controls.nearest_centroid_accuracy(real, labels, real, labels) > 0.95
-    assert controls.nearest_centroid_accuracy(real, labels, real, 3 - labels) < 0.05
+    prepared, source = source_of(study)
+    train = make_source(
+        prepared, split="train", targets=("ct", "mr"), context=1, latents=None, source_kind="image"
+    )
+    classifier = controls.ModalityClassifier(references.targets(train, 8)[0], train.keys["label"])
+    real, labels = references.targets(source, 8)[0], source.keys["label"]
+    assert classifier.accuracy(real, labels) > 0.9
+    assert classifier.accuracy(real, 3 - labels) < 0.1
 
 
 def test_evaluating_on_other_data_is_refused(study, tmp_path):

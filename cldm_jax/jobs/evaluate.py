@@ -10,20 +10,17 @@ import jax
 import numpy as np
 
 from cldm_jax import __version__, files
-from cldm_jax.data import intensity, pipeline
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import controls, references
 from cldm_jax.jobs.inputs import ensure_prepared
 from cldm_jax.jobs.readouts import ReadOut, Run, open_run, predict_rows
-from cldm_jax.metrics import aggregate, statistics
-from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
-from cldm_jax.report.labels import method_label
+from cldm_jax.jobs.scoring import HEADLINE, Scorer, make_gallery
+from cldm_jax.metrics import aggregate
+from cldm_jax.metrics.protocol import PROTOCOLS
 from cldm_jax.report.page import write_report
 from cldm_jax.report.tables import text_table
 from cldm_jax.runtime import device
 from cldm_jax.runtime.progress import Progress
-
-HEADLINE = "psnr"  # decides "best mode" and the shown patients
 
 
 def run(config, workdir: str) -> None:
@@ -104,7 +101,7 @@ def _evaluate(config, runs: list[Run], prepared):
                 control_rows += _controls(config, r, source, prepared, names, scorer, progress)
     reference_rows = _references(config, runs, prepared, rows, names, scorer)
     summary = _summary(config, runs, prepared, scorer, readouts, reference_rows, control_rows)
-    gallery = _gallery(runs, prepared, scorer, readouts, rows)
+    gallery = make_gallery(runs, prepared, scorer, readouts, rows)
     return summary, scorer.scores, gallery
 
 
@@ -121,84 +118,6 @@ def _check_protocol(config, targets: tuple[str, ...]) -> None:
             f"protocol {protocol.name} scores whole volumes",
             "Give --config.slice_stride=1.",
         )
-
-
-class Scorer:
-    """Scores images by the protocol and keeps one row per patient, method, target and metric."""
-
-    def __init__(self, config, prepared, names: dict[int, str]):
-        self.config, self.prepared, self.names = config, prepared, names
-        self.protocol = PROTOCOLS[config.protocol]
-        self.specs = {
-            t: intensity.from_json(prepared.index["modalities"][t]["normaliser"])
-            for t in names.values()
-        }
-        self.scores: list[dict] = []
-        self.keys = self.source(1).keys
-        self.real, self.masks = references.targets(self.source(1), config.batch_size)
-
-    def source(self, context: int):
-        return pipeline.make_source(
-            self.prepared,
-            split=self.config.split,
-            targets=tuple(self.names.values()),
-            context=context,
-            latents=None,
-            source_kind="image",
-            slice_stride=self.config.slice_stride,
-        )
-
-    def patients(self):
-        """(subject, code, row numbers of its slices) of every scored volume."""
-        for subject in dict.fromkeys(self.keys["subject"].tolist()):
-            for code in self.names:
-                rows = np.flatnonzero(
-                    (self.keys["subject"] == subject) & (self.keys["label"] == code)
-                )
-                if len(rows):
-                    yield subject, code, rows
-
-    def units(self, code: int, subject: int, images):
-        """Model range -> metric units (HU; fraction of the volume's percentile)."""
-        target = self.names[code]
-        volume = self.prepared.index["subjects"][subject]["volumes"][target]
-        return intensity.metric_units(
-            self.specs[target], images, volume["scale"], volume.get("origin", 0.0)
-        )
-
-    def add(self, method: str, mode: str, images) -> None:
-        for subject, code, rows in self.patients():
-            volume_scores = score_volume(
-                self.units(code, subject, images[rows]),
-                self.units(code, subject, self.real[rows]),
-                self.masks[rows],
-                np.ones(len(rows), bool),
-                self.protocol,
-                self.names[code],
-            )
-            entry = self.prepared.index["subjects"][subject]
-            for metric, values in volume_scores.items():
-                self.scores.append(
-                    {
-                        "patient": entry["id"],
-                        "group": entry["group"],
-                        "split": self.config.split,
-                        "method": method,
-                        "mode": mode,
-                        "target": self.names[code],
-                        "metric": metric,
-                        "value": statistics.patient_mean(values).mean,
-                        "n_slices": len(rows),
-                    }
-                )
-
-    def mean(self, method: str, mode: str, target: str, metric: str) -> float:
-        values = [
-            s["value"]
-            for s in self.scores
-            if (s["method"], s["mode"], s["target"], s["metric"]) == (method, mode, target, metric)
-        ]
-        return float(np.mean(values))
 
 
 def _references(config, runs, prepared, rows, names, scorer) -> list[dict]:
@@ -267,20 +186,25 @@ def _controls(config, run: Run, source, prepared, names, scorer, progress) -> li
                 }
             )
         scorer.scores = [s for s in scorer.scores if s["method"] != "control"]
-    if len(names) == 2:
+    if len(names) == 2 and prepared.subjects("train"):
         codes = np.array(list(names), np.int32)
         own = source.keys["label"]
         flipped = np.where(own == codes[0], codes[1], codes[0]).astype(np.int32)
         images = predict_rows(run, mode, source, labels=flipped, **common).images
-        accuracy = controls.nearest_centroid_accuracy(
-            scorer.real, scorer.keys["label"], images, flipped
+        train = scorer.source(1, split="train")
+        classifier = controls.ModalityClassifier(
+            references.targets(train, config.batch_size)[0], train.keys["label"]
         )
-        out.append({"name": "class_flip", "method": run.name, "mode": mode, "accuracy": accuracy})
+        out.append(
+            {
+                "name": "class_flip",
+                "method": run.name,
+                "mode": mode,
+                "accuracy": classifier.accuracy(images, flipped),
+                "accuracy_real": classifier.accuracy(scorer.real, own),
+            }
+        )
     return out
-
-
-def best_mode(scorer: Scorer, run: Run, target: str) -> str:
-    return max(run.method.predict, key=lambda m: scorer.mean(run.name, m, target, HEADLINE))
 
 
 def _summary(config, runs, prepared, scorer, readouts, reference_rows, control_rows) -> dict:
@@ -336,51 +260,4 @@ def _summary(config, runs, prepared, scorer, readouts, reference_rows, control_r
                 **{p: importlib.metadata.version(p) for p in packages},
             },
         },
-    }
-
-
-def _gallery(runs, prepared, scorer, readouts, source) -> dict:
-    """Best, median and worst patient by PSNR of the CLDM's best mode; the middle scored slice."""
-    main = next((r for r in runs if r.config["method"] == "ldm"), runs[0])
-    gallery = {}
-    for code, target in scorer.names.items():
-        chosen_by = f"{main.name}:{best_mode(scorer, main, target)}"
-        picks = aggregate.pick_cases(scorer.scores, chosen_by, target, metric=HEADLINE)
-        volumes = {
-            prepared.index["subjects"][s]["id"]: (s, rows)
-            for s, c, rows in scorer.patients()
-            if c == code
-        }
-        gallery[target] = {
-            **scorer.config.windows[target].to_dict(),
-            "rule": f"PSNR of {method_label(chosen_by)}",
-            "cases": [
-                {
-                    "role": role,
-                    "patient": patient,
-                    **_case(scorer, readouts, source, code, *volumes[patient]),
-                }
-                for role, patient in picks.items()
-            ],
-        }
-    return gallery
-
-
-def _case(scorer, readouts, source, code: int, subject: int, rows) -> dict:
-    """The pictures of one slice: source, real, every read-out and its SD, in metric units."""
-    row = int(rows[len(rows) // 2])
-    pet = source.read(np.array([row]))["source"][0]
-    predictions, sds = {}, {}
-    zero = scorer.units(code, subject, np.float32(0))  # units are affine in model range
-    for (name, mode), readout in readouts.items():
-        predictions[f"{name}:{mode}"] = scorer.units(code, subject, readout.images[row])
-        if readout.sd is not None:
-            sds[f"{name}:{mode}"] = scorer.units(code, subject, readout.sd[row]) - zero
-    return {
-        "slice": int(scorer.keys["slice"][row]),
-        "source": pet[..., pet.shape[-1] // 2],
-        "real": scorer.units(code, subject, scorer.real[row]),
-        "mask": scorer.masks[row],
-        "predictions": predictions,
-        "sd": sds,
     }

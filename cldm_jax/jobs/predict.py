@@ -98,12 +98,11 @@ def run(config, workdir: str) -> None:
 
 def _setting(trained: Run) -> Setting:
     data = trained.manifest["data"]
-    g = data["grid"]
-    model_grid = grid.ModelGrid(tuple(g["size"]), tuple(g["spacing_mm"]), g["slice_spacing_mm"])
+    model_grid = grid.ModelGrid.from_index(data["grid"])
     modalities = data["modalities"]
     return Setting(
         model_grid,
-        g["center"],
+        data["grid"]["center"],
         {name: intensity.from_json(m["normaliser"]) for name, m in modalities.items()},
         {name: m["code"] for name, m in modalities.items()},
     )

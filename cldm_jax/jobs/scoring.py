@@ -1,0 +1,141 @@
+"""Predicted images -> score rows per patient, and the pictures a report shows of them."""
+
+import numpy as np
+
+from cldm_jax.data import intensity, pipeline
+from cldm_jax.jobs import references
+from cldm_jax.jobs.readouts import Run
+from cldm_jax.metrics import aggregate, statistics
+from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
+from cldm_jax.report.labels import method_label
+
+HEADLINE = "psnr"  # decides "best mode" and the shown patients
+
+
+class Scorer:
+    """Scores images by the protocol and keeps one row per patient, method, target and metric."""
+
+    def __init__(self, config, prepared, names: dict[int, str]):
+        self.config, self.prepared, self.names = config, prepared, names
+        self.protocol = PROTOCOLS[config.protocol]
+        self.specs = {
+            t: intensity.from_json(prepared.index["modalities"][t]["normaliser"])
+            for t in names.values()
+        }
+        self.scores: list[dict] = []
+        self.keys = self.source(1).keys
+        self.real, self.masks = references.targets(self.source(1), config.batch_size)
+
+    def source(self, context: int, split: str | None = None):
+        return pipeline.make_source(
+            self.prepared,
+            split=split or self.config.split,
+            targets=tuple(self.names.values()),
+            context=context,
+            latents=None,
+            source_kind="image",
+            slice_stride=self.config.slice_stride,
+        )
+
+    def patients(self):
+        """(subject, code, row numbers of its slices) of every scored volume."""
+        for subject in dict.fromkeys(self.keys["subject"].tolist()):
+            for code in self.names:
+                rows = np.flatnonzero(
+                    (self.keys["subject"] == subject) & (self.keys["label"] == code)
+                )
+                if len(rows):
+                    yield subject, code, rows
+
+    def units(self, code: int, subject: int, images):
+        """Model range -> metric units (HU; fraction of the volume's percentile)."""
+        target = self.names[code]
+        volume = self.prepared.index["subjects"][subject]["volumes"][target]
+        return intensity.metric_units(
+            self.specs[target], images, volume["scale"], volume.get("origin", 0.0)
+        )
+
+    def add(self, method: str, mode: str, images) -> None:
+        for subject, code, rows in self.patients():
+            volume_scores = score_volume(
+                self.units(code, subject, images[rows]),
+                self.units(code, subject, self.real[rows]),
+                self.masks[rows],
+                np.ones(len(rows), bool),
+                self.protocol,
+                self.names[code],
+            )
+            entry = self.prepared.index["subjects"][subject]
+            for metric, values in volume_scores.items():
+                self.scores.append(
+                    {
+                        "patient": entry["id"],
+                        "group": entry["group"],
+                        "split": self.config.split,
+                        "method": method,
+                        "mode": mode,
+                        "target": self.names[code],
+                        "metric": metric,
+                        "value": statistics.patient_mean(values).mean,
+                        "n_slices": len(rows),
+                    }
+                )
+
+    def mean(self, method: str, mode: str, target: str, metric: str) -> float:
+        values = [
+            s["value"]
+            for s in self.scores
+            if (s["method"], s["mode"], s["target"], s["metric"]) == (method, mode, target, metric)
+        ]
+        return float(np.mean(values))
+
+
+def best_mode(scorer: Scorer, run: Run, target: str) -> str:
+    return max(run.method.predict, key=lambda m: scorer.mean(run.name, m, target, HEADLINE))
+
+
+def make_gallery(runs, prepared, scorer, readouts, source) -> dict:
+    """Best, median and worst patient by PSNR of the CLDM's best mode; the middle scored slice."""
+    main = next((r for r in runs if r.config["method"] == "ldm"), runs[0])
+    gallery = {}
+    for code, target in scorer.names.items():
+        chosen_by = f"{main.name}:{best_mode(scorer, main, target)}"
+        picks = aggregate.pick_cases(scorer.scores, chosen_by, target, metric=HEADLINE)
+        volumes = {
+            prepared.index["subjects"][s]["id"]: (s, rows)
+            for s, c, rows in scorer.patients()
+            if c == code
+        }
+        gallery[target] = {
+            **scorer.config.windows[target].to_dict(),
+            "rule": f"PSNR of {method_label(chosen_by)}",
+            "cases": [
+                {
+                    "role": role,
+                    "patient": patient,
+                    **_case(scorer, readouts, source, code, *volumes[patient]),
+                }
+                for role, patient in picks.items()
+            ],
+        }
+    return gallery
+
+
+def _case(scorer, readouts, source, code: int, subject: int, rows) -> dict:
+    """The pictures of one slice: source, real, every read-out and its SD, in metric units."""
+    row = int(rows[len(rows) // 2])
+    pet = source.read(np.array([row]))["source"][0]
+    predictions, sds = {}, {}
+    zero = scorer.units(code, subject, np.float32(0))  # units are affine in model range
+    for (name, mode), readout in readouts.items():
+        predictions[f"{name}:{mode}"] = scorer.units(code, subject, readout.images[row])
+        if readout.sd is not None:
+            sds[f"{name}:{mode}"] = scorer.units(code, subject, readout.sd[row]) - zero
+    return {
+        "slice": int(scorer.keys["slice"][row]),
+        "source": pet[..., pet.shape[-1] // 2],
+        "real": scorer.units(code, subject, scorer.real[row]),
+        "mask": scorer.masks[row],
+        "predictions": predictions,
+        "sd": sds,
+    }
