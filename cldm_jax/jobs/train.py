@@ -41,6 +41,7 @@ MUTABLE = {
     "data.root",
     "data.prepared",
     "encode_batch_size",
+    "train.cpu_step_seconds",
 }
 
 
@@ -282,10 +283,12 @@ def _print_overview(config, state) -> None:
 
 
 def _warn_if_gpu_preset(config) -> None:
-    if config.preset in ("a6000", "multi") and jax.default_backend() == "cpu":
+    seconds = config.train.cpu_step_seconds * config.train.num_train_steps
+    if seconds > 0 and jax.default_backend() == "cpu":
         print(
-            f"preset '{config.preset}' is meant for a GPU and none was found: on this CPU it will take "
-            f"days (the progress line's ETA says how many). For a CPU use "
-            f"--config=configs/{config.name}.py:cpu (under an hour) or :quick (minutes).",
+            f"preset '{config.preset}' is meant for a GPU and none was found: on 2 CPU cores training "
+            f"would take about {seconds / 86400:.0f} days (estimated, not measured), after making the "
+            f"data. For a CPU use --config=configs/{config.name}.py:cpu (under an hour) or :quick "
+            "(minutes). Going on; Ctrl-C stops and the same command resumes.",
             flush=True,
         )

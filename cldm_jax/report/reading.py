@@ -102,7 +102,10 @@ def _control(control: dict) -> Check:
     if name == "class_flip" and labels.is_number(accuracy):
         good = accuracy >= FLIP_ACCURACY
         verdict = "the class code selects the modality" if good else "the class code is not obeyed"
+        real = control.get("accuracy_real")
         measured = f"{100 * accuracy:.0f} % of outputs recognised"
+        if labels.is_number(real):
+            measured += f" (real images: {100 * real:.0f} %)"
         return _check("Class flip: same PET, both codes", target, measured, verdict, good)
     words = labels.reference_label(name)
     return Check(words, target, labels.NOT_MEASURED, "no verdict", "unknown")
