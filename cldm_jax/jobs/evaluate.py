@@ -81,10 +81,13 @@ def _evaluate(config, runs: list[Run], prepared):
     names = {prepared.index["modalities"][t]["code"]: t for t in targets}
     scorer = Scorer(config, prepared, names)
     rows = scorer.source(runs[0].config["data"]["context"])
-    total = sum(len(rows) for r in runs for _ in r.method.predict) + 2 * len(rows)
+    per_slice = sum(sum(r.method.evaluations.values()) for r in runs)
+    # In network evaluations, so that the ETA knows that a mean of samples takes longest; the two
+    # controls use the first read-out.
+    total = len(rows) * (per_slice + 2 * sum(r.config["method"] == "ldm" for r in runs))
     readouts: dict[tuple[str, str], ReadOut] = {}
     control_rows: list[dict] = []
-    with Progress(total, "predict test people", "slice") as progress:
+    with Progress(total, "predict test people", "evaluation") as progress:
         for r in runs:
             source = scorer.source(r.config["data"]["context"])
             for mode in r.method.predict:

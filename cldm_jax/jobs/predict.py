@@ -75,7 +75,8 @@ def run(config, workdir: str) -> None:
         pet, setting.grid, setting.center, setting.normalisers["pet"]
     )
     stem = re.sub(r"\.nii(\.gz)?$", "", pathlib.Path(config.input).name)
-    with Progress(len(slices) * len(config.targets), "predict", "slice") as progress:
+    total = len(slices) * len(config.targets) * trained.method.evaluations[mode]
+    with Progress(total, "predict", "evaluation") as progress:
         for target in config.targets:
             if target not in setting.codes:
                 known = ", ".join(t for t in setting.codes if t != "pet")

@@ -100,7 +100,7 @@ def predict_rows(
         if prediction.sd is not None:
             sds.append(np.asarray(prediction.sd)[:keep, ..., 0])
         if progress is not None:
-            progress.update(keep)
+            progress.update(keep * run.method.evaluations[mode])
     timed = times[1:]  # the first batch compiles
     seconds = float(np.median(timed)) / batch_size if timed else None
     return ReadOut(np.concatenate(images), np.concatenate(sds) if sds else None, seconds)
