@@ -19,7 +19,7 @@ def get_config(preset: str = "a6000"):
     c.protocol = "cldm"  # metrics/protocol.py
     c.split = "test"
     c.targets = ("ct", "mr")
-    c.slice_stride = common.pick(preset, tiny=1, quick=2, cpu=5, a6000=1)  # every n-th slice
+    c.slice_stride = common.pick(preset, tiny=1, quick=2, cpu=10, a6000=1)  # every n-th slice
     c.batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)
     c.replace_sampling = False  # use `sampling` below instead of each run's own
     c.sampling = ldm.sampling(preset)

@@ -18,7 +18,8 @@ from configs import predict as predict_config
 def test_summary_has_every_row(study):
     summary = files.read_json(study.report / "summary.json")
     rows = {(r["method"], r["mode"], r["target"]) for r in summary["rows"]}
-    modes = [("unet", "predict"), ("ldm", "onestep"), ("ldm", "sample"), ("ldm", "mean4")]
+    modes = [("unet", m) for m in ("predict", "mirror")]
+    modes += [("ldm", m) for m in ("onestep", "mirror", "sample", "mean4")]
     assert rows == {(m, mode, t) for m, mode in modes for t in ("ct", "mr")}
     for row in summary["rows"]:
         assert np.isfinite(row["psnr"]["mean"]) and row["n_patients"] == 2 and row["params"] > 0

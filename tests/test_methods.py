@@ -140,7 +140,7 @@ def test_every_reading_trains_and_predicts(reading):
     for mode, predict in method.predict.items():
         out = jax.jit(predict)(new, source, jax.random.key(0))
         assert out.image.shape == (4, *SIZE, 1) and bool(jnp.isfinite(out.image).all()), mode
-        assert (out.sd is None) == (mode in ("onestep", "sample"))
+        assert (out.sd is None) == (mode in ("onestep", "mirror", "sample"))
 
 
 def test_sdedit_starts_from_the_source_and_concat_does_not():
@@ -209,6 +209,18 @@ def test_class_code_and_guidance_change_the_prediction():
         for m in (strong, method)
     )
     assert float(jnp.abs(c - d).mean()) > 1e-4
+
+
+def test_mirror_is_the_mean_of_both_sides():
+    method, state, _ = start("unet")
+    state = state._replace(ema_params=jax.tree.map(lambda p: p + 0.05, state.ema_params))
+    source = images()
+    flipped = {**source, "source": source["source"][:, :, ::-1]}
+    direct = method.predict["predict"](state, source, None).image
+    other = method.predict["predict"](state, flipped, None).image[:, :, ::-1]
+    mirror = method.predict["mirror"](state, source, None).image
+    np.testing.assert_allclose(mirror, (direct + other) / 2, atol=1e-6)
+    assert float(jnp.abs(mirror - direct).max()) > 1e-6
 
 
 def test_ramp_and_weights():

@@ -26,6 +26,19 @@ class Method(NamedTuple):
     evaluations: Mapping[str, int]  # mode -> network evaluations per image
 
 
+def with_mirror(predict: Callable) -> Callable:
+    """The mean of a deterministic read-out and of its answer for the left-right mirrored source,
+    mirrored back. Heads are nearly symmetric; twice the evaluations. Columns run left to right.
+    """
+
+    def predict_mirrored(state, batch, rng):
+        direct = predict(state, batch, rng).image
+        mirrored = {**batch, "source": batch["source"][:, :, ::-1]}
+        return Prediction((direct + predict(state, mirrored, rng).image[:, :, ::-1]) / 2, None)
+
+    return predict_mirrored
+
+
 def example_keys(rng, batch: dict[str, Any]):
     """One key per example from its subject and slice: independent of batch size, order and device."""
     fold = jax.vmap(lambda s, z: jax.random.fold_in(jax.random.fold_in(rng, s), z))

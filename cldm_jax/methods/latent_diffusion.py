@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from cldm_jax.diffusion import guidance, parametrisation, samplers
 from cldm_jax.diffusion.schedule import SCHEDULES
-from cldm_jax.methods.base import Method, Prediction, example_keys, normal_like
+from cldm_jax.methods.base import Method, Prediction, example_keys, normal_like, with_mirror
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.common import make_update
 from cldm_jax.models.init import init_params
@@ -81,6 +81,7 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
     predict, evaluations = {}, {}
     if max(d["onestep_share"]) > 0:
         predict["onestep"], evaluations["onestep"] = cldm.predict_onestep, 1
+        predict["mirror"], evaluations["mirror"] = with_mirror(cldm.predict_onestep), 2
     for k in s["num_samples"]:
         name = "sample" if k == 1 else f"mean{k}"
         predict[name] = functools.partial(cldm.predict_samples, num_samples=k)

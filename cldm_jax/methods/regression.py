@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from cldm_jax.methods.base import Method, Prediction
+from cldm_jax.methods.base import Method, Prediction, with_mirror
 from cldm_jax.methods.common import make_update
 from cldm_jax.models.init import init_params
 from cldm_jax.models.unet import ClassUNet
@@ -32,4 +32,5 @@ def make(*, model: dict, loss: str, optim: dict) -> Method:
             net.apply({"params": state.ema_params}, batch["source"], batch["label"]), None
         )
 
-    return Method(init, train_step, {"predict": predict}, {"predict": 1})
+    read_outs = {"predict": predict, "mirror": with_mirror(predict)}
+    return Method(init, train_step, read_outs, {"predict": 1, "mirror": 2})

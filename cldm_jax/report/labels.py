@@ -28,6 +28,8 @@ def method_label(key: str) -> str:
     method, _, mode = key.partition(":")
     name = _METHODS.get(method, method)
     mean = re.fullmatch(r"mean(\d+)", mode)
+    if mode == "mirror":
+        return f"{name} with mirrored input"
     if mean:
         return f"{name} mean of {mean.group(1)}"
     return name if mode in ("", "predict") else f"{name} {mode}"
