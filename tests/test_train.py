@@ -134,6 +134,18 @@ def test_missing_prepared_data_names_the_command(study, tmp_path):
         train.run(config, str(tmp_path / "run"))
 
 
+def test_missing_autoencoder_is_trained_on_the_same_people(study, tmp_path):
+    config = study.config("ldm")
+    config.autoencoder.workdir = str(tmp_path / "ae")
+    config.autoencoder.train.train.num_train_steps = 2
+    inputs.ensure_autoencoder(config)
+    assert inputs.load_autoencoder(str(tmp_path / "ae"))[2] == 2
+    fingerprints = [
+        files.read_json(p / "run.json")["data"]["fingerprint"] for p in (tmp_path / "ae", study.ae)
+    ]
+    assert fingerprints[0] == fingerprints[1]
+
+
 def test_latents_are_the_autoencoders_posterior_means(study):
     prepared = inputs.ensure_prepared(study.config("ldm").data)
     latents = encode.ensure_latents(prepared, str(study.ae), 8)

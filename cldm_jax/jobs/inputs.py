@@ -87,7 +87,8 @@ def ensure_autoencoder(config) -> str:
         print(f"no trained autoencoder in {workdir}: training it first", flush=True)
         recipe = config.autoencoder.train.copy_and_resolve_references()
         with recipe.unlocked():
-            recipe.data = config.data
+            for field in ("prepared", "root", "simulate", "prepare"):  # the same people
+                recipe.data[field] = config.data[field]
         train.run(recipe, str(workdir))
     return str(workdir)
 
