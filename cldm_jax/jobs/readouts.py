@@ -10,7 +10,7 @@ import numpy as np
 from cldm_jax import files
 from cldm_jax.data.pipeline import SliceSource
 from cldm_jax.errors import UserError
-from cldm_jax.jobs.inputs import load_autoencoder, read_run_config
+from cldm_jax.jobs.inputs import read_run_config
 from cldm_jax.methods.base import Method
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.registry import make_method
@@ -52,14 +52,13 @@ def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
     recipe = {**config["recipe"], "optim": optim}
     if "sampling" in recipe and sampling is not None:
         recipe["sampling"] = dict(sampling)
+    manifest = files.read_json(f"{workdir}/run.json")
     codec = None
     if config["data"]["kind"] == "latents":
-        ae_workdir = config["autoencoder"]["workdir"] or f"runs/ae-{config['preset']}"
-        recipe["autoencoder"] = load_autoencoder(ae_workdir)[0]
+        recipe["autoencoder"] = manifest["autoencoder"]
         codec = make_codec(recipe["autoencoder"])
     method = make_method(config["method"], **recipe)
     state = TrainState(np.int32(step), (), params, (), (), frozen)
-    manifest = files.read_json(f"{workdir}/run.json")
     return Run(str(workdir), config["name"], config, manifest, step, method, state, codec)
 
 

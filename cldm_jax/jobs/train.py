@@ -256,6 +256,7 @@ def _run_manifest(config, workdir, inputs, state, resolved) -> dict:
             "grid": index["grid"],  # with the normalisers, all that a new patient's PET needs
             "modalities": index["modalities"],
         },
+        "autoencoder": inputs.recipe.get("autoencoder"),  # keywords of the frozen one, if any
         "params": int(sum(p.size for p in jax.tree.leaves(state.params))),
         "train_seconds": old.get("train_seconds", 0.0),
         "train_cpu_seconds": old.get("train_cpu_seconds", 0.0),

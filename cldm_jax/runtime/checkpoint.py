@@ -21,7 +21,6 @@ class Checkpoints:
 
     def __init__(self, folder, keep: int = 2):
         self.folder = pathlib.Path(folder).absolute()
-        self.keep = keep
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
