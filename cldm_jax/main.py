@@ -53,6 +53,7 @@ def main(argv) -> None:
         if JOBS[config.job]:
             device.keep_heap()
             device.enable_compilation_cache()
+            device.choose_kernels(config.kernels)
         importlib.import_module(f"cldm_jax.jobs.{config.job}").run(config, workdir)
     except UserError as error:
         if _DEBUG.value:

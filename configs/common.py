@@ -76,4 +76,7 @@ def base(job: str, name: str, preset: str) -> ml_collections.ConfigDict:
     c = ml_collections.ConfigDict()
     c.job, c.name, c.preset = job, name, preset
     c.seed = 0
+    # CPU convolutions: "native" (compiled with the machine's C++ compiler on first use; without one, as
+    # "xla") or "xla" (slower, the same to float rounding). No effect on a GPU.
+    c.kernels = "native"
     return c

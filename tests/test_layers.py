@@ -18,13 +18,17 @@ PRESETS = ("tiny", "quick", "cpu", "a6000", "multi")
 # Everyone may also import the base (errors, files), its own room and the standard library.
 RULES = {
     "base": ("", ""),
-    "main": ("jobs runtime", "absl jax ml_collections"),
+    "main": ("jobs runtime kernels", "absl jax ml_collections"),
     "predict": ("jobs runtime", "absl"),
-    "jobs": ("methods data phantom metrics report runtime", "jax numpy ml_collections clu"),
+    "jobs": (
+        "methods models.conv data phantom metrics report runtime",
+        "jax numpy ml_collections clu",
+    ),
     "methods": ("models diffusion runtime.train_state runtime.optim", "jax flax optax numpy"),
-    "models": ("", "jax flax numpy"),
+    "kernels": ("", "jax"),
+    "models": ("kernels", "jax flax numpy"),
     "diffusion": ("", "jax numpy"),
-    "runtime": ("", "jax flax optax numpy orbax tensorboardX clu tqdm"),
+    "runtime": ("kernels", "jax flax optax numpy orbax tensorboardX clu tqdm"),
     "data": ("", "numpy scipy grain nibabel pydicom"),
     "phantom": ("data.nifti", "numpy scipy"),
     "metrics": ("", "numpy scipy"),

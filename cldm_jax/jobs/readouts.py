@@ -14,6 +14,7 @@ from cldm_jax.jobs.inputs import read_run_config
 from cldm_jax.methods.base import Method
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.registry import make_method
+from cldm_jax.models.conv import prepare_params
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from cldm_jax.runtime.train_state import TrainState
 
@@ -58,6 +59,8 @@ def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
         recipe["autoencoder"] = manifest["autoencoder"]
         codec = make_codec(recipe["autoencoder"])
     method = make_method(config["method"], **recipe)
+    # Kernels in the form that inference wants: once per checkpoint, not once per call.
+    params, frozen = prepare_params(params), prepare_params(frozen)
     state = TrainState(np.int32(step), (), params, (), (), frozen)
     return Run(str(workdir), config["name"], config, manifest, step, method, state, codec)
 

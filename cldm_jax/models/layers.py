@@ -1,6 +1,6 @@
 """The blocks every network here is made of. NHWC; norms, softmax and outputs in float32.
 
-No BatchNorm anywhere: `params` is the only collection. Imports flax and jax only.
+No BatchNorm anywhere: `params` is the only collection. Imports flax, jax and `models.conv` only.
 """
 
 import math
@@ -9,6 +9,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+
+from cldm_jax.models.conv import conv2d, conv2d_prepared
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
@@ -28,20 +30,12 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x):
         k = self.kernel_size
+        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        x = x.astype(self.dtype)
         kernel = self.param("kernel", KERNEL_INIT, (k, k, x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        if k == 1 and self.stride == 1:  # a matrix product: XLA's CPU convolution is slower
-            y = x @ kernel[0, 0]
-        else:
-            y = jax.lax.conv_general_dilated(
-                x,
-                kernel,
-                (self.stride, self.stride),
-                "SAME",
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-        return y + bias.astype(self.dtype)[None, None, None]
+        if self.stride == 1 and self.has_variable("params", "winograd"):  # see prepare_params
+            return conv2d_prepared(x, self.get_variable("params", "winograd"), bias)
+        return conv2d(x, kernel.astype(self.dtype), bias, self.stride)
 
 
 class Dense(nn.Module):

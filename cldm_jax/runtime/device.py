@@ -2,12 +2,12 @@
 
 import ctypes
 import os
-import pathlib
 import platform
 import shlex
 import sys
 
-CACHE_ENV = "CLDM_CACHE_DIR"  # "" switches the persistent compilation cache off
+from cldm_jax.errors import UserError
+
 HEAP_ENV = "CLDM_KEEP_HEAP"  # "0" leaves malloc as it is
 
 
@@ -28,17 +28,28 @@ def keep_heap() -> None:
 
 
 def enable_compilation_cache() -> None:
-    """Persistent compilation cache under the user's cache folder, at most 2 GB."""
+    """Persistent compilation cache in the user's cache folder, at most 2 GB; CLDM_CACHE_DIR="": none."""
     import jax
 
-    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cldm_jax"
-    folder = os.environ.get(CACHE_ENV, str(default))
-    if not folder:
+    from cldm_jax.kernels import library
+
+    folder = library.cache_folder()
+    if folder is None:
         return
-    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", 2 * 1024**3)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def choose_kernels(mode: str) -> None:
+    """config.kernels: "native" (compiled CPU kernels where they can be had) or "xla"."""
+    from cldm_jax.kernels import library
+
+    if mode not in library.MODES:
+        known = ", ".join(library.MODES)
+        raise UserError(f"config.kernels={mode!r}", "not known", f"Choose one of: {known}.")
+    library.choose(mode)
 
 
 def command_line() -> str:
@@ -50,8 +61,11 @@ def describe() -> dict:
     """Hardware and versions for the run manifest."""
     import jax
 
+    from cldm_jax.kernels import library
+
     return {
         "backend": jax.default_backend(),
+        "kernels": library.describe(),
         "devices": [d.device_kind for d in jax.devices()],
         "processes": jax.process_count(),
         "cpu_cores": len(os.sched_getaffinity(0)),

@@ -1,0 +1,111 @@
+"""Loads the compiled kernels, registers them with XLA and wraps each as a function of arrays.
+
+`choose("xla")` switches them off for what is traced from then on.
+"""
+
+import ctypes
+import functools
+import logging
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from cldm_jax.kernels import build
+
+CACHE_ENV = "CLDM_CACHE_DIR"  # the compilation cache's folder too; "" = keep nothing
+MODES = ("native", "xla")
+_mode = "native"
+
+
+def choose(mode: str) -> None:
+    """ "native": compiled kernels where they can be had and pay; "xla": XLA's own operations only."""
+    global _mode
+    if mode not in MODES:
+        raise ValueError(f"unknown kernels {mode!r}; known: {', '.join(MODES)}")
+    _mode = mode
+
+
+def cache_folder() -> pathlib.Path | None:
+    """Where compiled things are kept: CLDM_CACHE_DIR, or a folder in the user's cache; None = nowhere."""
+    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cldm_jax"
+    folder = os.environ.get(CACHE_ENV, str(default))
+    return pathlib.Path(folder) if folder else None
+
+
+@functools.cache
+def _load() -> ctypes.CDLL | None:
+    folder = cache_folder()
+    temporary = folder is None
+    if temporary:
+        import tempfile
+
+        folder = pathlib.Path(tempfile.mkdtemp(prefix="cldm_jax-"))
+    try:
+        path = build.build(jax.ffi.include_dir(), folder)
+        library = ctypes.CDLL(str(path))
+    except (build.BuildError, OSError) as error:
+        logging.warning("CPU kernels: %s. Going on with XLA's slower convolution.", error)
+        return None
+    finally:
+        if temporary:
+            import shutil
+
+            shutil.rmtree(folder)  # a loaded library lives on
+    for name in ("conv", "weights", "weight_gradient"):
+        handler = jax.ffi.pycapsule(getattr(library, f"cldm_winograd_{name}"))
+        jax.ffi.register_ffi_target(f"cldm_winograd_{name}", handler, platform="cpu")
+    return library
+
+
+def is_enabled() -> bool:
+    """Whether code traced now may use the kernels: one CPU device, and a library that loads.
+
+    Over several devices XLA would gather the batch in front of a foreign call; a CPU has several only
+    where they are simulated.
+    """
+    if _mode != "native" or jax.default_backend() != "cpu" or jax.device_count() > 1:
+        return False
+    return _load() is not None
+
+
+def describe() -> str:
+    """For the run manifest."""
+    if jax.default_backend() != "cpu":
+        return jax.default_backend()
+    return "native" if is_enabled() else "xla"
+
+
+def _panel() -> int:
+    return _load().cldm_panel()
+
+
+def _array(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def winograd_weights(kernel, flip: bool = False):
+    """kernel [3, 3, C, K] -> transformed weights for `winograd_conv`, opaque, about 4 times the size.
+
+    flip: the weights of the input's gradient, which maps K channels to C.
+    """
+    depth, width = kernel.shape[:1:-1] if flip else kernel.shape[2:]
+    panels = -(-width // _panel())
+    out = _array(36, panels, depth, _panel())
+    return jax.ffi.ffi_call("cldm_winograd_weights", out)(kernel, flip=flip)
+
+
+def winograd_conv(x, weights, features: int, bias=None):
+    """x [N, H, W, C], weights of `winograd_weights`, bias [features] -> [N, H, W, features]."""
+    out = _array(*x.shape[:3], features)
+    bias = jnp.zeros((0,)) if bias is None else bias
+    return jax.ffi.ffi_call("cldm_winograd_conv", out)(x, weights, bias)
+
+
+def winograd_weight_gradient(x, g):
+    """x [N, H, W, C], gradient of the output g [N, H, W, K] -> gradient of the kernel [3, 3, C, K]."""
+    c, k = x.shape[-1], g.shape[-1]
+    scratch = _array(36, c, -(-k // _panel()) * _panel())
+    call = jax.ffi.ffi_call("cldm_winograd_weight_gradient", (_array(3, 3, c, k), scratch))
+    return call(x, g)[0]

@@ -1,0 +1,74 @@
+"""Convolution, in one place: every 3x3 and 1x1 of every network goes through `conv2d`.
+
+On a GPU or TPU, and for whatever the CPU kernels are not made for, this is XLA's convolution (cuDNN on a
+GPU). On a CPU, 3x3 convolutions of stride 1 take the compiled Winograd kernels: the same numbers to 1e-4
+and better (see tests/test_conv.py), two to five times faster (docs/performance.md).
+"""
+
+import jax
+import jax.numpy as jnp
+
+from cldm_jax.kernels import library
+
+MIN_CHANNELS = 8  # of input and output: below, transforms cost more than they save
+MIN_TILES = (
+    8  # 4x4 tiles of the batch: below, transforming the weights costs more than the products
+)
+
+
+def conv2d(x, kernel, bias, stride: int = 1):
+    """Same-padded convolution plus bias. x [B, H, W, C], kernel [k, k, C, K] -> [B, H/s, W/s, K]."""
+    size = kernel.shape[0]
+    if size == 1 and stride == 1:  # a matrix product: XLA's CPU convolution is slower
+        return x @ kernel[0, 0] + bias[None, None, None]
+    tiles = x.shape[0] * -(-x.shape[1] // 4) * -(-x.shape[2] // 4)
+    if size == 3 and stride == 1 and tiles >= MIN_TILES and _is_native(kernel.shape, x.dtype):
+        return _winograd(x, kernel, bias)
+    y = jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    return y + bias[None, None, None]
+
+
+def conv2d_prepared(x, weights, bias):
+    """`conv2d` with weights of `prepare_params`."""
+    return library.winograd_conv(x, weights, bias.shape[0], bias)
+
+
+def prepare_params(params):
+    """Parameters for inference: kernels that `conv2d` would transform in every call, transformed once.
+
+    Where the kernels are in use, each `kernel` [3, 3, C, K] gets a `winograd` beside it, which `Conv`
+    prefers (and a strided `Conv` ignores); everywhere else the tree comes back as it was. To be called
+    once per checkpoint, outside `jit`. Transformed weights take 4 times the memory.
+    """
+    if not isinstance(params, dict):
+        return params
+    kernel = params.get("kernel")
+    if kernel is None or kernel.ndim != 4 or kernel.shape[:2] != (3, 3):
+        return {name: prepare_params(value) for name, value in params.items()}
+    if not _is_native(kernel.shape, kernel.dtype):
+        return params
+    return {**params, "winograd": jax.jit(library.winograd_weights)(kernel)}
+
+
+def _is_native(kernel_shape, dtype) -> bool:
+    return dtype == jnp.float32 and min(kernel_shape[2:]) >= MIN_CHANNELS and library.is_enabled()
+
+
+@jax.custom_vjp
+def _winograd(x, kernel, bias):
+    return library.winograd_conv(x, library.winograd_weights(kernel), kernel.shape[3], bias)
+
+
+def _winograd_fwd(x, kernel, bias):
+    return _winograd(x, kernel, bias), (x, kernel)
+
+
+def _winograd_bwd(saved, g):
+    x, kernel = saved
+    dx = library.winograd_conv(g, library.winograd_weights(kernel, flip=True), kernel.shape[2])
+    return dx, library.winograd_weight_gradient(x, g), g.sum((0, 1, 2))
+
+
+_winograd.defvjp(_winograd_fwd, _winograd_bwd)
