@@ -51,7 +51,7 @@ def main(argv) -> None:
             known = ", ".join(JOBS)
             raise UserError(f"config.job={config.job!r}", "not a job", f"Choose one of: {known}.")
         if JOBS[config.job]:
-            device.keep_heap()
+            device.use_huge_pages()
             device.enable_compilation_cache()
             device.choose_kernels(config.kernels)
         importlib.import_module(f"cldm_jax.jobs.{config.job}").run(config, workdir)

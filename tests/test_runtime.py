@@ -13,7 +13,7 @@ import optax
 import pytest
 
 from cldm_jax import files
-from cldm_jax.runtime import optim
+from cldm_jax.runtime import device, optim
 from cldm_jax.runtime.checkpoint import Checkpoints, restore_for_inference
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.runtime.runlock import run_lock
@@ -156,3 +156,40 @@ def test_progress_prints_plain_lines_with_an_eta(capsys):
     lines = capsys.readouterr().err.splitlines()
     assert "work: 2/4 items" in lines[0] and "ETA" in lines[0] and "loss 0.5" in lines[0]
     assert "4/4" in lines[-1]
+
+
+HUGE = """
+import os, sys
+from cldm_jax.runtime import device
+{before}
+os.execv = lambda path, argv: print("again", argv[1:3], os.environ["GLIBC_TUNABLES"])
+device.pathlib = type("P", (), {{"Path": lambda p: type("F", (), {{"read_text": lambda s: {policy!r}}})()}})
+device.use_huge_pages()
+print("on")
+"""
+
+
+@pytest.mark.parametrize(
+    "before, policy, env, starts_again",
+    [
+        ("", "always [madvise] never", {}, True),
+        ("", "always [madvise] never", {"GLIBC_TUNABLES": "glibc.malloc.tcache_count=3"}, True),
+        ("", "always [madvise] never", {"GLIBC_TUNABLES": device.HUGE_PAGES}, False),
+        ("", "always [madvise] never", {"CLDM_HUGE_PAGES": "0"}, False),
+        ("", "[always] madvise never", {}, False),
+        ("", "always madvise [never]", {}, False),
+        ("import jax", "always [madvise] never", {}, False),
+    ],
+)
+def test_process_starts_again_with_huge_pages_only_where_they_help(
+    before, policy, env, starts_again
+):
+    kept = {k: v for k, v in os.environ.items() if k not in ("GLIBC_TUNABLES", "CLDM_HUGE_PAGES")}
+    code = HUGE.format(before=before, policy=policy)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**kept, **env}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert ("again ['-c'" in done.stdout) == starts_again
+    if starts_again:
+        assert device.HUGE_PAGES in done.stdout and env.get("GLIBC_TUNABLES", "") in done.stdout

@@ -53,7 +53,7 @@ def _load() -> ctypes.CDLL | None:
             import shutil
 
             shutil.rmtree(folder)  # a loaded library lives on
-    for name in ("conv", "weights", "weight_gradient"):
+    for name in ("conv", "kernel_conv", "weights", "weight_gradient"):
         handler = jax.ffi.pycapsule(getattr(library, f"cldm_winograd_{name}"))
         jax.ffi.register_ffi_target(f"cldm_winograd_{name}", handler, platform="cpu")
     return library
@@ -85,27 +85,30 @@ def _array(*shape):
     return jax.ShapeDtypeStruct(shape, jnp.float32)
 
 
-def winograd_weights(kernel, flip: bool = False):
-    """kernel [3, 3, C, K] -> transformed weights for `winograd_conv`, opaque, about 4 times the size.
+def winograd_conv(x, kernel, bias=None, flip: bool = False):
+    """x [N, H, W, C], kernel [3, 3, C, K], bias [K] -> [N, H, W, K].
 
-    flip: the weights of the input's gradient, which maps K channels to C.
+    flip: the gradient with respect to the input instead: x [N, H, W, K] -> [N, H, W, C].
     """
-    depth, width = kernel.shape[:1:-1] if flip else kernel.shape[2:]
-    panels = -(-width // _panel())
-    out = _array(36, panels, depth, _panel())
-    return jax.ffi.ffi_call("cldm_winograd_weights", out)(kernel, flip=flip)
-
-
-def winograd_conv(x, weights, features: int, bias=None):
-    """x [N, H, W, C], weights of `winograd_weights`, bias [features] -> [N, H, W, features]."""
-    out = _array(*x.shape[:3], features)
+    out = _array(*x.shape[:3], kernel.shape[2 if flip else 3])
     bias = jnp.zeros((0,)) if bias is None else bias
+    return jax.ffi.ffi_call("cldm_winograd_kernel_conv", out)(x, kernel, bias, flip=flip)
+
+
+def winograd_weights(kernel):
+    """kernel [3, 3, C, K] -> transformed weights for `winograd_conv_prepared`: opaque, 4 times the size."""
+    panels = -(-kernel.shape[3] // _panel())
+    out = _array(36, panels, kernel.shape[2], _panel())
+    return jax.ffi.ffi_call("cldm_winograd_weights", out)(kernel)
+
+
+def winograd_conv_prepared(x, weights, bias):
+    """`winograd_conv` with weights of `winograd_weights`, bias [K]."""
+    out = _array(*x.shape[:3], bias.shape[0])
     return jax.ffi.ffi_call("cldm_winograd_conv", out)(x, weights, bias)
 
 
 def winograd_weight_gradient(x, g):
     """x [N, H, W, C], gradient of the output g [N, H, W, K] -> gradient of the kernel [3, 3, C, K]."""
-    c, k = x.shape[-1], g.shape[-1]
-    scratch = _array(36, c, -(-k // _panel()) * _panel())
-    call = jax.ffi.ffi_call("cldm_winograd_weight_gradient", (_array(3, 3, c, k), scratch))
-    return call(x, g)[0]
+    out = _array(3, 3, x.shape[-1], g.shape[-1])
+    return jax.ffi.ffi_call("cldm_winograd_weight_gradient", out)(x, g)

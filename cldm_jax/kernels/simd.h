@@ -2,9 +2,7 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 
 namespace cldm {
 
@@ -47,21 +45,5 @@ inline void Store(float* p, Vec v, int lanes) {
   if (__builtin_expect(lanes == kLanes, 1)) return StoreFull(p, v);
   std::memcpy(p, &v, lanes * sizeof(float));
 }
-
-// Uninitialised cache-aligned floats.
-class Scratch {
- public:
-  explicit Scratch(int64_t size)
-      : data_(static_cast<float*>(std::aligned_alloc(64, (size * sizeof(float) + 63) / 64 * 64))) {
-    if (!data_) throw std::bad_alloc();
-  }
-  ~Scratch() { std::free(data_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  float* data() { return data_; }
-
- private:
-  float* data_;
-};
 
 }  // namespace cldm

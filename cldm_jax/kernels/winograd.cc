@@ -11,9 +11,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <vector>
 
 #include "parallel.h"
+#include "scratch.h"
 #include "simd.h"
 #include "xla/ffi/api/ffi.h"
 
@@ -340,12 +340,14 @@ void TransformGradientRow(const float* g, const Shape& s, int64_t first, int64_t
   }
 }
 
-// dg [3,3,C,K] from x [N,H,W,C] and the output's gradient; du [36, C, panels * P] is scratch.
+// dg [3,3,C,K] from x [N,H,W,C] and the output's gradient g [N,H,W,K].
 void WeightGradient(ffi::ThreadPool& pool, const float* x, const Shape& in, const float* g, int64_t k,
-                    float* du, float* dg) {
+                    float* dg) {
   const Shape out{in.n, in.h, in.w, k};
   const int64_t width = CeilDiv(k, kPanel) * kPanel, tiles = in.tiles(), c = in.c;
   const int64_t zeros = std::max(width, CeilDiv(c, kLanes) * kLanes);
+  Scratch products(kFreq * c * width);
+  float* const du = products.data();  // [36][C][width]
   // A task is one of the six rows of products and a range of input channels.
   const int64_t ranges = CeilDiv(c, 64), per = CeilDiv(CeilDiv(c, ranges), kLanes) * kLanes;
   ParallelFor(pool, 6 * CeilDiv(c, per), [=](int64_t task) {
@@ -403,21 +405,33 @@ Shape Image(const F32& x) {
   return {d[0], d[1], d[2], d[3]};
 }
 
+const float* OrNull(const F32& x) { return x.element_count() > 0 ? x.typed_data() : nullptr; }
+
 ffi::Error ConvHandler(ffi::ThreadPool pool, F32 x, F32 u, F32 bias, F32Result y) {
-  Convolve(pool, x.typed_data(), Image(x), u.typed_data(),
-           bias.element_count() > 0 ? bias.typed_data() : nullptr, y->dimensions()[3], y->typed_data());
+  Convolve(pool, x.typed_data(), Image(x), u.typed_data(), OrNull(bias), y->dimensions()[3],
+           y->typed_data());
   return ffi::Error::Success();
 }
 
-ffi::Error WeightsHandler(ffi::ThreadPool pool, bool flip, F32 g, F32Result u) {
+// The same from the kernel itself (`flip`: of the input's gradient). Transformed here and not by the caller:
+// XLA would transform the weights of the whole network first and keep them all.
+ffi::Error KernelConvHandler(ffi::ThreadPool pool, bool flip, F32 x, F32 g, F32 bias, F32Result y) {
   const auto d = g.dimensions();
-  TransformWeights(pool, g.typed_data(), d[2], d[3], flip, u->typed_data());
+  const int64_t depth = flip ? d[3] : d[2], width = flip ? d[2] : d[3];
+  Scratch u(kFreq * CeilDiv(width, kPanel) * kPanel * depth);
+  TransformWeights(pool, g.typed_data(), d[2], d[3], flip, u.data());
+  Convolve(pool, x.typed_data(), Image(x), u.data(), OrNull(bias), width, y->typed_data());
   return ffi::Error::Success();
 }
 
-ffi::Error WeightGradientHandler(ffi::ThreadPool pool, F32 x, F32 g, F32Result dg, F32Result du) {
-  WeightGradient(pool, x.typed_data(), Image(x), g.typed_data(), g.dimensions()[3], du->typed_data(),
-                 dg->typed_data());
+ffi::Error WeightsHandler(ffi::ThreadPool pool, F32 g, F32Result u) {
+  const auto d = g.dimensions();
+  TransformWeights(pool, g.typed_data(), d[2], d[3], false, u->typed_data());
+  return ffi::Error::Success();
+}
+
+ffi::Error WeightGradientHandler(ffi::ThreadPool pool, F32 x, F32 g, F32Result dg) {
+  WeightGradient(pool, x.typed_data(), Image(x), g.typed_data(), g.dimensions()[3], dg->typed_data());
   return ffi::Error::Success();
 }
 
@@ -432,10 +446,18 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cldm_winograd_conv, cldm::ConvHandler,
                                   .Arg<cldm::F32>()
                                   .Ret<cldm::F32>());
 
-XLA_FFI_DEFINE_HANDLER_SYMBOL(cldm_winograd_weights, cldm::WeightsHandler,
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cldm_winograd_kernel_conv, cldm::KernelConvHandler,
                               ffi::Ffi::Bind()
                                   .Ctx<ffi::ThreadPool>()
                                   .Attr<bool>("flip")
+                                  .Arg<cldm::F32>()
+                                  .Arg<cldm::F32>()
+                                  .Arg<cldm::F32>()
+                                  .Ret<cldm::F32>());
+
+XLA_FFI_DEFINE_HANDLER_SYMBOL(cldm_winograd_weights, cldm::WeightsHandler,
+                              ffi::Ffi::Bind()
+                                  .Ctx<ffi::ThreadPool>()
                                   .Arg<cldm::F32>()
                                   .Ret<cldm::F32>());
 
@@ -444,7 +466,6 @@ XLA_FFI_DEFINE_HANDLER_SYMBOL(cldm_winograd_weight_gradient, cldm::WeightGradien
                                   .Ctx<ffi::ThreadPool>()
                                   .Arg<cldm::F32>()
                                   .Arg<cldm::F32>()
-                                  .Ret<cldm::F32>()
                                   .Ret<cldm::F32>());
 
 // Output channels per panel: the host language needs it to size the transformed weights.

@@ -32,7 +32,7 @@ def conv2d(x, kernel, bias, stride: int = 1):
 
 def conv2d_prepared(x, weights, bias):
     """`conv2d` with weights of `prepare_params`."""
-    return library.winograd_conv(x, weights, bias.shape[0], bias)
+    return library.winograd_conv_prepared(x, weights, bias)
 
 
 def prepare_params(params):
@@ -58,7 +58,7 @@ def _is_native(kernel_shape, dtype) -> bool:
 
 @jax.custom_vjp
 def _winograd(x, kernel, bias):
-    return library.winograd_conv(x, library.winograd_weights(kernel), kernel.shape[3], bias)
+    return library.winograd_conv(x, kernel, bias)
 
 
 def _winograd_fwd(x, kernel, bias):
@@ -67,7 +67,7 @@ def _winograd_fwd(x, kernel, bias):
 
 def _winograd_bwd(saved, g):
     x, kernel = saved
-    dx = library.winograd_conv(g, library.winograd_weights(kernel, flip=True), kernel.shape[2])
+    dx = library.winograd_conv(g, kernel, flip=True)
     return dx, library.winograd_weight_gradient(x, g), g.sum((0, 1, 2))
 
 

@@ -1,30 +1,38 @@
-"""What must be set before and right after JAX starts: heap, compilation cache, mesh."""
+"""What must be set before and right after JAX starts: memory pages, compilation cache, kernels."""
 
-import ctypes
 import os
+import pathlib
 import platform
 import shlex
 import sys
 
 from cldm_jax.errors import UserError
 
-HEAP_ENV = "CLDM_KEEP_HEAP"  # "0" leaves malloc as it is
+HUGE_PAGES_ENV = "CLDM_HUGE_PAGES"  # "0" leaves malloc as it is
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 
-def keep_heap() -> None:
-    """Makes glibc keep freed memory instead of returning it to the kernel after every step.
+def use_huge_pages() -> None:
+    """Starts this process again with glibc told to ask for huge pages (`glibc.malloc.hugetlb=1`).
 
-    XLA's CPU client allocates its temporaries afresh each step; giving gigabytes back and faulting
-    them in again made autoencoder training 1.7 times slower where it was measured. Linux with glibc
-    only; call before importing jax.
+    XLA's CPU client allocates its temporaries afresh in every step, and faulting a gigabyte in by pages
+    of 4 KB cost a fifth to a quarter of an autoencoder step where it was measured (docs/performance.md).
+    glibc reads the setting when a process starts and at no other time. Does nothing where it would not
+    help: not Linux, huge pages always or never on, or JAX loaded (the process is somebody else's).
     """
-    if os.environ.get(HEAP_ENV) == "0" or platform.libc_ver()[0] != "glibc":
+    tunables = os.environ.get("GLIBC_TUNABLES", "")
+    if os.environ.get(HUGE_PAGES_ENV) == "0" or HUGE_PAGES in tunables or "jax" in sys.modules:
         return
-    libc = ctypes.CDLL(None)
-    m_trim_threshold, m_mmap_max, m_arena_max = -1, -4, -8  # malloc.h
-    libc.mallopt(m_mmap_max, 0)
-    libc.mallopt(m_trim_threshold, 2**31 - 1)
-    libc.mallopt(m_arena_max, 1)
+    try:
+        policy = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    except OSError:
+        return
+    if "[madvise]" not in policy:
+        return
+    os.environ["GLIBC_TUNABLES"] = ":".join(filter(None, [tunables, HUGE_PAGES]))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def enable_compilation_cache() -> None:

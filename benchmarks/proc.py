@@ -1,0 +1,60 @@
+"""What Linux tells about the machine: CPU time by processor, model, memory, library versions."""
+
+import hashlib
+import importlib.metadata
+import os
+import pathlib
+import platform
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "grain", "numpy", "torch", "monai")
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def busy_seconds(cpus, path: str = "/proc/stat") -> float:
+    """CPU seconds used so far on these processors by everyone, time stolen by other guests included."""
+    names = {f"cpu{i}" for i in cpus}
+    ticks = 0
+    with open(path) as lines:
+        for name, *fields in map(str.split, lines):
+            if name in names:
+                user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+                ticks += user + nice + system + irq + softirq + steal
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def pick_cpus(threads: int) -> list[int]:
+    """The last `threads` processors this process may use; ValueError where there are fewer."""
+    allowed = sorted(os.sched_getaffinity(0))
+    if threads > len(allowed):
+        raise ValueError(f"{threads} threads asked for, {len(allowed)} processors to run on")
+    return allowed[-threads:]
+
+
+def describe() -> dict:
+    """Processor, memory and operating system."""
+    info = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":")[1].strip() for line in info if "model name" in line), "unknown")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "cpu": model,
+        "processors": len(os.sched_getaffinity(0)),
+        "memory_gb": round(memory / 2**30, 1),
+        "os": platform.platform(),
+        "python": platform.python_version(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Installed libraries, and a hash over this project's own code: what a result depends on."""
+    digest = hashlib.sha256()
+    for folder in ("cldm_jax", "benchmarks"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in {".py", ".cc", ".h"}:
+                digest.update(path.read_bytes())
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return {**found, "code_sha256": digest.hexdigest()}

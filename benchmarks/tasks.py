@@ -1,0 +1,56 @@
+"""What is timed and against which bounds. Standard library only: the parent process reads it."""
+
+from typing import NamedTuple
+
+
+class Spec(NamedTuple):
+    """One piece of work, the same on both sides."""
+
+    kind: str  # ae_train | ae_encode | ae_decode | ldm_train | unet | ddim | volume (ours only)
+    batch: int
+    size: int  # pixels of the image (autoencoder) or of the latent (U-Net)
+    steps: int = 1  # of DDIM
+    slices: int = 0  # of a volume
+
+
+RACES = {
+    "ldm_train_b8": Spec("ldm_train", 8, 32),
+    "ae_train_b8": Spec("ae_train", 8, 128),
+    "ddim_b8": Spec("ddim", 8, 32, steps=5),
+    "ddim_b1": Spec("ddim", 1, 32, steps=10),
+    "ae_encode_b8": Spec("ae_encode", 8, 128),
+    "ae_decode_b8": Spec("ae_decode", 8, 128),
+}
+SECTIONS = ("data", "volume_150", "growth", "startup")  # what else can be asked for, in this order
+QUICK = ("ldm_train_b8", "ddim_b8", "data", "volume_150")
+
+# ours / peer: slices are read in a fifth of the time in which the training step consumes them, and the
+# one-step read-out of a volume takes a thirtieth of fifty DDIM steps.
+DATA_BOUND, VOLUME_BOUND = 1 / 5, 1 / 30
+
+# Highest ours / peer that counts as met: (threads, peer) -> ratio. What is not named is reported.
+_TRAINING = {(1, "torch_f32"): 0.75, (1, "torch_bf16"): 1.1, (2, "torch_f32"): 0.85}
+_SAMPLING = {(1, "torch_f32"): 0.62, (1, "torch_bf16"): 0.95, (2, "torch_f32"): 0.75}
+BOUNDS = {
+    "ldm_train_b8": _TRAINING,
+    "ae_train_b8": _TRAINING,
+    "ddim_b8": _SAMPLING,
+    "ddim_b1": _SAMPLING,
+    "ae_encode_b8": _TRAINING,
+    "ae_decode_b8": _TRAINING,
+}
+
+
+def bound(name: str, threads: int, peer: str) -> float | None:
+    """The bound on ours / peer, None where the row is only reported."""
+    return BOUNDS.get(name, {}).get((threads, peer))
+
+
+# Variants of the peer: settings of its worker. The best one is the peer of record.
+VARIANTS = {
+    "torch_f32/contiguous": {},
+    "torch_f32/channels_last": {"channels_last": True},
+    "torch_f32/compile": {"channels_last": True, "compiled": True},
+    "torch_bf16/contiguous": {"bf16": True},
+    "torch_bf16/channels_last": {"bf16": True, "channels_last": True},
+}
