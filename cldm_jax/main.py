@@ -35,6 +35,9 @@ _WORKDIR = flags.DEFINE_string(
     "",
     "Folder of this run; default runs/<config>-<preset>. The same command resumes it.",
 )
+_CACHE = flags.DEFINE_bool(
+    "cache", True, "Keep compiled programs and kernels in the user's cache folder (at most 2 GB)."
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a user error.")
 
 
@@ -52,7 +55,7 @@ def main(argv) -> None:
             raise UserError(f"config.job={config.job!r}", "not a job", f"Choose one of: {known}.")
         if JOBS[config.job]:
             device.use_huge_pages()
-            device.enable_compilation_cache()
+            device.enable_compilation_cache(_CACHE.value)
             device.choose_kernels(config.kernels)
         importlib.import_module(f"cldm_jax.jobs.{config.job}").run(config, workdir)
     except UserError as error:

@@ -163,7 +163,8 @@ import os, sys
 from cldm_jax.runtime import device
 {before}
 os.execv = lambda path, argv: print("again", argv[1:3], os.environ["GLIBC_TUNABLES"])
-device.pathlib = type("P", (), {{"Path": lambda p: type("F", (), {{"read_text": lambda s: {policy!r}}})()}})
+policy = type("F", (), {{"read_text": lambda self: {policy!r}}})()
+device.pathlib = type("P", (), {{"Path": lambda path: policy}})
 device.use_huge_pages()
 print("on")
 """

@@ -147,4 +147,5 @@ def _write(config, workdir, stem, pet, trained, setting, mode, target, readout, 
         if trained.config["recipe"].get("sampling") and config.replace_sampling:
             sidecar["Sampling"] = json.loads(config.sampling.to_json())
         files.write_json(path.with_name(path.name.replace(".nii.gz", ".json")), sidecar)
-        print(f"wrote {path}", flush=True)
+        rate = len(readout.images) / seconds
+        print(f"wrote {path} ({seconds:.1f} s, {rate:.1f} slices/s)", flush=True)

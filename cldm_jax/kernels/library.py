@@ -96,7 +96,7 @@ def winograd_conv(x, kernel, bias=None, flip: bool = False):
 
 
 def winograd_weights(kernel):
-    """kernel [3, 3, C, K] -> transformed weights for `winograd_conv_prepared`: opaque, 4 times the size."""
+    """kernel [3, 3, C, K] -> weights for `winograd_conv_prepared`: opaque, 4 times the size."""
     panels = -(-kernel.shape[3] // _panel())
     out = _array(36, panels, kernel.shape[2], _panel())
     return jax.ffi.ffi_call("cldm_winograd_weights", out)(kernel)

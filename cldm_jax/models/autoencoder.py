@@ -63,15 +63,17 @@ class Encoder(nn.Module):
     num_res_blocks: int
     middle_attention: bool
     groups: int
+    remat: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, x, emb):
         widths = [self.base_channels * m for m in self.channel_mult]
+        res = nn.remat(ResBlock) if self.remat else ResBlock
         h = Conv(widths[0], dtype=self.dtype, name="stem")(space_to_depth(x, self.stem_block))
         for i, width in enumerate(widths):
             for j in range(self.num_res_blocks):
-                h = ResBlock(width, self.groups, self.dtype, name=f"down{i}_{j}")(h, emb)
+                h = res(width, self.groups, self.dtype, name=f"down{i}_{j}")(h, emb)
             if i < len(widths) - 1:
                 h = Conv(widths[i + 1], stride=2, dtype=self.dtype, name=f"down{i}_pool")(h)
         if self.middle_attention:
@@ -89,11 +91,13 @@ class Decoder(nn.Module):
     num_res_blocks: int
     middle_attention: bool
     groups: int
+    remat: bool
     dtype: Any
 
     @nn.compact
     def __call__(self, z, emb):
         widths = [self.base_channels * m for m in self.channel_mult]
+        res = nn.remat(ResBlock) if self.remat else ResBlock
         h = Conv(widths[-1], dtype=self.dtype, name="stem")(z)
         if self.middle_attention:
             h = SelfAttention(self.groups, dtype=self.dtype, name="middle_attn")(h)
@@ -101,7 +105,7 @@ class Decoder(nn.Module):
             if i < len(widths) - 1:
                 h = Conv(widths[i], dtype=self.dtype, name=f"up{i}_conv")(upsample(h))
             for j in range(self.num_res_blocks):
-                h = ResBlock(widths[i], self.groups, self.dtype, name=f"up{i}_{j}")(h, emb)
+                h = res(widths[i], self.groups, self.dtype, name=f"up{i}_{j}")(h, emb)
         h = GroupNorm(self.groups, name="norm_out")(h)
         h = Conv(self.stem_block**2, dtype=self.dtype, name="out_zero")(h)
         return depth_to_space(h, self.stem_block)
@@ -119,6 +123,9 @@ class Autoencoder(nn.Module):
     middle_attention: bool
     init_logvar: float  # log-variance of the posterior before training
     groups: int = 8
+    remat: bool = (
+        False  # recompute the blocks' activations in the backward pass: less memory, slower
+    )
     dtype: Any = jnp.float32
 
     @property
@@ -136,6 +143,7 @@ class Autoencoder(nn.Module):
             num_res_blocks=self.num_res_blocks,
             middle_attention=self.middle_attention,
             groups=self.groups,
+            remat=self.remat,
             dtype=self.dtype,
         )
         self.encoder = Encoder(latent_channels=self.latent_channels, **shared)

@@ -35,12 +35,17 @@ def use_huge_pages() -> None:
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def enable_compilation_cache() -> None:
-    """Persistent compilation cache in the user's cache folder, at most 2 GB; CLDM_CACHE_DIR="": none."""
+def enable_compilation_cache(keep: bool = True) -> None:
+    """Keeps compiled programs in the user's cache folder (CLDM_CACHE_DIR names another), at most 2 GB.
+
+    keep=False, or an empty CLDM_CACHE_DIR: nothing is kept, compiled kernels included.
+    """
     import jax
 
     from cldm_jax.kernels import library
 
+    if not keep:
+        os.environ[library.CACHE_ENV] = ""
     folder = library.cache_folder()
     if folder is None:
         return
