@@ -192,3 +192,40 @@ def test_a_failing_compiler_is_quoted(tmp_path, monkeypatch):
     with pytest.raises(build.BuildError, match="no such flag"):
         build.build(jax.ffi.include_dir(), tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
+
+
+TRAINING = """
+import sys
+sys.path[:0] = ["tests"]
+import jax
+import test_methods
+from cldm_jax.kernels import library
+library.choose(sys.argv[1])
+method, state, batch = test_methods.start("unet", num_train_steps=100)
+assert ("winograd" in str(jax.make_jaxpr(method.train_step)(state, batch, jax.random.key(0)))) == (
+    sys.argv[1] == "native"
+)
+step = jax.jit(method.train_step)
+for i in range(100):
+    state, metrics = step(state, batch, jax.random.key(i))
+    print(float(metrics["loss"]))
+"""
+
+
+def test_hundred_training_steps_have_the_losses_of_xla(native, tmp_path):
+    """Float rounding grows from step to step; the losses stay together for all that."""
+    losses = {}
+    for mode in library.MODES:
+        env = {**os.environ, "XLA_FLAGS": ""}
+        done = subprocess.run(
+            [sys.executable, "-c", TRAINING, mode],
+            cwd=ROOT,
+            env=env,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+        losses[mode] = np.array([float(line) for line in done.stdout.split()])
+    assert len(losses["xla"]) == 100 and losses["xla"][-1] < 0.7 * losses["xla"][0]
+    np.testing.assert_allclose(losses["native"][:20], losses["xla"][:20], rtol=1e-4)
+    np.testing.assert_allclose(losses["native"], losses["xla"], rtol=1e-2)
