@@ -116,8 +116,9 @@ def test_prepared_parameters_give_the_same_image(native):
     np.testing.assert_array_equal(one, other)
 
 
-def test_a_strided_conv_ignores_prepared_weights(native):
-    module = Conv(24, stride=2)
+@pytest.mark.parametrize("settings", [{"stride": 2}, {"dtype": jnp.bfloat16}], ids=str)
+def test_a_conv_not_made_for_the_kernel_ignores_prepared_weights(native, settings):
+    module = Conv(24, **settings)
     x = arrays(2, 12, 12, 16, 24)[0]
     params = module.init(jax.random.key(0), x)["params"]
     one, other = (module.apply({"params": p}, x) for p in (params, conv.prepare_params(params)))
@@ -174,6 +175,12 @@ def test_result_does_not_depend_on_the_number_of_threads(native, tmp_path):
     _, one = child(tmp_path, NPROC="1", PJRT_NPROC="1")
     _, two = child(tmp_path, NPROC="2", PJRT_NPROC="2")
     assert one == two
+
+
+def test_without_a_cache_folder_nothing_is_kept(native, tmp_path):
+    done, words = child(tmp_path, CLDM_CACHE_DIR="", TMPDIR=str(tmp_path))
+    assert words[0] == "native" and "compiling" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_xla_mode_and_a_missing_compiler_fall_back(tmp_path):

@@ -11,6 +11,7 @@ from cldm_jax.models.autoencoder import Autoencoder, fit_patch_basis
 from cldm_jax.models.init import init_params
 from cldm_jax.models.latent_unet import LatentUNet
 from cldm_jax.models.unet import ClassUNet
+from configs import ae
 
 UNET = dict(
     base_channels=8,
@@ -128,6 +129,22 @@ def test_remat_keeps_names_and_numbers():
     np.testing.assert_allclose(
         remat.apply({"params": params}, *args), net.apply({"params": params}, *args), atol=1e-5
     )
+
+
+def test_remat_of_the_autoencoder_keeps_names_and_gradients():
+    keywords = ae.get_config("tiny").recipe.model.to_dict()
+    x, label = random((2, 16, 16, 1)), jnp.array([1, 2])
+    net, remat = (Autoencoder(**{**keywords, "remat": flag}) for flag in (False, True))
+    eps = random((2, 16 // net.factor, 16 // net.factor, net.latent_channels), 3)
+    args = (x, label, None, eps)
+    params = init_params(net, jax.random.key(0), *args)
+    params = jax.tree.map(lambda p: p + 0.1 * random(p.shape, 5), params)
+
+    def gradients(module):
+        return jax.grad(lambda p: jnp.square(module.apply({"params": p}, *args)[0]).mean())(params)
+
+    for one, other in zip(*map(jax.tree.leaves, map(gradients, (net, remat))), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
 
 
 def test_patch_basis_is_orthonormal_and_is_pca():

@@ -8,6 +8,7 @@ import functools
 import logging
 import os
 import pathlib
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -36,23 +37,13 @@ def cache_folder() -> pathlib.Path | None:
 
 @functools.cache
 def _load() -> ctypes.CDLL | None:
-    folder = cache_folder()
-    temporary = folder is None
-    if temporary:
-        import tempfile
-
-        folder = pathlib.Path(tempfile.mkdtemp(prefix="cldm_jax-"))
-    try:
-        path = build.build(jax.ffi.include_dir(), folder)
-        library = ctypes.CDLL(str(path))
-    except (build.BuildError, OSError) as error:
-        logging.warning("CPU kernels: %s. Going on with XLA's slower convolution.", error)
-        return None
-    finally:
-        if temporary:
-            import shutil
-
-            shutil.rmtree(folder)  # a loaded library lives on
+    with tempfile.TemporaryDirectory(prefix="cldm_jax-") as temporary:  # a loaded library lives on
+        try:
+            path = build.build(jax.ffi.include_dir(), cache_folder() or pathlib.Path(temporary))
+            library = ctypes.CDLL(str(path))
+        except (build.BuildError, OSError) as error:
+            logging.warning("CPU kernels: %s. Going on with XLA's slower convolution.", error)
+            return None
     for name in ("conv", "kernel_conv", "weights", "weight_gradient"):
         handler = jax.ffi.pycapsule(getattr(library, f"cldm_winograd_{name}"))
         jax.ffi.register_ffi_target(f"cldm_winograd_{name}", handler, platform="cpu")

@@ -123,9 +123,7 @@ class Autoencoder(nn.Module):
     middle_attention: bool
     init_logvar: float  # log-variance of the posterior before training
     groups: int = 8
-    remat: bool = (
-        False  # recompute the blocks' activations in the backward pass: less memory, slower
-    )
+    remat: bool = False  # recompute the blocks' activations in the backward pass
     dtype: Any = jnp.float32
 
     @property

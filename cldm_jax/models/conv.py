@@ -2,7 +2,7 @@
 
 On a GPU or TPU, and for whatever the CPU kernels are not made for, this is XLA's convolution (cuDNN on a
 GPU). On a CPU, 3x3 convolutions of stride 1 take the compiled Winograd kernels: the same numbers to 1e-4
-and better (see tests/test_conv.py), two to five times faster (docs/performance.md).
+and better (see tests/test_conv.py), 1.7 to 4 times faster in the shapes of docs/performance.md.
 """
 
 import jax
@@ -11,9 +11,7 @@ import jax.numpy as jnp
 from cldm_jax.kernels import library
 
 MIN_CHANNELS = 8  # of input and output: below, transforms cost more than they save
-MIN_TILES = (
-    8  # 4x4 tiles of the batch: below, transforming the weights costs more than the products
-)
+MIN_TILES = 8  # 4x4 tiles of the batch: below, transforming weights costs more than the products
 
 
 def conv2d(x, kernel, bias, stride: int = 1):
@@ -39,7 +37,7 @@ def prepare_params(params):
     """Parameters for inference: kernels that `conv2d` would transform in every call, transformed once.
 
     Where the kernels are in use, each `kernel` [3, 3, C, K] gets a `winograd` beside it, which `Conv`
-    prefers (and a strided `Conv` ignores); everywhere else the tree comes back as it was. To be called
+    prefers (a strided or bfloat16 one ignores it); everywhere else the tree comes back as it was. Call it
     once per checkpoint, outside `jit`. Transformed weights take 4 times the memory.
     """
     if not isinstance(params, dict):

@@ -33,7 +33,9 @@ class Conv(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
         x = x.astype(self.dtype)
         kernel = self.param("kernel", KERNEL_INIT, (k, k, x.shape[-1], self.features))
-        if self.stride == 1 and self.has_variable("params", "winograd"):  # see prepare_params
+        # See prepare_params, which knows neither the stride nor the dtype of the computation.
+        is_float32 = x.dtype == jnp.float32
+        if is_float32 and self.stride == 1 and self.has_variable("params", "winograd"):
             return conv2d_prepared(x, self.get_variable("params", "winograd"), bias)
         return conv2d(x, kernel.astype(self.dtype), bias, self.stride)
 

@@ -21,7 +21,11 @@ def use_huge_pages() -> None:
     help: not Linux, huge pages always or never on, or JAX loaded (the process is somebody else's).
     """
     tunables = os.environ.get("GLIBC_TUNABLES", "")
-    if os.environ.get(HUGE_PAGES_ENV) == "0" or HUGE_PAGES in tunables or "jax" in sys.modules:
+    if (
+        os.environ.get(HUGE_PAGES_ENV) == "0"
+        or "glibc.malloc.hugetlb" in tunables
+        or "jax" in sys.modules
+    ):
         return
     try:
         policy = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
