@@ -1,5 +1,6 @@
 """The machine's limit: the fastest dense matrix product of any library, by number of threads."""
 
+from benchmarks import proc
 from benchmarks.race import Settings, Worker, WorkerError, take
 
 SIZES = (1024, 2048, 4096)
@@ -9,7 +10,7 @@ CASES = (("torch", "float32"), ("numpy", "float32"), ("flax", "float32"), ("torc
 def measure_limit(threads: int, settings: Settings, sizes=SIZES) -> dict:
     """{"f32_gflops", "bf16_gflops", "by_case": {library/dtype/size: GF/s}}, wall time."""
     by_case = {}
-    for side, dtype in CASES:
+    for side, dtype in CASES if proc.has_bf16() else CASES[:-1]:
         with Worker(side, threads) as worker:
             for size in sizes:
                 try:

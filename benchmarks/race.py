@@ -121,7 +121,12 @@ def take(worker: Worker, settings: Settings) -> tuple[Sample, int]:
 
 def race(spec: Spec, threads: int, settings: Settings) -> tuple[dict, dict, dict]:
     """(samples by worker and round, facts by worker, errors by worker) of ours and every variant."""
-    variants = {k: v for k, v in VARIANTS.items() if settings.compiled or "compiled" not in v}
+    variants = {
+        name: variant
+        for name, variant in VARIANTS.items()
+        if (settings.compiled or "compiled" not in variant)
+        and (proc.has_bf16() or "bf16" not in variant)
+    }
     sides = {OURS: ("flax", {}), **{name: ("torch", kw) for name, kw in variants.items()}}
     workers, facts, failed = {}, {}, {}
     try:

@@ -33,7 +33,15 @@ class Summary:
         if (old.get("machine"), old.get("settings")) != (machine, settings):
             old = {}
         new = {"machine": machine, "settings": settings, "limit_gflops": 0, "rows": []}
-        self.data = {**new, "limits": {}, "growth": [], "startup": [], "failed": {}, **old}
+        self.data = {
+            **new,
+            "limits": {},
+            "growth": [],
+            "loop": [],
+            "startup": [],
+            "failed": {},
+            **old,
+        }
 
     def save(self) -> None:
         files.write_json(self.path, self.data)

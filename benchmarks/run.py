@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 import sys
 
-from benchmarks import data, growth, proc, startup, tables, volume
+from benchmarks import data, growth, loop, proc, startup, tables, volume
 from benchmarks.limit import SIZES, measure_limit
 from benchmarks.race import Settings, WorkerError, make_rows, race
 from benchmarks.report import Summary
@@ -115,6 +115,14 @@ class Benchmark:
 
                 self.attempt(f"growth of {name}, {threads} threads", "growth", make)
 
+    def loop(self, threads: int) -> None:
+        def make():
+            rounds = min(3, self.settings.rounds)
+            return loop.loop_rows(self.args.out / "loop", threads, rounds)
+
+        if not self.summary.has("loop", "training loop", threads):
+            self.attempt(f"training loop, {threads} threads", "loop", make)
+
     def cohort_growth(self) -> None:
         def make():
             cohorts = data.COHORTS[:2] if self.args.quick else data.COHORTS
@@ -132,7 +140,12 @@ class Benchmark:
             self.attempt("startup", "startup", make)
 
     def run(self) -> None:
-        sections = {"data": self.data, "volume_150": self.volume, "growth": self.growth}
+        sections = {
+            "data": self.data,
+            "volume_150": self.volume,
+            "growth": self.growth,
+            "loop": self.loop,
+        }
         for threads in self.args.threads:
             for name in self.args.names:
                 if name in RACES:

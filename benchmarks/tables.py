@@ -106,6 +106,24 @@ def growth_table(rows: list[dict]) -> str:
     )
 
 
+def loop_table(rows: list[dict]) -> str:
+    return table(
+        "training|threads|a step of the loop, ms|bare step, ms|loop / bare|range|bound",
+        [
+            (
+                row["name"],
+                row["threads"],
+                milliseconds(row["loop_s"]),
+                milliseconds(row["bare_s"]),
+                f"**{number(row['ratio'])}**",
+                " to ".join(map(number, row["ratio_range"])),
+                verdict(row),
+            )
+            for row in rows
+        ],
+    )
+
+
 def startup_table(rows: list[dict]) -> str:
     return table(
         "start-up|wall, s|CPU, s|best wall, s",
@@ -116,7 +134,8 @@ def startup_table(rows: list[dict]) -> str:
 def markdown(data: dict) -> str:
     """Every section that has something in it."""
     limits = [
-        f"Limit on {threads} threads: {v['f32_gflops']:.0f} GF/s f32, {v['bf16_gflops']:.0f} GF/s bf16"
+        f"Limit on {threads} threads: {v['f32_gflops']:.0f} GF/s f32, "
+        + (f"{v['bf16_gflops']:.0f} GF/s bf16" if v["bf16_gflops"] else "no bf16 in this processor")
         for threads, v in data["limits"].items()
     ]
     parts = ["\n".join([f"Machine: {data['machine']['cpu']}", *limits])]
@@ -129,6 +148,8 @@ def markdown(data: dict) -> str:
         parts += volume_lines(data["rows"])
     if data["growth"]:
         parts.append(growth_table(data["growth"]))
+    if data["loop"]:
+        parts.append(loop_table(data["loop"]))
     if data["startup"]:
         parts.append(startup_table(data["startup"]))
     parts += [f"Failed: {what}: {reason}" for what, reason in data["failed"].items()]

@@ -21,7 +21,13 @@ RACES = {
     "ae_encode_b8": Spec("ae_encode", 8, 128),
     "ae_decode_b8": Spec("ae_decode", 8, 128),
 }
-SECTIONS = ("data", "volume_150", "growth", "startup")  # what else can be asked for, in this order
+SECTIONS = (
+    "data",
+    "volume_150",
+    "growth",
+    "loop",
+    "startup",
+)  # what else can be asked for, in this order
 QUICK = ("ldm_train_b8", "ddim_b8", "data", "volume_150")
 
 # ours / peer: slices are read in a fifth of the time in which the training step consumes them, and the
@@ -46,7 +52,8 @@ def bound(name: str, threads: int, peer: str) -> float | None:
     return BOUNDS.get(name, {}).get((threads, peer))
 
 
-# Variants of the peer: settings of its worker. The best one is the peer of record.
+# Variants of the peer: settings of its worker. The best one is the peer of record. bf16 is raced where
+# the processor has it (proc.has_bf16).
 VARIANTS = {
     "torch_f32/contiguous": {},
     "torch_f32/channels_last": {"channels_last": True},

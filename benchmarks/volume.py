@@ -83,7 +83,7 @@ def volume_rows(
     fifty = None if quick else measure("flax", threads, single, 1, folder=where, steps=STEPS)
     batches, limit = len(volume_case.batches(case)), QUICK_BATCHES if quick else 0
     rows = []
-    for peer in PEERS[:1] if quick else PEERS:
+    for peer in PEERS if proc.has_bf16() and not quick else PEERS[:1]:
         best = choose_variant(summary.data["rows"], peer, where, threads, settings)
         request = {"folder": where, "steps": STEPS, "limit": limit, **VARIANTS[best]}
         result = measure("torch", threads, single, 1, **request)

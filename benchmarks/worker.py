@@ -35,8 +35,13 @@ SIDES = {
 
 
 def measure(call, wall: float) -> Sample:
-    """Medians over the calls made in `wall` seconds; of three at least, unless that takes too long."""
+    """Medians over the calls made in `wall` seconds; of three at least, unless that takes too long.
+
+    A first call does not count: a virtual machine may have given memory that lay free while the worker
+    waited for its turn back to its host, and faulting it in again cost 1.3 s of a 3 s training step.
+    """
     cpus = os.sched_getaffinity(0)
+    call()
     before, began, ticks = busy_seconds(cpus), time.perf_counter(), [clocks()]
     while True:
         call()

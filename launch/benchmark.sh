@@ -7,7 +7,9 @@
 #   bash launch/benchmark.sh --quick             a subset with few samples, under 10 minutes
 #   bash launch/benchmark.sh --only ddim_b8,data --threads 2 --out DIR
 #   bash launch/benchmark.sh --dry-run [...]     only print what would be done
-#   bash launch/benchmark.sh --help              all flags
+#   --only takes rows and sections: ldm_train_b8 ae_train_b8 ddim_b8 ddim_b1 ae_encode_b8 ae_decode_b8
+#   data volume_150 growth loop startup. --fresh measures again; --compile races torch.compile as well;
+#   --rounds N and --volume-minutes M set the effort. The same command goes on with what is there.
 #
 #   CLDM_BENCHMARK_VENV=DIR   an environment that has both sides already: nothing is installed
 set -euo pipefail
@@ -45,7 +47,14 @@ install() {
 main() {
   local dry_run="" flags=() flag
   for flag in "$@"; do
-    if [ "$flag" = --dry-run ]; then dry_run=yes; else flags+=("$flag"); fi
+    case $flag in
+      --dry-run) dry_run=yes ;;
+      --help | -h) # the first lines of this file: nothing is installed for them
+        sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
+        return
+        ;;
+      *) flags+=("$flag") ;;
+    esac
   done
   if [ -n "${CLDM_BENCHMARK_VENV:-}" ]; then
     check_named

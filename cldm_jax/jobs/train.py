@@ -102,15 +102,17 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
     )
     clock = _Clock(manifest)
     every = config.train
-    pending = None
+    compiled, pending = None, None
     try:
         with Progress(total, f"train {config.name}", "step", initial=start) as progress:
             for step in range(start, total):
                 batch = sharding.put_batch(next(batches), batch_sharding)
-                state, metrics = train_step(state, batch, jax.random.fold_in(rng, step + 1))
-                if (
-                    pending is not None
-                ):  # fetched one step late: the device never waits for a log line
+                key = jax.device_put(jax.random.fold_in(rng, step + 1), replicated)
+                if compiled is None:
+                    compiled = device.compile_step(train_step, state, batch, key)
+                state, metrics = compiled(state, batch, key)
+                # Fetched one step late: the device never waits for a log line.
+                if pending is not None:
                     _log(writer, progress, *pending)
                 last = step + 1 == total
                 log_now = last or (step + 1) % every.log_every == 0
@@ -127,6 +129,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
                         _log(writer, progress, *pending)
                         pending = None
                     scalars, images = validate(state)
+                    device.trim_heap()  # its compilation, at first
                     writer.write_scalars(step + 1, scalars)
                     writer.write_images(step + 1, images)
                     writer.flush()

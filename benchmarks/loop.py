@@ -1,0 +1,143 @@
+"""The training loop against its own bare jitted step, in one process, taking turns.
+
+`python -m benchmarks.loop FOLDER ROUNDS` prints one JSON line: seconds of a step by round. The loop is
+`jobs.train` as a user runs it (reader, keys, logging; no validation, checkpoint only at the end); the
+bare step is the same compiled program on a batch that lies ready.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+
+from benchmarks import proc
+from benchmarks.race import is_met
+from cldm_jax.runtime.device import HUGE_PAGES
+
+BOUND = 1.03  # loop / bare
+SKIPPED, TIMED = 10, 60  # steps of a loop before and between the two readings of the clock
+
+
+def make_config(folder: pathlib.Path):
+    """Preset quick's latent model on its phantom, kept in `folder`."""
+    from configs import ldm
+
+    config = ldm.get_config("quick")
+    config.data.root = str(folder / "data")
+    config.autoencoder.workdir = str(folder / "ae")
+    config.autoencoder.train.train.num_train_steps = 20  # its images do not matter here
+    steps = SKIPPED + TIMED
+    config.train.update(num_train_steps=steps, val_every=10 * steps, save_every=10 * steps)
+    return config
+
+
+def time_loop(config, workdir: pathlib.Path) -> float:
+    """Seconds of a step of `jobs.train`."""
+    from cldm_jax.jobs import train
+
+    ticks = []
+
+    class Clock(train.Progress):
+        """The loop's own progress line; it is told of every step when the step has been handed over."""
+
+        def update(self, steps, **shown):
+            super().update(steps, **shown)
+            if steps:
+                ticks.append(time.perf_counter())
+
+    train.make_validation, make = lambda *_: lambda state: ({}, {}), train.make_validation
+    train.Progress, progress = Clock, train.Progress
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            train.run(config, str(workdir))
+    finally:
+        train.Progress, train.make_validation = progress, make
+        shutil.rmtree(workdir, ignore_errors=True)
+    # Steps are handed over ahead of the device, by the same few at both readings.
+    return (ticks[-2] - ticks[SKIPPED]) / (len(ticks) - 2 - SKIPPED)
+
+
+def make_bare(config):
+    """() -> seconds of a compiled step on a batch that lies ready."""
+    import jax
+
+    from cldm_jax.jobs import inputs as inputs_lib
+    from cldm_jax.jobs import train
+    from cldm_jax.methods.registry import make_method
+    from cldm_jax.runtime import device
+
+    inputs = inputs_lib.open_inputs(config)
+    method, source = (
+        make_method(config.method, **inputs.recipe),
+        inputs_lib.train_source(config, inputs),
+    )
+    key = jax.random.key(config.seed)
+    state = jax.device_put(method.init(key, train._init_batch(config, source), inputs.frozen))
+    batch = jax.device_put(source.read(range(config.train.batch_size)))
+    compiled = device.compile_step(jax.jit(method.train_step, donate_argnums=0), state, batch, key)
+
+    def bare() -> float:
+        nonlocal state
+        for step in range(SKIPPED + TIMED):
+            if step == SKIPPED:
+                jax.block_until_ready(state)
+                began = time.perf_counter()
+            state, _ = compiled(state, batch, key)
+        jax.block_until_ready(state)
+        return (time.perf_counter() - began) / TIMED
+
+    return bare
+
+
+def loop_rows(folder: pathlib.Path, threads: int, rounds: int) -> list[dict]:
+    """One row {name, threads, loop_s, bare_s, ratio, ...}: medians over the rounds."""
+    cpus = proc.pick_cpus(threads)
+    env = {**os.environ, "JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": HUGE_PAGES}
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.loop", str(folder.absolute()), str(rounds)],
+        cwd=proc.ROOT,
+        env=env,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: os.sched_setaffinity(0, cpus),
+    )
+    if done.returncode:
+        last = (done.stderr.strip() or "no output").splitlines()[-1]
+        raise RuntimeError(f"benchmarks.loop: status {done.returncode}: {last}")
+    times = json.loads(done.stdout.splitlines()[-1])
+    ratios = [a / b for a, b in zip(times["loop"], times["bare"], strict=True)]
+    ratio = statistics.median(ratios)
+    return [
+        {
+            "name": "training loop",
+            "threads": threads,
+            "loop_s": statistics.median(times["loop"]),
+            "bare_s": statistics.median(times["bare"]),
+            "ratio": ratio,
+            "ratio_range": [min(ratios), max(ratios)],
+            "bound": BOUND,
+            "met": is_met(ratio, BOUND),
+        }
+    ]
+
+
+def main(folder: pathlib.Path, rounds: int) -> None:
+    from cldm_jax.runtime import device
+
+    device.enable_compilation_cache()
+    config, times = make_config(folder), {"loop": [], "bare": []}
+    time_loop(config, folder / "run")  # makes the data and fills the compilation cache
+    bare = make_bare(config)
+    for _ in range(rounds):
+        times["loop"].append(time_loop(config, folder / "run"))
+        times["bare"].append(bare())
+    print(json.dumps(times))
+
+
+if __name__ == "__main__":
+    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
