@@ -64,31 +64,16 @@ def time_loop(config, workdir: pathlib.Path) -> float:
 
 def make_bare(config):
     """() -> seconds of a compiled step on a batch that lies ready."""
-    import jax
-
-    from cldm_jax.jobs import inputs as inputs_lib
     from cldm_jax.jobs import train
-    from cldm_jax.methods.registry import make_method
-    from cldm_jax.runtime import device
 
-    inputs = inputs_lib.open_inputs(config)
-    method, source = (
-        make_method(config.method, **inputs.recipe),
-        inputs_lib.train_source(config, inputs),
-    )
-    key = jax.random.key(config.seed)
-    state = jax.device_put(method.init(key, train._init_batch(config, source), inputs.frozen))
-    batch = jax.device_put(source.read(range(config.train.batch_size)))
-    compiled = device.compile_step(jax.jit(method.train_step, donate_argnums=0), state, batch, key)
+    step = train.open_step(config)
 
     def bare() -> float:
-        nonlocal state
-        for step in range(SKIPPED + TIMED):
-            if step == SKIPPED:
-                jax.block_until_ready(state)
-                began = time.perf_counter()
-            state, _ = compiled(state, batch, key)
-        jax.block_until_ready(state)
+        for _ in range(SKIPPED):
+            step()
+        began = time.perf_counter()
+        for _ in range(TIMED):
+            step()
         return (time.perf_counter() - began) / TIMED
 
     return bare

@@ -25,6 +25,7 @@ JOBS = {
     "encode": True,
     "evaluate": True,
     "predict": True,
+    "reproduce": True,
 }
 
 _CONFIG = config_flags.DEFINE_config_file(

@@ -34,6 +34,7 @@ def data(preset: str) -> ml_collections.ConfigDict:
     c.source_kind = "image"  # "image" | "latent" (the source as the autoencoder's latent)
     c.context = 3  # PET slices given as source: z-1, z, z+1
     c.train_slice_stride = 1
+    c.paired = True  # False: each source comes with the target of another slice (CycleGAN)
     return c
 
 
@@ -60,11 +61,12 @@ def train(preset: str) -> ml_collections.ConfigDict:
 
 
 def optim(learning_rate: float, ema_decay: float) -> ml_collections.ConfigDict:
-    """AdamW with warm-up and cosine decay to the last step; see runtime/optim.py."""
+    """AdamW with warm-up and decay to the last step; see runtime/optim.py."""
     c = ml_collections.ConfigDict()
     c.learning_rate = learning_rate
     c.b1, c.b2 = 0.9, 0.99
     c.warmup_steps = 50
+    c.decay = "cosine"  # cosine | second_half (constant, then linear)
     c.weight_decay = 1e-4
     c.clip_norm = 1.0
     c.ema_decay = ema_decay

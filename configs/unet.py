@@ -4,7 +4,8 @@
 
 Same blocks as the latent network plus one level at full resolution (GroupNorm in place of the original
 BatchNorm). Hardware, time and scores: README, "What to expect". a6000, multi: not measured.
-One slice of context: --config.data.context=1
+One slice of context: --config.data.context=1; one target: --config.data.targets="('ct',)"
+On the latent network's grid (space-to-depth cells): --config.recipe.model.stem_block=2
 """
 
 from configs import ae, common
@@ -20,6 +21,7 @@ def get_config(preset: str = "a6000"):
     c.recipe = {
         "model": {
             "num_classes": ae.NUM_CLASSES,
+            "stem_block": 1,  # pixels of a cell each way
             "unet": {
                 "base_channels": common.pick(preset, tiny=4, quick=12, cpu=16, a6000=64),
                 "channel_mult": common.pick(
@@ -32,6 +34,7 @@ def get_config(preset: str = "a6000"):
                 "num_res_blocks": common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2),
                 "attn_levels": common.pick(preset, tiny=(), quick=(3,), cpu=(3,), a6000=(4,)),
                 "groups": 8,
+                "attention_gates": False,
                 "remat": False,
                 "dtype": common.pick(
                     preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16"

@@ -44,7 +44,7 @@ ONLY_IN = {
     "clu": ("runtime.writers", "jobs.train"),
 }
 # All that one method may import from the others.
-SHARED_METHODS = ("methods.base", "methods.common", "methods.codec")
+SHARED_METHODS = ("methods.base", "methods.common", "methods.codec", "methods.adversarial")
 
 
 def is_inside(module: str, rooms) -> bool:

@@ -13,17 +13,28 @@ from cldm_jax.errors import UserError
 from cldm_jax.methods.autoencoder import kl_divergence
 from cldm_jax.methods.latent_diffusion import channel_weights, ramp
 from cldm_jax.methods.registry import make_method
-from configs import ae, ldm, unet
+from configs import ae, attention_unet, cyclegan, ldm, pix2pix, unet
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "steps.json"
-CONFIGS = {"autoencoder": ae, "unet": unet, "ldm": ldm}
+CONFIGS = {
+    "autoencoder": ae,
+    "unet": unet,
+    "ldm": ldm,
+    "attention_unet": attention_unet,
+    "cyclegan": cyclegan,
+    "pix2pix": pix2pix,
+}
 SIZE = (16, 16)
 
 
-def recipe(name: str, num_train_steps: int = 100, **diffusion) -> dict:
+def recipe(name: str, num_train_steps: int = 100, warmup_steps: int = 50, **diffusion) -> dict:
     config = CONFIGS[name].get_config("tiny")
     out = config.recipe.to_dict()
-    out["optim"] = {**out["optim"], "num_train_steps": num_train_steps}
+    out["optim"] = {
+        **out["optim"],
+        "num_train_steps": num_train_steps,
+        "warmup_steps": warmup_steps,
+    }
     if name == "ldm":
         out["autoencoder"] = ae.get_config("tiny").recipe.model.to_dict()
         out["diffusion"].update(diffusion)
@@ -68,8 +79,9 @@ def ldm_parts(source_encoding: str = "s2d"):
 
 
 def start(name: str, num_train_steps: int = 100, **diffusion):
-    method = make_method(name, **recipe(name, num_train_steps, **diffusion))
-    batch, frozen = images(), {}
+    config = CONFIGS[name].get_config("tiny")
+    method = make_method(config.method, **recipe(name, num_train_steps, **diffusion))
+    batch, frozen = images(context=config.data.context), {}
     if name == "ldm":
         batch, frozen = ldm_parts(diffusion.get("source_encoding", "s2d"))
     return method, method.init(jax.random.key(0), batch, frozen), batch
@@ -79,7 +91,7 @@ def start(name: str, num_train_steps: int = 100, **diffusion):
 def test_golden_step(name):
     """Two steps' numbers. A failure means that training changed: if that was intended, run with
     CLDM_UPDATE_GOLDEN=1 and say so in the commit."""
-    method, state, batch = start(name)
+    method, state, batch = start(name, warmup_steps=0)  # with one, the first step would not move
     step = jax.jit(method.train_step)
     state, first = step(state, batch, jax.random.key(1))
     _, second = step(state, batch, jax.random.key(2))
@@ -98,7 +110,10 @@ def test_golden_step(name):
     np.testing.assert_allclose(got["grad_norm"], known[name]["grad_norm"], rtol=2e-3)
 
 
-@pytest.mark.parametrize("name, factor", [("autoencoder", 0.6), ("unet", 0.1), ("ldm", 0.25)])
+OVERFIT = {"autoencoder": 0.6, "unet": 0.1, "attention_unet": 0.1, "ldm": 0.25, "pix2pix": 0.5}
+
+
+@pytest.mark.parametrize("name, factor", OVERFIT.items())
 def test_overfits_one_batch(name, factor):
     method, state, batch = start(name, num_train_steps=250, onestep_share=(1.0, 1.0))
     step = jax.jit(method.train_step, donate_argnums=0)

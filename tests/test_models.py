@@ -73,6 +73,19 @@ def latent_unet_args():
     return random((2, 8, 8, 3)), jnp.array([0, 999]), label, random((2, 8, 8, 12))
 
 
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_patch_basis_of_flat_patches_is_not_left_to_the_processor(factor):
+    """Patches of one grey each fix a single direction. The others must not turn with rounding errors."""
+    grey = np.random.default_rng(0).normal(size=(6, 4, 4, 1)).repeat(factor, 1).repeat(factor, 2)
+    noise = 1e-8 * np.random.default_rng(1).normal(size=grey.shape)
+    label, channels = np.zeros(6, np.int32), factor**2
+    bases = [fit_patch_basis(x, label, 1, factor, channels) for x in (grey, grey + noise)]
+    first, second = (b["components"][0] for b in bases)
+    np.testing.assert_allclose(first, second, atol=1e-3)
+    np.testing.assert_allclose(first[:, 0], 1 / factor, atol=1e-4)
+    np.testing.assert_allclose(first.T @ first, np.eye(channels), atol=1e-5)
+
+
 def modules():
     net = LatentUNet(latent_channels=3, num_classes=4, unet=UNET)
     yield "latent_unet", net, latent_unet_args()

@@ -126,10 +126,13 @@ def make_train_iterator(
     start_step: int,
     num_threads: int,
     num_workers: int,
+    paired: bool = True,
     process_index: int = 0,
     process_count: int = 1,
 ) -> TrainBatches:
     """Endless shuffled batches from global step `start_step` on.
+
+    paired=False: target, label and mask of every item come from another permutation.
 
     `batch_size` is global; each of `process_count` processes gets its own batch_size / process_count
     consecutive items of the same global batch. Every epoch is a new permutation by (seed, epoch) and
@@ -140,7 +143,7 @@ def make_train_iterator(
         reason = f"{batch_size} is not a multiple of the {process_count} processes"
         raise UserError("batch_size", reason, "Change one of the two")
     local = batch_size // process_count
-    batches = _ShuffledBatches(source, batch_size, local * process_index, local, seed)
+    batches = _ShuffledBatches(source, batch_size, local * process_index, local, seed, paired)
     dataset = grain.MapDataset.source(batches)[start_step:]
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, num_threads))
     dataset = dataset.to_iter_dataset(options)
@@ -174,24 +177,41 @@ def make_eval_batches(source: SliceSource, batch_size: int) -> EvalBatches:
 class _ShuffledBatches:
     """Grain source whose element s is this process's part of global batch s."""
 
-    def __init__(self, source: SliceSource, batch_size: int, first: int, local: int, seed: int):
-        self._source, self._seed = source, seed
-        self._batch_size, self._first, self._local = batch_size, first, local
-        self._orders: dict[int, np.ndarray] = {}
+    def __init__(self, source, batch_size: int, first: int, local: int, seed: int, paired: bool):
+        self._source, self._batch_size, self._first, self._local = source, batch_size, first, local
+        self._order = _Permutations(len(source), seed)
+        self._target_order = None if paired else _Permutations(len(source), seed, stream=1)
 
     def __len__(self) -> int:
         return _MAX_STEPS
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
         at = step * self._batch_size + self._first + np.arange(self._local)
-        epochs, places = np.divmod(at, len(self._source))
-        rows = [self._order(e)[p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)]
-        return self._source.read(np.array(rows))
+        batch = self._source.read(self._order.rows(at))
+        if self._target_order is not None:
+            other = self._source.read(self._target_order.rows(at))
+            batch |= {name: other[name] for name in ("target", "label", "mask")}
+        return batch
 
-    def _order(self, epoch: int) -> np.ndarray:
+
+class _Permutations:
+    """Endless permutations of `length` rows, one per epoch, made as they are needed."""
+
+    def __init__(self, length: int, seed: int, stream: int = 0):
+        self._length, self._key = length, [seed] if stream == 0 else [seed, stream]
+        self._orders: dict[int, np.ndarray] = {}
+
+    def rows(self, at: np.ndarray) -> np.ndarray:
+        """Rows at these places of the endless sequence."""
+        epochs, places = np.divmod(at, self._length)
+        return np.array(
+            [self._epoch(e)[p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)]
+        )
+
+    def _epoch(self, epoch: int) -> np.ndarray:
         order = self._orders.get(epoch)
         if order is None:
-            order = np.random.default_rng([self._seed, epoch]).permutation(len(self._source))
+            order = np.random.default_rng([*self._key, epoch]).permutation(self._length)
             # Threads read ahead across one epoch's end at most; a new dict is swapped in whole.
             recent = {e: o for e, o in list(self._orders.items()) if e >= epoch - 1}
             self._orders = {**recent, epoch: order}

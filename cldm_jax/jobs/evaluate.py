@@ -13,8 +13,15 @@ from cldm_jax import __version__, files
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import controls, references
 from cldm_jax.jobs.inputs import ensure_prepared
-from cldm_jax.jobs.readouts import ReadOut, Run, open_run, predict_rows
-from cldm_jax.jobs.scoring import HEADLINE, Scorer, make_gallery
+from cldm_jax.jobs.readouts import (
+    ReadOut,
+    Run,
+    make_entrants,
+    open_run,
+    predict_entrant,
+    predict_rows,
+)
+from cldm_jax.jobs.scoring import HEADLINE, Scorer, is_cldm, make_gallery
 from cldm_jax.metrics import aggregate
 from cldm_jax.metrics.protocol import PROTOCOLS
 from cldm_jax.report.page import write_report
@@ -79,32 +86,39 @@ def _evaluate(config, runs: list[Run], prepared):
     targets = tuple(config.targets)
     _check_protocol(config, targets)
     names = {prepared.index["modalities"][t]["code"]: t for t in targets}
+    codes = {target: code for code, target in names.items()}
+    entrants = make_entrants(runs, targets)
     scorer = Scorer(config, prepared, names)
     rows = scorer.source(runs[0].config["data"]["context"])
-    per_slice = sum(sum(r.method.evaluations.values()) for r in runs)
     # In network evaluations, so that the ETA knows that a mean of samples takes longest; the two
     # controls use the first read-out.
-    total = len(rows) * (per_slice + 2 * sum(r.config["method"] == "ldm" for r in runs))
+    per_slice = sum(
+        sum(e.first.method.evaluations.values()) * len(e.runs) / len(targets) + 2 * is_cldm(e)
+        for e in entrants
+    )
+    total = round(len(rows) * per_slice)
     readouts: dict[tuple[str, str], ReadOut] = {}
     control_rows: list[dict] = []
     with Progress(total, "predict test people", "evaluation") as progress:
-        for r in runs:
-            source = scorer.source(r.config["data"]["context"])
-            for mode in r.method.predict:
-                readouts[r.name, mode] = predict_rows(
-                    r,
+        for e in entrants:
+            source = scorer.source(e.first.config["data"]["context"])
+            for mode in e.first.method.predict:
+                readouts[e.name, mode] = predict_entrant(
+                    e,
                     mode,
                     source,
+                    codes,
                     batch_size=config.batch_size,
                     seed=config.seed,
                     progress=progress,
                 )
-                scorer.add(r.name, mode, readouts[r.name, mode].images)
-            if r.config["method"] == "ldm":
-                control_rows += _controls(config, r, source, prepared, names, scorer, progress)
+                scorer.add(e.name, mode, readouts[e.name, mode].images)
+            if is_cldm(e):
+                run = e.first
+                control_rows += _controls(config, run, source, prepared, names, scorer, progress)
     reference_rows = _references(config, runs, prepared, rows, names, scorer)
-    summary = _summary(config, runs, prepared, scorer, readouts, reference_rows, control_rows)
-    gallery = make_gallery(runs, prepared, scorer, readouts, rows)
+    summary = _summary(config, entrants, prepared, scorer, readouts, reference_rows, control_rows)
+    gallery = make_gallery(entrants, prepared, scorer, readouts, rows)
     return summary, scorer.scores, gallery
 
 
@@ -210,12 +224,12 @@ def _controls(config, run: Run, source, prepared, names, scorer, progress) -> li
     return out
 
 
-def _summary(config, runs, prepared, scorer, readouts, reference_rows, control_rows) -> dict:
+def _summary(config, entrants, prepared, scorer, readouts, reference_rows, control_rows) -> dict:
     index = prepared.index
     rows = aggregate.summarise_scores(scorer.scores, seed=config.seed)
-    by_name = {r.name: r for r in runs}
+    by_name = {e.name: e for e in entrants}
     for row in rows:
-        r = by_name[row["method"]]
+        r = by_name[row["method"]].runs[row["target"]]
         row.update(
             params=r.manifest["params"],
             train_steps=r.step,
@@ -224,14 +238,13 @@ def _summary(config, runs, prepared, scorer, readouts, reference_rows, control_r
             network_evaluations=r.method.evaluations[row["mode"]],
             seconds_per_slice=readouts[row["method"], row["mode"]].seconds_per_slice,
         )
-    main = [r for r in runs if r.config["method"] == "ldm"]
-    rivals = [r for r in runs if r.config["method"] not in ("ldm", "autoencoder")]
     pairs = [
-        (f"{m.name}:{mode}", f"{r.name}:{rival_mode}")
-        for m in main
-        for mode in m.method.predict
-        for r in rivals
-        for rival_mode in r.method.predict
+        (f"{main.name}:{mode}", f"{rival.name}:{rival_mode}")
+        for main in filter(is_cldm, entrants)
+        for mode in main.first.method.predict
+        for rival in entrants
+        if not is_cldm(rival) and rival.first.config["method"] != "autoencoder"
+        for rival_mode in rival.first.method.predict
     ]
     tests = aggregate.paired_tests(scorer.scores, pairs, metrics=("psnr", "ssim"), seed=config.seed)
     patients = {s["patient"] for s in scorer.scores}
@@ -254,10 +267,10 @@ def _summary(config, runs, prepared, scorer, readouts, reference_rows, control_r
         "notes": list(config.notes),
         "run": {
             "command": device.command_line(),
-            "preset": runs[0].config["preset"],
+            "preset": entrants[0].first.config["preset"],
             "hardware": device.describe(),
             "seed": config.seed,
-            "git": runs[0].manifest["git"],
+            "git": entrants[0].first.manifest["git"],
             "versions": {
                 "cldm_jax": __version__,
                 **{p: importlib.metadata.version(p) for p in packages},

@@ -32,6 +32,18 @@ class Run(NamedTuple):
     codec: Codec | None  # the frozen autoencoder of a latent method
 
 
+class Entrant(NamedTuple):
+    """Runs scored as one method: one for all targets, or one for each (CycleGAN)."""
+
+    name: str
+    runs: dict[str, Run]  # by target
+
+    @property
+    def first(self) -> Run:
+        """What its runs have in common can be read off any of them."""
+        return next(iter(self.runs.values()))
+
+
 class ReadOut(NamedTuple):
     """Predictions for the rows of a source, in its order."""
 
@@ -63,6 +75,66 @@ def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
     params, frozen = prepare_params(params), prepare_params(frozen)
     state = TrainState(np.int32(step), (), params, (), (), frozen)
     return Run(str(workdir), config["name"], config, manifest, step, method, state, codec)
+
+
+def make_entrants(runs: list[Run], targets: tuple[str, ...]) -> list[Entrant]:
+    """Runs of one name become one entrant. Raises UserError where two would make the same target, or
+    where a run makes none of them.
+    """
+    entrants: dict[str, dict[str, Run]] = {}
+    for run in runs:
+        made = [t for t in targets if t in run.config["data"]["targets"]]
+        if not made:
+            reason = f"was trained for {', '.join(run.config['data']['targets'])} only"
+            raise UserError(run.workdir, reason, "Leave it out, or change config.targets.")
+        by_target = entrants.setdefault(run.name, {})
+        for target in made:
+            if target in by_target:
+                raise UserError(
+                    run.workdir,
+                    f"has the name {run.name!r} and the target {target} of {by_target[target].workdir}",
+                    "Train one of them under another name: --config.name=NAME.",
+                )
+            by_target[target] = run
+    return [Entrant(name, by_target) for name, by_target in entrants.items()]
+
+
+class _Rows:
+    """Some rows of a source."""
+
+    def __init__(self, source: SliceSource, rows: np.ndarray):
+        self._source, self._rows = source, rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        return self._source.read(self._rows[rows])
+
+
+def predict_entrant(
+    entrant: Entrant, mode: str, source: SliceSource, codes: dict[str, int], **options
+) -> ReadOut:
+    """`predict_rows` with each target's own run; rows of a target it has none for are NaN.
+
+    codes: class code of each target. options: of `predict_rows`.
+    """
+    by_run = {id(r): (r, []) for r in entrant.runs.values()}
+    for target, run in entrant.runs.items():
+        by_run[id(run)][1].append(codes[target])
+    label, out = source.keys["label"], None
+    images, sd, seconds = None, None, None
+    for run, wanted in by_run.values():
+        rows = np.flatnonzero(np.isin(label, wanted))
+        out = predict_rows(run, mode, _Rows(source, rows), **options)
+        if images is None:
+            images = np.full((len(label), *out.images.shape[1:]), np.nan, np.float32)
+            sd = None if out.sd is None else images.copy()
+        images[rows] = out.images
+        if sd is not None:
+            sd[rows] = out.sd
+        seconds = out.seconds_per_slice if seconds is None else seconds
+    return ReadOut(images, sd, seconds)
 
 
 def predict_rows(

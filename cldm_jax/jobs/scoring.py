@@ -4,7 +4,7 @@ import numpy as np
 
 from cldm_jax.data import intensity, pipeline
 from cldm_jax.jobs import references
-from cldm_jax.jobs.readouts import Run
+from cldm_jax.jobs.readouts import Entrant
 from cldm_jax.metrics import aggregate, statistics
 from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
 from cldm_jax.report.labels import method_label
@@ -56,7 +56,10 @@ class Scorer:
         )
 
     def add(self, method: str, mode: str, images) -> None:
+        """images [N, H, W] for the scorer's rows; volumes that are NaN throughout have no score."""
         for subject, code, rows in self.patients():
+            if np.isnan(images[rows]).all():  # a method that does not make this target
+                continue
             volume_scores = score_volume(
                 self.units(code, subject, images[rows]),
                 self.units(code, subject, self.real[rows]),
@@ -90,15 +93,31 @@ class Scorer:
         return float(np.mean(values))
 
 
-def best_mode(scorer: Scorer, run: Run, target: str) -> str:
-    return max(run.method.predict, key=lambda m: scorer.mean(run.name, m, target, HEADLINE))
+def is_cldm(entrant: Entrant) -> bool:
+    """Whether this is the model that the comparison is about: a latent diffusion model with samples.
+
+    The same network trained on its one step alone is the latent regression, a rival.
+    """
+    config = entrant.first.config
+    return config["method"] == "ldm" and min(config["recipe"]["diffusion"]["onestep_share"]) < 1
 
 
-def make_gallery(runs, prepared, scorer, readouts, source) -> dict:
-    """Best, median and worst patient by PSNR of the CLDM's best mode; the middle scored slice."""
-    main = next((r for r in runs if r.config["method"] == "ldm"), runs[0])
+def best_mode(scorer: Scorer, entrant: Entrant, target: str) -> str:
+    modes = entrant.first.method.predict
+    return max(modes, key=lambda m: scorer.mean(entrant.name, m, target, HEADLINE))
+
+
+def make_gallery(entrants, prepared, scorer, readouts, source) -> dict:
+    """Best, median and worst patient by PSNR of the CLDM's best mode; the middle scored slice.
+
+    Where the CLDM does not make a target, the first method that does decides.
+    """
     gallery = {}
     for code, target in scorer.names.items():
+        able = [e for e in entrants if target in e.runs]
+        if not able:
+            continue
+        main = next((e for e in able if is_cldm(e)), able[0])
         chosen_by = f"{main.name}:{best_mode(scorer, main, target)}"
         picks = aggregate.pick_cases(scorer.scores, chosen_by, target, metric=HEADLINE)
         volumes = {
@@ -128,6 +147,8 @@ def _case(scorer, readouts, source, code: int, subject: int, rows) -> dict:
     predictions, sds = {}, {}
     zero = scorer.units(code, subject, np.float32(0))  # units are affine in model range
     for (name, mode), readout in readouts.items():
+        if np.isnan(readout.images[row]).all():
+            continue  # a method that does not make this target
         predictions[f"{name}:{mode}"] = scorer.units(code, subject, readout.images[row])
         if readout.sd is not None:
             sds[f"{name}:{mode}"] = scorer.units(code, subject, readout.sd[row]) - zero

@@ -97,6 +97,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         start_step=start,
         num_threads=config.train.num_threads,
         num_workers=config.train.num_workers,
+        paired=config.data.paired,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -145,6 +146,30 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         return False
     _finish(workdir, manifest, total)
     return True
+
+
+def open_step(config):
+    """() -> None: one training step of `config` on a batch that lies ready, compiled and finished when
+    it returns. For measuring what a step costs; nothing is written.
+    """
+    sharding.check_batch_size(config.train.batch_size)
+    batch_sharding, replicated = sharding.make_shardings()
+    inputs = inputs_lib.open_inputs(config)
+    method = make_method(config.method, **inputs.recipe)
+    source = inputs_lib.train_source(config, inputs)
+    key = jax.random.key(config.seed)
+    state = method.init(key, _init_batch(config, source), inputs.frozen)
+    state, key = jax.device_put(state, replicated), jax.device_put(key, replicated)
+    batch = sharding.put_batch(source.read(np.arange(config.train.batch_size)), batch_sharding)
+    step = jax.jit(method.train_step, donate_argnums=0, out_shardings=(replicated, replicated))
+    compiled = device.compile_step(step, state, batch, key)
+
+    def call() -> None:
+        nonlocal state
+        state, _ = compiled(state, batch, key)
+        jax.block_until_ready(state)
+
+    return call
 
 
 def _log(writer, progress, step: int, metrics) -> None:

@@ -27,6 +27,22 @@ from cldm_jax.models.layers import (
     upsample,
 )
 
+TIE_BREAK = 1e-9  # of the total variance
+
+
+def _tie_break(factor: int) -> np.ndarray:
+    """A covariance [factor^2, factor^2] whose eigenvectors are the cosine basis, coarse waves first.
+
+    Patches that span fewer dimensions than they have pixels leave the rest of the basis to LAPACK,
+    which answers differently on every kind of processor; a trace of this decides instead.
+    """
+    place, wave = np.arange(factor) + 0.5, np.arange(factor)[:, None]
+    basis = np.cos(np.pi * wave * place / factor)
+    basis /= np.linalg.norm(basis, axis=1, keepdims=True)
+    waves = np.kron(basis, basis)  # [factor^2 waves, factor^2 pixels]
+    order = np.add.outer(wave[:, 0], 1.1 * wave[:, 0]).ravel()  # no two waves alike
+    return waves.T @ np.diag(1 - order / (order.max() + 1)) @ waves
+
 
 def fit_patch_basis(images, labels, num_classes: int, factor: int, channels: int) -> dict:
     """Eigenvectors of the patch covariance, per class. images [N, H, W, 1], labels [N] int.
@@ -42,10 +58,12 @@ def fit_patch_basis(images, labels, num_classes: int, factor: int, channels: int
     for code in range(num_classes):
         rows = patches[labels == code] if (labels == code).any() else patches
         rows = rows.reshape(-1, factor**2).astype(np.float64)
-        _, vectors = np.linalg.eigh(np.cov(rows, rowvar=False))
+        covariance = np.cov(rows, rowvar=False)
+        covariance += TIE_BREAK * max(np.trace(covariance), 1e-6) * _tie_break(factor)
+        _, vectors = np.linalg.eigh(covariance)
         vectors = vectors[:, ::-1][:, :channels]  # eigh sorts ascending
-        signs = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(channels)])
-        components.append(vectors * signs)  # LAPACK leaves the sign free: fix it
+        generic = 1 + np.cos(np.arange(1, factor**2 + 1) ** 2)  # orthogonal to no wave
+        components.append(vectors * np.sign(generic @ vectors))  # LAPACK leaves the sign free
         means.append(rows.mean(0))
     return {
         "components": np.stack(components).astype(np.float32),

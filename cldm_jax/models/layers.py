@@ -82,6 +82,17 @@ class GroupNorm(nn.Module):
         return (jax.nn.silu(y) if self.activate else y).astype(x.dtype)
 
 
+class InstanceNorm(nn.Module):
+    """Instance normalisation without parameters (Ulyanov 2016), [B, H, W, C] -> same."""
+
+    @nn.compact
+    def __call__(self, x):
+        xf = x.astype(jnp.float32)
+        mean = xf.mean((1, 2), keepdims=True)
+        var = jnp.square(xf - mean).mean((1, 2), keepdims=True)
+        return ((xf - mean) * jax.lax.rsqrt(var + 1e-5)).astype(x.dtype)
+
+
 class ResBlock(nn.Module):
     """GN-SiLU-conv, FiLM by the embedding (Perez 2018), GN-SiLU-conv, plus the skip.
 

@@ -12,11 +12,41 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cldm_jax.models.layers import Conv, Dense, GroupNorm, ResBlock, SelfAttention, upsample
+from cldm_jax.models.layers import (
+    Conv,
+    Dense,
+    GroupNorm,
+    ResBlock,
+    SelfAttention,
+    depth_to_space,
+    space_to_depth,
+    upsample,
+)
+
+
+class AttentionGate(nn.Module):
+    """Additive gate on a skip connection (Oktay 2018, eq. 1 and 2), [B, H, W, C] -> same.
+
+    alpha = sigmoid(psi(relu(theta(skip) + phi(gate)))), one number per position; skip * alpha. The
+    gating signal here has the skip's resolution already, so nothing is resampled.
+    """
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, skip, gate):
+        inner = max(1, skip.shape[-1] // 2)
+        theta = Conv(inner, 1, dtype=self.dtype, name="theta")(skip)
+        phi = Conv(inner, 1, dtype=self.dtype, name="phi")(gate)
+        psi = Conv(1, 1, dtype=self.dtype, name="psi")(jax.nn.relu(theta + phi))
+        return skip * jax.nn.sigmoid(psi.astype(jnp.float32)).astype(skip.dtype)
 
 
 class UNet(nn.Module):
-    """x [B, H, W, C], emb [B, E] -> [B, H, W, out_channels]; H, W divisible by 2^(levels-1)."""
+    """x [B, H, W, C], emb [B, E] -> [B, H, W, out_channels]; H, W divisible by 2^(levels-1).
+
+    attention_gates: gates on all skips but those of the finest level, as in the Attention U-Net.
+    """
 
     out_channels: int
     base_channels: int
@@ -24,6 +54,7 @@ class UNet(nn.Module):
     num_res_blocks: int
     attn_levels: Sequence[int]
     groups: int = 8
+    attention_gates: bool = False
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -39,6 +70,11 @@ class UNet(nn.Module):
                 h = SelfAttention(self.groups, dtype=self.dtype, name=f"{name}_attn")(h)
             return h
 
+        def join(h, skip, level, name):
+            if self.attention_gates and level > 0:
+                skip = AttentionGate(self.dtype, name=f"{name}_gate")(skip, h)
+            return jnp.concatenate([h, skip], -1)
+
         h = Conv(widths[0], dtype=self.dtype, name="stem")(x)
         skips = [h]
         for i, width in enumerate(widths):
@@ -52,7 +88,8 @@ class UNet(nn.Module):
             if i < last:
                 h = Conv(widths[i], dtype=self.dtype, name=f"up{i}_conv")(upsample(h))
             for j in range(self.num_res_blocks):
-                h = block(jnp.concatenate([h, skips.pop()], -1), widths[i], i, f"up{i}_{j}")
+                name = f"up{i}_{j}"
+                h = block(join(h, skips.pop(), i, name), widths[i], i, name)
         h = jnp.concatenate([h, skips.pop()], -1)
         h = GroupNorm(self.groups, name="norm_out")(h)
         return Conv(self.out_channels, dtype=self.dtype, name="out_zero")(h).astype(jnp.float32)
@@ -61,15 +98,19 @@ class UNet(nn.Module):
 class ClassUNet(nn.Module):
     """U-Net regression of the target image from source slices and the target's class code.
 
-    source [B, H, W, S], label [B] int -> [B, H, W, 1].
+    source [B, H, W, S], label [B] int -> [B, H, W, 1]. stem_block: pixels of a cell each way; above 1
+    the U-Net works on space-to-depth cells, the grid of the latent network, and loses nothing.
     """
 
     num_classes: int
     unet: Any  # keywords of UNet without out_channels
+    stem_block: int = 1
 
     @nn.compact
     def __call__(self, source, label):
         width = 4 * self.unet["base_channels"]
         emb = nn.Embed(self.num_classes, width, name="class_embed")(label)
         emb = jax.nn.silu(Dense(width, name="emb")(emb))
-        return UNet(out_channels=1, **self.unet, name="unet")(source, emb)
+        x = space_to_depth(source, self.stem_block)
+        x = UNet(out_channels=self.stem_block**2, **self.unet, name="unet")(x, emb)
+        return depth_to_space(x, self.stem_block)

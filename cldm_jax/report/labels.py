@@ -8,6 +8,9 @@ from cldm_jax.metrics.scores import METRICS
 NOT_MEASURED = "not measured"
 _METHODS = {
     "unet": "U-Net",
+    "unet-1slice": "U-Net, one slice",
+    "unet-cells": "U-Net on latent-size cells",
+    "latent_regression": "Latent regression",
     "attention_unet": "Attention U-Net",
     "cyclegan": "CycleGAN",
     "pix2pix": "pix2pix",

@@ -12,19 +12,29 @@ def make_optimizer(
     b2: float,
     warmup_steps: int,
     num_train_steps: int,
+    decay: str,
     weight_decay: float,
     clip_norm: float,
 ) -> optax.GradientTransformation:
-    """AdamW with linear warm-up, cosine decay to zero at the last step, global-norm clipping.
+    """AdamW with linear warm-up, decay to zero at the last step, global-norm clipping.
 
-    Decay acts on kernels only (rank >= 2), not on biases and norm gains.
+    decay: "cosine", or "second_half" (constant, then linear: CycleGAN's and pix2pix's). Weight decay
+    acts on kernels only (rank >= 2), not on biases and norm gains. Raises ValueError.
     """
-    schedule = optax.warmup_cosine_decay_schedule(
-        init_value=0.0,
-        peak_value=learning_rate,
-        warmup_steps=min(warmup_steps, max(1, num_train_steps // 2)),
-        decay_steps=num_train_steps,
-    )
+    warmup = min(warmup_steps, max(1, num_train_steps // 2))
+    if decay == "cosine":
+        schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, num_train_steps)
+    elif decay == "second_half":
+        half = num_train_steps // 2
+        schedule = optax.join_schedules(
+            [
+                optax.linear_schedule(0.0, learning_rate, warmup),
+                optax.linear_schedule(learning_rate, 0.0, num_train_steps - half, half - warmup),
+            ],
+            [warmup],
+        )
+    else:
+        raise ValueError(f"unknown decay {decay!r}; known: cosine, second_half")
     return optax.chain(
         optax.clip_by_global_norm(clip_norm),
         optax.adamw(

@@ -1,0 +1,57 @@
+"""The paper's comparison in one harness: every method with the same CPU time, then one report.
+
+    bash launch/reproduce.sh --preset quick
+    python -m cldm_jax.main --config=configs/reproduce.py:quick --workdir=runs/reproduce
+
+Hardware: CPU (a budget counts process CPU time). Time: about (number of trainings) x budget on one
+core, half of that on two; quick: see README. cpu, a6000, multi: not measured.
+"""
+
+from configs import ae, attention_unet, common, cyclegan, ldm, pix2pix, prepare, simulate, unet
+from configs import eval as evaluation
+
+
+def get_config(preset: str = "a6000"):
+    c = common.base("reproduce", "reproduce", preset)
+    c.prepared = ""  # folder of a prepared dataset, or
+    c.cohort = ""  # BIDS folder or manifest to prepare, or "" for:
+    c.simulate = simulate.get_config(preset)  # the embedded phantom, or simulate.labels
+    c.prepare = prepare.get_config(preset)
+    c.methods = ""  # comma-separated names of `trainings`; "" = all
+    c.seeds = 1
+    # Process CPU minutes of each method and seed.
+    c.budget_minutes = common.pick(preset, tiny=0.1, quick=4.0, cpu=60.0, a6000=6000.0)
+    # CPU seconds of steps that measuring a step's cost takes.
+    c.measured_seconds = common.pick(preset, tiny=0.3, quick=8.0, cpu=20.0, a6000=60.0)
+    c.shares = {"cyclegan": 2}  # methods with one model per target divide the budget
+    c.autoencoder = ae.get_config(preset)
+    c.encode_batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)
+    c.trainings = trainings(preset)
+    c.eval = evaluation.get_config(preset)
+    return c
+
+
+def trainings(preset: str) -> dict:
+    """Name in the table -> training. Rivals of the CLDM, then what separates its ingredients."""
+    one_slice, cells = unet.get_config(preset), unet.get_config(preset)
+    one_slice.name, one_slice.data.context = "unet-1slice", 1
+    cells.name, cells.recipe.model.stem_block = "unet-cells", 2  # the latent network's grid
+    if preset in ("a6000", "multi"):
+        cells.recipe.model.stem_block = 4
+    regression = ldm.get_config(preset)
+    regression.name = "latent_regression"
+    regression.recipe.diffusion.onestep_share = (1.0, 1.0)
+    regression.recipe.sampling.num_samples = ()
+    ct, mr = cyclegan.get_config(preset), cyclegan.get_config(preset)
+    mr.data.targets = ("mr",)
+    return {
+        "unet": unet.get_config(preset),
+        "unet-1slice": one_slice,
+        "attention_unet": attention_unet.get_config(preset),
+        "cyclegan-ct": ct,
+        "cyclegan-mr": mr,
+        "pix2pix": pix2pix.get_config(preset),
+        "unet-cells": cells,
+        "latent_regression": regression,
+        "ldm": ldm.get_config(preset),
+    }
