@@ -25,6 +25,7 @@ from benchmarks.stats import Sample
 
 MIN_CALLS = 3  # of a sample, where they fit into PATIENCE times its wall seconds
 PATIENCE = 6
+LONG = 20.0  # seconds: a first call that takes longer counts
 WARM_CALLS, WARM_SECONDS = 3, 6.0  # the heap grows to its size over the first calls
 SIDES = {
     "flax": "benchmarks.side_flax",
@@ -37,24 +38,32 @@ SIDES = {
 def measure(call, wall: float) -> Sample:
     """Medians over the calls made in `wall` seconds; of three at least, unless that takes too long.
 
-    A first call does not count: a virtual machine may have given memory that lay free while the worker
-    waited for its turn back to its host, and faulting it in again cost 1.3 s of a 3 s training step.
+    A first call does not count, unless it is long: a virtual machine may have given memory that lay free
+    while the worker waited for its turn back to its host, and faulting it in again cost 1.3 s of a 3 s
+    training step.
     """
     cpus = os.sched_getaffinity(0)
+    before, ticks = busy_seconds(cpus), [clocks()]
     call()
-    before, began, ticks = busy_seconds(cpus), time.perf_counter(), [clocks()]
-    while True:
-        call()
-        ticks.append(clocks())
-        elapsed = ticks[-1][0] - began
-        if elapsed >= wall and (len(ticks) > MIN_CALLS or elapsed >= PATIENCE * wall):
-            break
+    ticks.append(clocks())
+    if ticks[1][0] - ticks[0][0] <= LONG:
+        before, ticks = busy_seconds(cpus), [clocks()]
+        while not is_enough(ticks, wall):
+            call()
+            ticks.append(clocks())
+    elapsed = ticks[-1][0] - ticks[0][0]
     others = max(0.0, busy_seconds(cpus) - before - (ticks[-1][1] - ticks[0][1])) / elapsed
     wall_s, cpu_s = (
         statistics.median(b - a for a, b in itertools.pairwise(times))
         for times in zip(*ticks, strict=True)
     )
     return Sample(wall_s, cpu_s, cpu_s / wall_s, others)
+
+
+def is_enough(ticks: list, wall: float) -> bool:
+    elapsed, calls = ticks[-1][0] - ticks[0][0], len(ticks) - 1
+    patient = calls < MIN_CALLS and elapsed < PATIENCE * wall
+    return calls > 0 and elapsed >= wall and not patient
 
 
 def warm_up(call) -> None:

@@ -239,6 +239,15 @@ def test_worker_answers_lines_and_goes_on_after_an_error(tmp_path):
     assert answers[5]["peak_mb"] > 1
 
 
+def test_a_first_call_counts_only_if_it_is_long(monkeypatch):
+    calls = []
+    worker.measure(lambda: calls.append(1), wall=0.0)
+    assert len(calls) == 2
+    monkeypatch.setattr(worker, "LONG", -1.0)
+    taken = worker.measure(lambda: calls.append(1), wall=0.0)
+    assert len(calls) == 3 and taken.wall_s >= 0
+
+
 def test_names_on_the_command_line():
     args = run.parse(["--only", "ddim_b1,data", "--threads", "1", "--quick"])
     assert args.names == ["ddim_b1", "data"] and args.threads == [1] and args.rounds == 2
