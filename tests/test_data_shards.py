@@ -280,6 +280,21 @@ def test_order_resumes_by_step(images):
     assert (other != whole).any()
 
 
+def test_unpaired_targets_come_from_another_permutation(images):
+    """Same sources in the same order; every target of an epoch once, but not beside its own source."""
+    source = _source(images, targets=("ct",))
+    n = len(source)
+    _, paired = _order(source, 1, batch_size=n)
+    _, unpaired = _order(source, 1, batch_size=n, paired=False)
+    np.testing.assert_array_equal(unpaired[0]["source"], paired[0]["source"])
+    own, other = (b[0]["target"].reshape(n, -1) for b in (paired, unpaired))
+    assert (own == other).all(1).mean() < 0.5
+    np.testing.assert_array_equal(np.sort(own.sum(1)), np.sort(other.sum(1)))
+    _, again = _order(source, 3, batch_size=4, start=2, paired=False)
+    _, whole = _order(source, 5, batch_size=4, paired=False)
+    np.testing.assert_array_equal(again[-1]["target"], whole[-1]["target"])
+
+
 def test_every_item_once_per_epoch(images):
     """34 items in batches of 6: an epoch ends inside a batch and nothing is dropped."""
     source = _source(images)

@@ -167,6 +167,22 @@ def test_summary_rows_and_tests_from_scores():
     assert aggregate.paired_tests(scores, [("ldm:sample", "unet:predict")], seed=0) == []
 
 
+def test_trainings_are_averaged_within_a_patient_and_their_spread_is_told_apart():
+    scores = make_scores([1.0, 2.0, 3.0], "unet") + make_scores([3.0, 2.0, 7.0], "unet-seed1")
+    scores += make_scores([5.0, 5.0, 5.0], "ldm", "onestep")
+    averaged = aggregate.average_seeds(scores)
+    assert [(r["method"], r["value"]) for r in averaged[:3]] == [
+        ("unet", 2.0),
+        ("unet", 2.0),
+        ("unet", 5.0),
+    ]
+    (test,) = aggregate.paired_tests(averaged, [("ldm:onestep", "unet:predict")], seed=0)
+    assert test["n"] == 3 and test["mean_diff"] == pytest.approx(2.0)
+    (spread,) = aggregate.seed_spread(scores, metric="psnr")  # trainings' means: 2 and 4
+    assert (spread["method"], spread["n_seeds"], spread["mean"]) == ("unet", 2, 3.0)
+    assert spread["sd"] == pytest.approx(2**0.5)
+
+
 def test_shared_heads_count_once():
     groups = ["a", "a", "b", "b"]
     scores = make_scores([1, 2, 3, 4.0], "unet", groups=groups)

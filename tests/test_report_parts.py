@@ -26,12 +26,22 @@ def test_json_ready_makes_plain_values():
         ("ldm:sample", "CLDM sample"),
         ("ldm:mean4", "CLDM mean of 4"),
         ("ldm:mean16", "CLDM mean of 16"),
+        ("unet-seed2:predict", "U-Net (seed 2)"),
+        ("unet-1slice:mirror", "U-Net, one slice with mirrored input"),
         ("mine:fast", "mine fast"),
         ("mine", "mine"),
     ],
 )
 def test_method_labels(key, label):
     assert labels.method_label(key) == label
+
+
+def test_spread_between_trainings_is_said_in_words():
+    spread = {"method": "unet", "mode": "predict", "target": "ct", "n_seeds": 3}
+    summary = {**make_summary(), "seeds": [{**spread, "mean": 26.104, "sd": 0.231}]}
+    (line,) = reading.seed_lines(summary)
+    assert line == "CT, mean PSNR ± SD between trainings: U-Net 26.10 ± 0.23 dB over 3 trainings."
+    assert reading.seed_lines(make_summary()) == []
 
 
 def test_numbers_carry_no_false_precision():

@@ -238,15 +238,12 @@ def _summary(config, entrants, prepared, scorer, readouts, reference_rows, contr
             network_evaluations=r.method.evaluations[row["mode"]],
             seconds_per_slice=readouts[row["method"], row["mode"]].seconds_per_slice,
         )
-    pairs = [
-        (f"{main.name}:{mode}", f"{rival.name}:{rival_mode}")
-        for main in filter(is_cldm, entrants)
-        for mode in main.first.method.predict
-        for rival in entrants
-        if not is_cldm(rival) and rival.first.config["method"] != "autoencoder"
-        for rival_mode in rival.first.method.predict
-    ]
-    tests = aggregate.paired_tests(scorer.scores, pairs, metrics=("psnr", "ssim"), seed=config.seed)
+    tests = aggregate.paired_tests(
+        aggregate.average_seeds(scorer.scores),
+        _pairs(entrants),
+        metrics=("psnr", "ssim"),
+        seed=config.seed,
+    )
     patients = {s["patient"] for s in scorer.scores}
     packages = ("jax", "flax", "numpy", "scipy")
     return {
@@ -264,6 +261,7 @@ def _summary(config, entrants, prepared, scorer, readouts, reference_rows, contr
         "references": reference_rows,
         "tests": tests,
         "controls": control_rows,
+        "seeds": aggregate.seed_spread(scorer.scores, metric=HEADLINE),
         "notes": list(config.notes),
         "run": {
             "command": device.command_line(),
@@ -277,3 +275,13 @@ def _summary(config, entrants, prepared, scorer, readouts, reference_rows, contr
             },
         },
     }
+
+
+def _pairs(entrants) -> list[tuple[str, str]]:
+    """Every read-out of the CLDM against every one of its rivals, trainings of a method as one."""
+    keys = {True: {}, False: {}}  # dicts keep the order and drop what is there already
+    for e in entrants:
+        if e.first.config["method"] != "autoencoder":
+            for mode in e.first.method.predict:
+                keys[is_cldm(e)][f"{aggregate.base_name(e.name)}:{mode}"] = None
+    return [(main, rival) for main in keys[True] for rival in keys[False]]

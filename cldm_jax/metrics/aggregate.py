@@ -6,6 +6,9 @@ fewer than patients, intervals draw groups and tests count groups.
 """
 
 import math
+import re
+
+import numpy as np
 
 from cldm_jax.errors import UserError
 from cldm_jax.metrics import statistics
@@ -49,6 +52,49 @@ def summarise_scores(scores, *, seed: int) -> list[dict]:
             row[metric] = statistics.summarise(values, seed=seed, clusters=clusters)
         rows.append(row)
     return rows
+
+
+def base_name(method: str) -> str:
+    """A method's name without the training seed that `jobs/reproduce` appends: unet-seed2 -> unet."""
+    return re.sub(r"-seed\d+$", "", method)
+
+
+def average_seeds(scores) -> list[dict]:
+    """Score rows with every method's trainings averaged within each patient, under its base name.
+
+    What is tested between methods: trainings of one method are not further patients.
+    """
+    groups: dict[tuple, list[dict]] = {}
+    for row in scores:
+        name = base_name(row["method"])
+        key = (name, row["mode"], row["target"], row["metric"], row["patient"])
+        groups.setdefault(key, []).append({**row, "method": name})
+    return [{**g[0], "value": math.fsum(r["value"] for r in g) / len(g)} for g in groups.values()]
+
+
+def seed_spread(scores, *, metric: str) -> list[dict]:
+    """Rows {"method", "mode", "target", "metric", "n_seeds", "mean", "sd"}: over trainings, of the mean
+    over patients; methods with two trainings or more.
+    """
+    means: dict[tuple, list[float]] = {}
+    for (method, mode, target), metrics in _by_method(scores).items():
+        values = [r["value"] for r in metrics.get(metric, {}).values()]
+        if values:
+            mean = math.fsum(values) / len(values)
+            means.setdefault((base_name(method), mode, target), []).append(mean)
+    return [
+        {
+            "method": method,
+            "mode": mode,
+            "target": target,
+            "metric": metric,
+            "n_seeds": len(values),
+            "mean": float(np.mean(values)),
+            "sd": float(np.std(values, ddof=1)),
+        }
+        for (method, mode, target), values in means.items()
+        if len(values) > 1
+    ]
 
 
 def paired_tests(scores, pairs, *, metrics=("psnr", "ssim", "mae"), seed: int) -> list[dict]:

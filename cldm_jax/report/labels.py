@@ -29,7 +29,8 @@ _DECIMALS = {"dB": (1, 2), "HU": (0, 1), "fraction": (3, 4), "": (2, 3)}
 def method_label(key: str) -> str:
     """Label of "method:mode": "ldm:mean4" is "CLDM mean of 4"; unknown names stay as they are."""
     method, _, mode = key.partition(":")
-    name = _METHODS.get(method, method)
+    method, _, seed = method.partition("-seed")
+    name = _METHODS.get(method, method) + (f" (seed {seed})" if seed else "")
     mean = re.fullmatch(r"mean(\d+)", mode)
     if mode == "mirror":
         return f"{name} with mirrored input"

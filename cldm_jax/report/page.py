@@ -148,7 +148,7 @@ def _context(summary, scores, gallery, drawn, title) -> dict:
         "checks": reading.checks(summary),
         "protocol": _protocol_words(summary.get("protocol")),
         "metrics": list(METRICS.values()),
-        "notes": summary.get("notes") or [],
+        "notes": [*reading.seed_lines(summary), *(summary.get("notes") or [])],
     }
 
 

@@ -50,6 +50,23 @@ def headlines(summary: dict) -> list[str]:
     return sentences
 
 
+def seed_lines(summary: dict) -> list[str]:
+    """One sentence per target on how much the trainings of one method differ, where there are several."""
+    lines = []
+    for target in tables.targets_of(summary):
+        spreads = [s for s in summary.get("seeds") or [] if s["target"] == target]
+        if not spreads:
+            continue
+        parts = [
+            f"{_name(s)} {s['mean']:.2f} ± {s['sd']:.2f} dB over {s['n_seeds']} trainings"
+            for s in spreads
+        ]
+        lines.append(
+            f"{labels.target_label(target)}, mean PSNR ± SD between trainings: {'; '.join(parts)}."
+        )
+    return lines
+
+
 def _against_rival(summary, target, scored, best) -> str:
     """The test of the leader against the best row of another method, as a sentence."""
     rivals = [row for row in scored if row["method"] != best["method"]]
