@@ -84,9 +84,8 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         return True
     _print_overview(config, state)
 
-    train_step = jax.jit(
-        method.train_step, donate_argnums=0, out_shardings=(replicated, replicated)
-    )
+    train_step = _make_step(method, replicated)
+    rng = jax.device_put(rng, replicated)
     validate = make_validation(config, inputs.prepared, method)
     writer = MetricWriter(workdir, resume_step=start)
     writer.write_hparams(resolved)
@@ -108,10 +107,9 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         with Progress(total, f"train {config.name}", "step", initial=start) as progress:
             for step in range(start, total):
                 batch = sharding.put_batch(next(batches), batch_sharding)
-                key = jax.device_put(jax.random.fold_in(rng, step + 1), replicated)
                 if compiled is None:
-                    compiled = device.compile_step(train_step, state, batch, key)
-                state, metrics = compiled(state, batch, key)
+                    compiled = device.compile_step(train_step, state, batch, rng)
+                state, metrics = compiled(state, batch, rng)
                 # Fetched one step late: the device never waits for a log line.
                 if pending is not None:
                     _log(writer, progress, *pending)
@@ -148,6 +146,15 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
     return True
 
 
+def _make_step(method, replicated):
+    """jitted (state, batch, rng of the run) -> (state, metrics); `state` is donated."""
+
+    def step(state, batch, rng):
+        return method.train_step(state, batch, jax.random.fold_in(rng, state.step + 1))
+
+    return jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
+
+
 def open_step(config):
     """() -> None: one training step of `config` on a batch that lies ready, compiled and finished when
     it returns. For measuring what a step costs; nothing is written.
@@ -161,8 +168,7 @@ def open_step(config):
     state = method.init(key, _init_batch(config, source), inputs.frozen)
     state, key = jax.device_put(state, replicated), jax.device_put(key, replicated)
     batch = sharding.put_batch(source.read(np.arange(config.train.batch_size)), batch_sharding)
-    step = jax.jit(method.train_step, donate_argnums=0, out_shardings=(replicated, replicated))
-    compiled = device.compile_step(step, state, batch, key)
+    compiled = device.compile_step(_make_step(method, replicated), state, batch, key)
 
     def call() -> None:
         nonlocal state
