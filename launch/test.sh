@@ -3,6 +3,7 @@
 #
 #   bash launch/test.sh               all of it
 #   bash launch/test.sh -k sampler    lint, then pytest with these arguments
+#   bash launch/test.sh -m slow       lint, then the minutes-long tests that the suite leaves out
 set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -28,6 +28,7 @@ def compared(study, tmp_path_factory):
 
 @pytest.mark.usefixtures("study")
 class TestReproduce:
+    @pytest.mark.slow
     def test_every_method_is_scored_on_its_targets(self, compared):
         summary = files.read_json(compared / "report" / "summary.json")
         rows = {(r["method"], r["mode"], r["target"]): r for r in summary["rows"]}
@@ -40,6 +41,7 @@ class TestReproduce:
         assert pairs == {("ldm", rival) for rival in (*modes,)}
         assert {c["method"] for c in summary["controls"]} == {"ldm"}
 
+    @pytest.mark.slow
     def test_budgets_are_equal_and_spent(self, compared):
         budgets = {p.parent.name: files.read_json(p) for p in compared.glob("*/budget.json")}
         whole = 60 * 0.1
@@ -51,6 +53,7 @@ class TestReproduce:
             run = files.read_json(compared / name / "run.json")
             assert run["step"] == budget["num_train_steps"] and run["finished"]
 
+    @pytest.mark.slow
     def test_again_trains_nothing(self, study, compared, capsys):
         before = {p: p.stat().st_mtime_ns for p in compared.glob("*/checkpoints/*")}
         reproduce.run(make_config(study), str(compared))

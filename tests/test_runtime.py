@@ -124,7 +124,13 @@ def test_atomic_write_leaves_the_old_file_on_failure(tmp_path):
 
 def test_optimizer_warms_up_decays_and_clips():
     settings = dict(
-        learning_rate=0.1, b1=0.9, b2=0.99, warmup_steps=10, num_train_steps=100, clip_norm=1.0
+        learning_rate=0.1,
+        b1=0.9,
+        b2=0.99,
+        warmup_steps=10,
+        num_train_steps=100,
+        decay="cosine",
+        clip_norm=1.0,
     )
     tx = optim.make_optimizer(weight_decay=0.0, **settings)
     params = {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}
