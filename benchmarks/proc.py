@@ -37,7 +37,7 @@ def cpu_info() -> dict[str, str]:
 
 
 def has_bf16() -> bool:
-    """Whether the processor multiplies bfloat16. Elsewhere PyTorch emulates it, 5 to 80 times slower
+    """Whether the processor multiplies bfloat16. Elsewhere PyTorch emulates it, 6 to 66 times slower
     than f32 where it was tried: nobody's choice, so no peer.
     """
     info = cpu_info()

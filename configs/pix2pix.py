@@ -4,7 +4,7 @@
 
 L1 with weight 100 and a conditional 70 x 70 PatchGAN (cross-entropy); Adam 2e-4 (b1 0.5), constant then
 linear decay. Deviations: GroupNorm and residual blocks of the U-Net baseline, no dropout, batch of the
-other methods, averaged parameters. Times and scores: README. a6000, multi: not measured.
+other methods, averaged parameters. Times and scores: not measured.
 """
 
 from configs import common, cyclegan, unet

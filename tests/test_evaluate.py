@@ -11,6 +11,7 @@ from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import controls, evaluate, predict, references
+from cldm_jax.jobs.scoring import Scorer
 from configs import eval as eval_config
 from configs import predict as predict_config
 
@@ -46,6 +47,15 @@ def test_same_evaluation_is_not_done_twice(study, capsys):
     evaluate.run(config, str(study.report))
     assert "already evaluated" in capsys.readouterr().out
     assert (study.report / "summary.json").stat().st_mtime_ns == before
+
+
+def test_a_method_that_failed_is_an_error_not_a_missing_target(study):
+    config = eval_config.get_config("tiny")
+    scorer = Scorer(config, Prepared(study.prepared), {1: "ct", 2: "mr"})
+    with pytest.raises(UserError, match="NaN"):
+        scorer.add("broken", "predict", np.full_like(scorer.real, np.nan))
+    scorer.add("ct only", "predict", scorer.real, targets=("ct",))
+    assert {s["target"] for s in scorer.scores} == {"ct"}
 
 
 def source_of(study, targets=("ct", "mr")):

@@ -112,7 +112,7 @@ def _evaluate(config, runs: list[Run], prepared):
                     seed=config.seed,
                     progress=progress,
                 )
-                scorer.add(e.name, mode, readouts[e.name, mode].images)
+                scorer.add(e.name, mode, readouts[e.name, mode].images, targets=e.runs)
             if is_cldm(e):
                 run = e.first
                 control_rows += _controls(config, run, source, prepared, names, scorer, progress)

@@ -122,10 +122,12 @@ def predict_entrant(
     by_run = {id(r): (r, []) for r in entrant.runs.values()}
     for target, run in entrant.runs.items():
         by_run[id(run)][1].append(codes[target])
-    label, out = source.keys["label"], None
+    label = source.keys["label"]
     images, sd, seconds = None, None, None
     for run, wanted in by_run.values():
         rows = np.flatnonzero(np.isin(label, wanted))
+        if not len(rows):  # nobody here has this target
+            continue
         out = predict_rows(run, mode, _Rows(source, rows), **options)
         if images is None:
             images = np.full((len(label), *out.images.shape[1:]), np.nan, np.float32)
@@ -134,6 +136,9 @@ def predict_entrant(
         if sd is not None:
             sd[rows] = out.sd
         seconds = out.seconds_per_slice if seconds is None else seconds
+    if images is None:
+        reason = f"none of these people has {' or '.join(entrant.runs)}"
+        raise UserError(entrant.first.workdir, reason, "Leave the run out.")
     return ReadOut(images, sd, seconds)
 
 

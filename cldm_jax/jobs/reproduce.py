@@ -37,7 +37,7 @@ def run(config, workdir: str) -> None:
         report.runs = ",".join(workdirs)
         report.data.prepared = prepared
         report.title = f"{report.title}: equal CPU time"
-        report.notes = tuple(report.notes) + (_budget_note(config, shared),)
+        report.notes = tuple(report.notes) + (_budget_note(config, names, shared),)
     evaluate.run(report, str(root / "report"))
 
 
@@ -136,13 +136,16 @@ def _step_cpu_seconds(recipe, measured_seconds: float) -> float:
     return (time.process_time() - began) / count
 
 
-def _budget_note(config, shared: dict) -> str:
+def _budget_note(config, names: list[str], shared: dict) -> str:
     note = (
         f"Every method had {config.budget_minutes:g} minutes of process CPU time per seed on "
-        f"{jax.default_backend()}, validation included in none; a step's cost was measured before its "
-        "training."
+        f"{jax.default_backend()}, compilation and validation left out; a step's cost was measured "
+        "before its training."
     )
+    chosen = {config.trainings[name].name for name in names}
     for name, parts in config.shares.items():
+        if name not in chosen:
+            continue
         note += f" {name}: divided between its {parts} models."
     if shared:
         spent = shared["cpu_seconds"] / 60

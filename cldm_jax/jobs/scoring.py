@@ -55,10 +55,10 @@ class Scorer:
             self.specs[target], images, volume["scale"], volume.get("origin", 0.0)
         )
 
-    def add(self, method: str, mode: str, images) -> None:
-        """images [N, H, W] for the scorer's rows; volumes that are NaN throughout have no score."""
+    def add(self, method: str, mode: str, images, targets=None) -> None:
+        """images [N, H, W] for the scorer's rows; `targets`: those the method makes (None: all)."""
         for subject, code, rows in self.patients():
-            if np.isnan(images[rows]).all():  # a method that does not make this target
+            if targets is not None and self.names[code] not in targets:
                 continue
             volume_scores = score_volume(
                 self.units(code, subject, images[rows]),
@@ -118,6 +118,8 @@ def make_gallery(entrants, prepared, scorer, readouts, source) -> dict:
         if not able:
             continue
         main = next((e for e in able if is_cldm(e)), able[0])
+        names = {e.name for e in able}
+        shown = {key: readout for key, readout in readouts.items() if key[0] in names}
         chosen_by = f"{main.name}:{best_mode(scorer, main, target)}"
         picks = aggregate.pick_cases(scorer.scores, chosen_by, target, metric=HEADLINE)
         volumes = {
@@ -132,7 +134,7 @@ def make_gallery(entrants, prepared, scorer, readouts, source) -> dict:
                 {
                     "role": role,
                     "patient": patient,
-                    **_case(scorer, readouts, source, code, *volumes[patient]),
+                    **_case(scorer, shown, source, code, *volumes[patient]),
                 }
                 for role, patient in picks.items()
             ],
@@ -147,8 +149,6 @@ def _case(scorer, readouts, source, code: int, subject: int, rows) -> dict:
     predictions, sds = {}, {}
     zero = scorer.units(code, subject, np.float32(0))  # units are affine in model range
     for (name, mode), readout in readouts.items():
-        if np.isnan(readout.images[row]).all():
-            continue  # a method that does not make this target
         predictions[f"{name}:{mode}"] = scorer.units(code, subject, readout.images[row])
         if readout.sd is not None:
             sds[f"{name}:{mode}"] = scorer.units(code, subject, readout.sd[row]) - zero

@@ -12,9 +12,9 @@ def make_optimizer(
     b2: float,
     warmup_steps: int,
     num_train_steps: int,
-    decay: str,
     weight_decay: float,
     clip_norm: float,
+    decay: str = "cosine",  # that of the runs made before there was a choice
 ) -> optax.GradientTransformation:
     """AdamW with linear warm-up, decay to zero at the last step, global-norm clipping.
 
