@@ -24,10 +24,10 @@ def get_config(preset: str = "a6000"):
         "model": {
             # A latent cell of about 4 mm, the resolution of PET, chosen in millimetres: factor 2 at
             # 2 mm pixels, 4 at 1 mm. Factor = stem_block * 2^(levels - 1).
-            "stem_block": common.pick(preset, tiny=2, quick=2, cpu=2, a6000=2),
+            "stem_block": common.pick(preset, tiny=2, quick=2, cpu=2, cpu1mm=4, a6000=2),
             "channel_mult": common.pick(preset, tiny=(1,), quick=(1,), cpu=(1,), a6000=(1, 2)),
-            "base_channels": common.pick(preset, tiny=8, quick=24, cpu=32, a6000=64),
-            "latent_channels": common.pick(preset, tiny=3, quick=3, cpu=3, a6000=10),
+            "base_channels": common.pick(preset, tiny=8, quick=24, cpu=32, cpu1mm=48, a6000=64),
+            "latent_channels": common.pick(preset, tiny=3, quick=3, cpu=3, cpu1mm=10, a6000=10),
             "num_res_blocks": common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2),
             "middle_attention": common.pick(preset, tiny=False, quick=False, cpu=False, a6000=True),
             "num_classes": NUM_CLASSES,

@@ -16,6 +16,7 @@ PRESETS = {
     "tiny": dict(size=(40, 32), spacing_mm=(6.0, 6.0), slice_spacing_mm=None, workers=0),
     "quick": dict(size=(112, 96), spacing_mm=(2.0, 2.0), slice_spacing_mm=None, workers=0),
     "cpu": dict(size=(112, 96), spacing_mm=(2.0, 2.0), slice_spacing_mm=2.0, workers=2),
+    "cpu1mm": dict(size=(224, 192), spacing_mm=(1.0, 1.0), slice_spacing_mm=2.0, workers=2),
     "a6000": dict(size=(256, 256), spacing_mm=(1.0, 1.0), slice_spacing_mm=None, workers=8),
     "multi": dict(size=(256, 256), spacing_mm=(1.0, 1.0), slice_spacing_mm=None, workers=16),
 }
@@ -33,10 +34,12 @@ def get_config(preset: str = "a6000") -> ml_collections.ConfigDict:
     config.slice_spacing_mm = config_dict.placeholder(float)  # mm; None = as scanned
     config.center = "pet"  # in-plane centre: pet (centre of PET intensity) | fov
     config.min_head_fraction = 0.08  # of a slice's area; slices with less head are left out
-    # default | abstract (50 train, the rest val AND test) | manifest | external (all test)
+    # default | fold (cross-validation) | abstract (50 train, the rest val AND test) | manifest |
+    # external (all test)
     config.split_mode = "default"
     config.split_fractions = (0.7, 0.1, 0.2)  # of people (groups): train, val, test
     config.split_seed = 0
+    config.fold = (0, 1)  # split_mode fold: number of this fold, number of folds
     config.abstract_train_groups = 50  # split_mode abstract only
     # Intensities, docs/data.md. volume_minmax_oracle is the abstract's min-max: it needs the unseen
     # target's range to be inverted, and labels everything made from it "abstract-oracle".

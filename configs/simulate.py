@@ -15,6 +15,7 @@ PRESETS = {
     "tiny": dict(n_subjects=8, shape=(32, 40, 6), spacing_mm=(6.0, 6.0, 8.0), workers=0),
     "quick": dict(n_subjects=40, shape=(96, 112, 24), spacing_mm=(2.0, 2.0, 4.0), workers=2),
     "cpu": dict(n_subjects=60, shape=(96, 112, 48), spacing_mm=(2.0, 2.0, 2.0), workers=2),
+    "cpu1mm": dict(n_subjects=60, shape=(192, 224, 48), spacing_mm=(1.0, 1.0, 2.0), workers=2),
     "a6000": dict(n_subjects=200, shape=(256, 256, 120), spacing_mm=(1.0, 1.0, 1.2), workers=8),
     "multi": dict(n_subjects=200, shape=(256, 256, 120), spacing_mm=(1.0, 1.0, 1.2), workers=16),
 }

@@ -29,10 +29,13 @@ def get_config(preset: str = "a6000"):
                     tiny=(1, 2, 4),
                     quick=(1, 2, 4, 8),
                     cpu=(1, 2, 4, 8),
+                    cpu1mm=(1, 2, 4, 8, 8),
                     a6000=(1, 2, 4, 8, 16),
                 ),
                 "num_res_blocks": common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2),
-                "attn_levels": common.pick(preset, tiny=(), quick=(3,), cpu=(3,), a6000=(4,)),
+                "attn_levels": common.pick(
+                    preset, tiny=(), quick=(3,), cpu=(3,), cpu1mm=(4,), a6000=(4,)
+                ),
                 "groups": 8,
                 "attention_gates": False,
                 "remat": False,

@@ -8,7 +8,7 @@ from cldm_jax import files
 from cldm_jax.data.bids import SPLITS, Subject
 from cldm_jax.errors import UserError
 
-MODES = ("default", "abstract", "manifest", "external")
+MODES = ("default", "fold", "abstract", "manifest", "external")
 
 
 def make_splits(
@@ -18,11 +18,15 @@ def make_splits(
     fractions: tuple[float, float, float],
     seed: int,
     abstract_train_groups: int,
+    fold: tuple[int, int] = (0, 1),
 ) -> dict:
     """{"mode", "seed", "hash", "train": [ids], "val": [ids], "test": [ids]}, the index's "splits".
 
     "default"   groups drawn by `seed` to `fractions` (train, val, test), with the kinds of targets
                 people have spread evenly, and at least one group wherever the fraction is not 0
+    "fold"      cross-validation: of the same drawn order, every K-th group from the k-th on is test,
+                for fold = (k, K); val is `fractions[1]` of all groups. Over k = 0 .. K-1 everyone is
+                test once
     "abstract"  `abstract_train_groups` groups train; the rest are val AND test: the model is selected
                 on the people it is reported on, as in the abstract, and the report must say so
     "manifest"  as the cohort's split column says
@@ -40,6 +44,8 @@ def make_splits(
         groups = _shuffled_groups(subjects, seed)
         if mode == "default":
             parts = _deal(groups, fractions)
+        elif mode == "fold":
+            parts = _fold(groups, fractions, *fold)
         else:
             parts = _abstract(groups, abstract_train_groups)
         ids = {k: [s.id for s in subjects if s.group in parts[k]] for k in SPLITS}
@@ -75,6 +81,23 @@ def _deal(groups: list[str], fractions: tuple[float, float, float]) -> dict[str,
         parts[k] = {rest[i] for i in picks}
         rest = [g for g in rest if g not in parts[k]]
     return {"train": set(rest), **parts}
+
+
+def _fold(groups: list[str], fractions, k: int, folds: int) -> dict[str, set[str]]:
+    n = len(groups)
+    if not 0 <= k < folds or folds < 2:
+        raise UserError(
+            "fold", f"({k}, {folds})", "Give (k, K), k from 0 to K - 1 and K at least 2"
+        )
+    val = max(1, round(fractions[1] * n))
+    if folds > n or n - -(-n // folds) - val < 1:
+        reason = f"{n} people (groups) are too few for {folds} folds with {val} for val"
+        raise UserError("fold", reason, "Add people or make fewer folds")
+    test = groups[k::folds]
+    rest = [g for g in groups if g not in test]
+    picks = [int((i + 0.5) * len(rest) / val) for i in range(val)]
+    chosen = {rest[i] for i in picks}
+    return {"train": set(rest) - chosen, "val": chosen, "test": set(test)}
 
 
 def _abstract(groups: list[str], train: int) -> dict[str, set[str]]:

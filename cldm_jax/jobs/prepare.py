@@ -45,6 +45,7 @@ def run(config, workdir: str) -> None:
         fractions=tuple(config.split_fractions),
         seed=config.split_seed,
         abstract_train_groups=config.abstract_train_groups,
+        fold=tuple(config.fold),
     )
     with parallel.mapper(config.workers) as mapper:
         facts = _audit(config, settings, subjects, root, mapper)
@@ -246,9 +247,8 @@ def _check_reuse(root: pathlib.Path, config, subjects) -> None:
     """UserError naming what differs between the finished folder and this request."""
     old = shards.Prepared(root).index
     asked = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the index
-    differing = sorted(
-        k for k in old["config"].keys() | asked.keys() if old["config"].get(k) != asked.get(k)
-    )
+    # A setting that the folder's version did not know yet has no say: its default changes nothing.
+    differing = sorted(k for k, v in old["config"].items() if v != asked.get(k))
     differing = [k for k in differing if k not in FREE]
     if differing:
         reason = f"was prepared with other settings: {', '.join(differing)}"
