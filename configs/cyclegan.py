@@ -26,7 +26,7 @@ def get_config(preset: str = "a6000"):
     dtype = common.pick(preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16")
     c.recipe = {
         "generator": {
-            "base_channels": common.pick(preset, tiny=4, quick=16, cpu=32, a6000=64),
+            "base_channels": common.pick(preset, tiny=4, quick=16, cpu=32, cpu1mm=16, a6000=64),
             "num_blocks": common.pick(preset, tiny=1, quick=6, cpu=6, a6000=9),
             "dtype": dtype,
         },
@@ -40,7 +40,7 @@ def get_config(preset: str = "a6000"):
 
 def discriminator(preset: str, dtype: str) -> dict:
     return {
-        "base_channels": common.pick(preset, tiny=4, quick=16, cpu=32, a6000=64),
+        "base_channels": common.pick(preset, tiny=4, quick=16, cpu=32, cpu1mm=16, a6000=64),
         "num_layers": common.pick(preset, tiny=1, quick=3, cpu=3, a6000=3),
         "dtype": dtype,
     }

@@ -18,10 +18,14 @@ def get_config(preset: str = "a6000"):
     c.simulate = simulate.get_config(preset)  # the embedded phantom, or simulate.labels
     c.prepare = prepare.get_config(preset)
     c.methods = ""  # comma-separated names of `trainings`; "" = all
-    c.seeds = 1
+    c.seeds = 1  # trainings of each method in `headline`; the others are trained once
+    c.headline = ("unet", "ldm")
+    c.folds = 0  # cross-validation: everyone is tested once; 0 = one split
+    c.fold = -1  # train this fold only (folds can run side by side); -1 = all, one after the other
     # Process CPU minutes of each method and seed.
-    c.budget_minutes = common.pick(preset, tiny=0.1, quick=4.0, cpu=60.0, a6000=6000.0)
-    # CPU seconds of steps that measuring a step's cost takes.
+    c.budget_minutes = common.pick(preset, tiny=0.1, quick=4.0, cpu=60.0, cpu1mm=10.0, a6000=6000.0)
+    c.validations = 5  # per training; the best one's checkpoint is scored
+    # CPU seconds that measuring a step's cost takes at least.
     c.measured_seconds = common.pick(preset, tiny=0.3, quick=8.0, cpu=20.0, a6000=60.0)
     c.shares = {"cyclegan": 2}  # methods with one model per target divide the budget
     c.autoencoder = ae.get_config(preset)
@@ -35,9 +39,9 @@ def trainings(preset: str) -> dict:
     """Name in the table -> training. Rivals of the CLDM, then what separates its ingredients."""
     one_slice, cells = unet.get_config(preset), unet.get_config(preset)
     one_slice.name, one_slice.data.context = "unet-1slice", 1
-    cells.name, cells.recipe.model.stem_block = "unet-cells", 2  # the latent network's grid
-    if preset in ("a6000", "multi"):
-        cells.recipe.model.stem_block = 4
+    cells.name = "unet-cells"  # the latent network itself, on pixels packed to the latent's grid
+    cells.recipe.model.unet = ldm.get_config(preset).recipe.model.unet
+    cells.recipe.model.stem_block = common.pick(preset, tiny=2, quick=2, cpu=2, cpu1mm=4, a6000=4)
     regression = ldm.get_config(preset)
     regression.name = "latent_regression"
     regression.recipe.diffusion.onestep_share = (1.0, 1.0)

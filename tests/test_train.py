@@ -148,7 +148,7 @@ def test_missing_autoencoder_is_trained_on_the_same_people(study, tmp_path):
 
 def test_latents_are_the_autoencoders_posterior_means(study):
     prepared = inputs.ensure_prepared(study.config("ldm").data)
-    latents = encode.ensure_latents(prepared, str(study.ae), 8)
+    latents = encode.ensure_latents(prepared, str(study.ae), 8, ("ct", "mr"))
     model, variables, _ = inputs.load_autoencoder(str(study.ae))
     from cldm_jax.methods.codec import make_codec
 
@@ -165,3 +165,7 @@ def test_latents_are_the_autoencoders_posterior_means(study):
     np.testing.assert_allclose(stats["mean"][2], rows.mean(0), atol=2e-3)
     np.testing.assert_allclose(stats["std"][2], rows.std(0), rtol=2e-3)
     assert stats["std"][3].tolist() == [1, 1, 1]  # the null code has no images
+    made = {m for s in latents.index["subjects"] for m in s["volumes"]}
+    assert made == {"ct", "mr"}  # nobody reads the PET's, nor those of validation and test people
+    test = latents.subjects("test")
+    assert test and not any(latents.index["subjects"][s]["volumes"] for s in test)

@@ -44,12 +44,15 @@ class Volume:
     notes: tuple[str, ...] = ()
 
 
-def read_volume(path, *, max_bytes: int = MAX_BYTES) -> Volume:
+def read_volume(
+    path, *, max_bytes: int = MAX_BYTES, allow_constant: bool = False
+) -> Volume:
     """Reads a `.nii` or `.nii.gz` (told apart by content) and checks it.
 
     `max_bytes` bounds the decoded float32 volume and is compared with the header before a voxel is
     read. Raises UserError, naming the file, for anything but a finite, non-constant, scalar 3D
     image (or 4D with one frame) with an orthogonal, invertible affine and 0.1-50 mm voxels.
+    `allow_constant`: a label map may be all background.
     """
     path = pathlib.Path(path)
     size = _preflight(path)
@@ -69,7 +72,7 @@ def read_volume(path, *, max_bytes: int = MAX_BYTES) -> Volume:
     except OSError as e:
         raise UserError(path, f"cannot be read ({e.strerror or e})", _FIX_FILE) from e
     affine, spacing, notes = _check_affine(path, header)
-    _check_values(path, array)
+    _check_values(path, array, allow_constant)
     return Volume(array, affine, spacing, header, sha256, notes)
 
 
@@ -251,12 +254,12 @@ def _check_affine(path, header):
     return affine, spacing, tuple(notes)
 
 
-def _check_values(path, array: np.ndarray) -> None:
+def _check_values(path, array: np.ndarray, allow_constant: bool) -> None:
     low, high = float(array.min()), float(array.max())  # NaN and infinity show in min or max
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int(array.size - np.isfinite(array).sum())
         raise UserError(path, f"{bad} voxels are NaN or infinite", "Export it again or repair them")
-    if low == high:
+    if low == high and not allow_constant:
         raise UserError(path, f"every voxel is {low:g}", "Check that the right series was exported")
 
 

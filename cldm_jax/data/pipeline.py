@@ -65,6 +65,8 @@ def make_source(
     latents: Prepared | None,
     source_kind: str,
     slice_stride: int = 1,
+    slice_run: int = 1,
+    people_per_group: int = 0,
 ) -> SliceSource:
     """The items of a split, ordered by subject, target (as given), slice.
 
@@ -72,7 +74,8 @@ def make_source(
     volume's ends) or [h, w, context * C] ("latent"); target float32 [H, W, 1], or [h, w, C] when
     `latents` is given; label int32, the target's modality code; mask float32 [H, W, 1], the head;
     subject int32, its index; slice int32. A subject without a target modality has no such items.
-    `slice_stride` keeps every n-th slice. Raises UserError if nothing is left, or if `latents` were
+    `slice_stride` keeps every n-th slice, `slice_run` of them together (neighbours);
+    `people_per_group` the first so many of each group (0: all). Raises UserError if nothing is left, or if `latents` were
     made from other images.
     """
     if context not in (1, 3, 5):
@@ -82,8 +85,14 @@ def make_source(
     if latents is not None:
         _check_latents(prepared, latents)
     rows = []
+    seen: dict[str, int] = {}
     for subject in prepared.subjects(split):
-        keep = np.flatnonzero(prepared.index["subjects"][subject]["keep"])[::slice_stride]
+        entry = prepared.index["subjects"][subject]
+        seen[entry["group"]] = seen.get(entry["group"], 0) + 1
+        if 0 < people_per_group < seen[entry["group"]]:
+            continue
+        keep = np.flatnonzero(entry["keep"])
+        keep = keep[np.arange(len(keep)) % slice_stride < slice_run]
         for target in targets:
             if prepared.has(subject, target):
                 rows += [(subject, target, z) for z in keep.tolist()]

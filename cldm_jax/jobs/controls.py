@@ -68,3 +68,23 @@ class ModalityClassifier:
 
     def _features(self, images):
         return np.concatenate([histograms(images), np.ones((len(images), 1))], axis=1)
+
+
+def both_codes(own, other, real, masks, labels) -> dict[int, dict]:
+    """The same PET with both class codes against both truths: {code: {"psnr_own", "psnr_other"}}.
+
+    own, other: predictions [N, H, W] in model range for the rows' code and for the other of two codes;
+    real: the rows' truth. psnr_own: the code's image against the truth of that code; psnr_other: the
+    other code's image against it (data range 2, in the mask, mean over slices). A model that ignores the
+    code scores the same.
+    """
+    out = {}
+    for code in np.unique(labels):
+        rows = labels == code
+        scores = []
+        for images in (own, other):
+            error = np.square(np.clip(images[rows], -1, 1) - real[rows])
+            mse = [e[m].mean() for e, m in zip(error, masks[rows], strict=True) if m.any()]
+            scores.append(float(np.mean(10 * np.log10(4 / np.maximum(mse, 1e-10)))))
+        out[int(code)] = {"psnr_own": scores[0], "psnr_other": scores[1]}
+    return out

@@ -1,4 +1,4 @@
-"""Encode every slice once: latents are just another prepared dataset."""
+"""Encode every training slice once: latents are just another prepared dataset."""
 
 import pathlib
 
@@ -18,41 +18,58 @@ def run(config, workdir: str) -> None:
     """The job: latents of `config.data` under the autoencoder in `config.autoencoder.workdir`."""
     del workdir  # latents live beside the autoencoder that made them
     ensure_latents(
-        ensure_prepared(config.data), config.autoencoder.workdir, config.encode_batch_size
+        ensure_prepared(config.data),
+        config.autoencoder.workdir,
+        config.encode_batch_size,
+        needed_modalities(config.data),
     )
 
 
-def latents_folder(prepared: Prepared, ae_workdir: str, step: int) -> pathlib.Path:
-    """One folder per (dataset, autoencoder checkpoint)."""
-    return pathlib.Path(ae_workdir) / "latents" / f"{prepared.index['fingerprint'][:12]}-{step}"
+def needed_modalities(data) -> tuple[str, ...]:
+    """What a training with this `data` block reads as latents."""
+    source = ("pet",) if data.source_kind == "latent" else ()
+    return (*source, *(t for t in data.targets if t not in source))
 
 
-def ensure_latents(prepared: Prepared, ae_workdir: str, batch_size: int) -> Prepared:
-    """Opens the latents of `prepared` under this autoencoder, encoding them on first use."""
+def latents_folder(
+    prepared: Prepared, ae_workdir: str, step: int, modalities: tuple[str, ...]
+) -> pathlib.Path:
+    """One folder per dataset, autoencoder checkpoint and set of modalities."""
+    name = "-".join((prepared.index["fingerprint"][:12], str(step), *modalities))
+    return pathlib.Path(ae_workdir) / "latents" / name
+
+
+def ensure_latents(
+    prepared: Prepared, ae_workdir: str, batch_size: int, modalities: tuple[str, ...]
+) -> Prepared:
+    """Opens the latents of `prepared` under this autoencoder, encoding them on first use.
+
+    Training people only: prediction encodes for itself.
+    """
     model, variables, step = load_autoencoder(ae_workdir)
-    folder = latents_folder(prepared, ae_workdir, step)
+    folder = latents_folder(prepared, ae_workdir, step, modalities)
     if (folder / "index.json").is_file():
         return Prepared(folder)
     encode = jax.jit(make_codec(model).encode)
     writers, subjects = {}, []
     moments = {m: _Moments(model["latent_channels"]) for m in prepared.index["modalities"]}
-    with Progress(len(prepared.index["subjects"]), "encode latents", "subject") as progress:
+    train = set(prepared.subjects("train"))
+    with Progress(len(train), "encode latents", "subject") as progress:
         for i, subject in enumerate(prepared.index["subjects"]):
             volumes = {}
-            for name, modality in prepared.index["modalities"].items():
+            for name in modalities if i in train else ():
                 if name not in subject["volumes"]:
                     continue
-                z = _encode_volume(
-                    encode, variables, prepared.read(i, name), modality["code"], batch_size
-                )
+                code = prepared.index["modalities"][name]["code"]
+                z = _encode_volume(encode, variables, prepared.read(i, name), code, batch_size)
                 if name not in writers:
                     writers[name] = ShardWriter(folder, name, "float16", z.shape[1:], SHARD_ITEMS)
                 shard, offset = writers[name].add(z.astype(np.float16))
                 volumes[name] = {**subject["volumes"][name], "shard": shard, "offset": offset}
-                if subject["split"] == "train":
-                    moments[name].add(z[np.asarray(subject["keep"])])
+                moments[name].add(z[np.asarray(subject["keep"])])
             subjects.append({**subject, "volumes": volumes})
-            progress.update()
+            if i in train:
+                progress.update()
     shards = {}
     for writer in writers.values():
         shards.update(writer.close())

@@ -16,14 +16,17 @@ from cldm_jax.jobs.inputs import ensure_prepared
 from cldm_jax.jobs.readouts import (
     ReadOut,
     Run,
+    learning_curves,
     make_entrants,
     open_run,
     predict_entrant,
     predict_rows,
 )
 from cldm_jax.jobs.scoring import HEADLINE, Scorer, is_cldm, make_gallery
+from cldm_jax.jobs.summary import REFERENCE, make_summary
 from cldm_jax.metrics import aggregate
 from cldm_jax.metrics.protocol import PROTOCOLS
+from cldm_jax.report.gallery import GALLERY, save_gallery
 from cldm_jax.report.page import write_report
 from cldm_jax.report.tables import text_table
 from cldm_jax.runtime import device
@@ -52,6 +55,7 @@ def run(config, workdir: str) -> None:
         return
     summary, scores, gallery = _evaluate(config, runs, prepared)
     summary["run"]["stamp"] = stamp
+    save_gallery(pathlib.Path(workdir) / GALLERY, gallery)
     page = write_report(workdir, summary, scores, gallery, title=config.title)
     print(text_table(summary))
     print(f"report: {page}")
@@ -88,18 +92,17 @@ def _evaluate(config, runs: list[Run], prepared):
     names = {prepared.index["modalities"][t]["code"]: t for t in targets}
     codes = {target: code for code, target in names.items()}
     entrants = make_entrants(runs, targets)
+    chosen = _choose_modes(config, entrants, prepared, names, codes)
     scorer = Scorer(config, prepared, names)
     rows = scorer.source(runs[0].config["data"]["context"])
     # In network evaluations, so that the ETA knows that a mean of samples takes longest; the two
     # controls use the first read-out.
-    per_slice = sum(
-        sum(e.first.method.evaluations.values()) * len(e.runs) / len(targets) + 2 * is_cldm(e)
-        for e in entrants
-    )
-    total = round(len(rows) * per_slice)
+    per_slice = sum(_evaluations(e, e.first.method.predict) + 2 * is_cldm(e) for e in entrants)
     readouts: dict[tuple[str, str], ReadOut] = {}
     control_rows: list[dict] = []
-    with Progress(total, "predict test people", "evaluation") as progress:
+    with Progress(
+        round(len(rows) * per_slice), "predict test people", "evaluation"
+    ) as progress:
         for e in entrants:
             source = scorer.source(e.first.config["data"]["context"])
             for mode in e.first.method.predict:
@@ -113,13 +116,61 @@ def _evaluate(config, runs: list[Run], prepared):
                     progress=progress,
                 )
                 scorer.add(e.name, mode, readouts[e.name, mode].images, targets=e.runs)
-            if is_cldm(e):
-                run = e.first
-                control_rows += _controls(config, run, source, prepared, names, scorer, progress)
-    reference_rows = _references(config, runs, prepared, rows, names, scorer)
-    summary = _summary(config, entrants, prepared, scorer, readouts, reference_rows, control_rows)
+            if is_cldm(e) and e is next(x for x in entrants if is_cldm(x)):
+                first = readouts[e.name, next(iter(e.first.method.predict))]
+                control_rows += _controls(
+                    config, e.first, source, prepared, names, scorer, first.images, progress
+                )
+    _add_references(config, runs, prepared, rows, names, scorer)
+    summary = make_summary(
+        scorer.scores,
+        _costs(entrants, readouts),
+        chosen,
+        {aggregate.base_name(e.name) for e in entrants if is_cldm(e)},
+        seed=config.seed,
+        **_facts(config, entrants, prepared, scorer, control_rows),
+    )
     gallery = make_gallery(entrants, prepared, scorer, readouts, rows)
     return summary, scorer.scores, gallery
+
+
+def _evaluations(entrant, modes) -> float:
+    """Network evaluations per scored image over these read-outs."""
+    return sum(entrant.first.method.evaluations[m] for m in modes)
+
+
+def _choose_modes(config, entrants, prepared, names, codes) -> dict[str, dict[str, str]]:
+    """{target: {method: read-out}}: what the tests compare, chosen by PSNR on validation people; the
+    method's first read-out where there are none. A method's first training decides for all of them.
+    """
+    scorer = None
+    if prepared.subjects("val"):
+        scorer = Scorer(config, prepared, names, split="val")
+    chosen = {target: {} for target in codes}
+    for e in entrants:
+        base = aggregate.base_name(e.name)
+        modes = [m for m in e.first.method.predict if m != "sample"]  # one sample never wins PSNR
+        if base in {m for row in chosen.values() for m in row}:
+            continue
+        if scorer is not None and len(modes) > 1:
+            source = scorer.source(e.first.config["data"]["context"])
+            for mode in modes:
+                images = predict_entrant(
+                    e,
+                    mode,
+                    source,
+                    codes,
+                    batch_size=config.batch_size,
+                    seed=config.seed,
+                    progress=None,
+                ).images
+                scorer.add(e.name, mode, images, targets=e.runs)
+        for target in e.runs:
+            best = modes[0] if modes else "sample"
+            if scorer is not None and len(modes) > 1:
+                best = max(modes, key=lambda m: scorer.mean(e.name, m, target, HEADLINE))
+            chosen[target][base] = best
+    return chosen
 
 
 def _check_protocol(config, targets: tuple[str, ...]) -> None:
@@ -137,31 +188,24 @@ def _check_protocol(config, targets: tuple[str, ...]) -> None:
         )
 
 
-def _references(config, runs, prepared, rows, names, scorer) -> list[dict]:
-    images = {}
+def _add_references(config, runs, prepared, rows, names, scorer) -> None:
+    """Scores the rows that give the others their meaning, as methods named REFERENCE."""
+    centre = rows.read(np.arange(1))["source"].shape[-1] // 2
+    images = {"source_identity": references.sources(rows, config.batch_size, centre)}
     if prepared.subjects("train"):
         images["floor_mean_image"] = references.population_mean(prepared, rows, names)
     for r in runs:
         if r.config["method"] == "ldm":
+            linear = references.linear_patches(scorer.real, rows.keys["label"], r)
+            if linear is not None:
+                images["linear_ceiling"] = linear
             images["ae_ceiling"] = _reconstruct(config, r, rows)
             break
     again = references.reacquired(prepared, rows, names)
     if again is not None:
         images["reacquired_ceiling"] = again
     for name, value in images.items():
-        scorer.add("reference", name, value)
-    summary_rows = [
-        row
-        for row in aggregate.summarise_scores(scorer.scores, seed=config.seed)
-        if row["method"] == "reference"
-    ]
-    out = []
-    for row in summary_rows:
-        out.append(
-            {"name": row["mode"], **{k: v for k, v in row.items() if k not in ("method", "mode")}}
-        )
-    scorer.scores = [s for s in scorer.scores if s["method"] != "reference"]
-    return out
+        scorer.add(REFERENCE, name, value)
 
 
 def _reconstruct(config, run: Run, rows) -> np.ndarray:
@@ -181,70 +225,61 @@ def _reconstruct(config, run: Run, rows) -> np.ndarray:
     return np.concatenate(out)[: len(rows)]
 
 
-def _controls(config, run: Run, source, prepared, names, scorer, progress) -> list[dict]:
+def _controls(
+    config, run: Run, source, prepared, names, scorer, images, progress
+) -> list[dict]:
+    """`images`: the run's first read-out, as asked for."""
     mode = next(iter(run.method.predict))
     common = dict(batch_size=config.batch_size, seed=config.seed, progress=progress)
+    who = {"method": run.name, "mode": mode}
     out = []
     shuffled = controls.shuffled_rows(prepared, source)
     if shuffled is not None:
-        images = predict_rows(run, mode, source, source_rows=shuffled, **common).images
-        scorer.add("control", "source_shuffle", images)
+        wrong = predict_rows(run, mode, source, source_rows=shuffled, **common).images
+        scorer.add("control", "source_shuffle", wrong)
         for target in names.values():
             before = scorer.mean(run.name, mode, target, HEADLINE)
             after = scorer.mean("control", "source_shuffle", target, HEADLINE)
-            out.append(
-                {
-                    "name": "source_shuffle",
-                    "method": run.name,
-                    "mode": mode,
-                    "target": target,
-                    "psnr": {"mean": after},
-                    "drop_db": before - after,
-                }
-            )
+            row = {"psnr": {"mean": after}, "drop_db": before - after}
+            out.append({"name": "source_shuffle", **who, "target": target, **row})
         scorer.scores = [s for s in scorer.scores if s["method"] != "control"]
     if len(names) == 2 and prepared.subjects("train"):
         codes = np.array(list(names), np.int32)
         own = source.keys["label"]
         flipped = np.where(own == codes[0], codes[1], codes[0]).astype(np.int32)
-        images = predict_rows(run, mode, source, labels=flipped, **common).images
+        other = predict_rows(run, mode, source, labels=flipped, **common).images
         train = scorer.source(1, split="train")
         classifier = controls.ModalityClassifier(
             references.targets(train, config.batch_size)[0], train.keys["label"]
         )
-        out.append(
-            {
-                "name": "class_flip",
-                "method": run.name,
-                "mode": mode,
-                "accuracy": classifier.accuracy(images, flipped),
-                "accuracy_real": classifier.accuracy(scorer.real, own),
-            }
-        )
+        row = {"accuracy": classifier.accuracy(other, flipped)}
+        row["accuracy_real"] = classifier.accuracy(scorer.real, own)
+        out.append({"name": "class_flip", **who, **row})
+        scores = controls.both_codes(images, other, scorer.real, scorer.masks, own)
+        for code, target in names.items():
+            out.append({"name": "both_codes", **who, "target": target, **scores[code]})
     return out
 
 
-def _summary(config, entrants, prepared, scorer, readouts, reference_rows, control_rows) -> dict:
+def _costs(entrants, readouts) -> dict[tuple, dict]:
+    """{(method, mode, target): what it took}, COSTS of the summary."""
+    return {
+        (e.name, mode, target): {
+            "params": r.manifest["params"],
+            "train_steps": r.manifest["step"],
+            "train_seconds": r.manifest["train_seconds"],
+            "train_cpu_seconds": r.manifest["train_cpu_seconds"],
+            "network_evaluations": r.method.evaluations[mode],
+            "seconds_per_slice": readouts[e.name, mode].seconds_per_slice,
+        }
+        for e in entrants
+        for mode in e.first.method.predict
+        for target, r in e.runs.items()
+    }
+
+
+def _facts(config, entrants, prepared, scorer, control_rows) -> dict:
     index = prepared.index
-    rows = aggregate.summarise_scores(scorer.scores, seed=config.seed)
-    by_name = {e.name: e for e in entrants}
-    for row in rows:
-        r = by_name[row["method"]].runs[row["target"]]
-        row.update(
-            params=r.manifest["params"],
-            train_steps=r.step,
-            train_seconds=r.manifest["train_seconds"],
-            train_cpu_seconds=r.manifest["train_cpu_seconds"],
-            network_evaluations=r.method.evaluations[row["mode"]],
-            seconds_per_slice=readouts[row["method"], row["mode"]].seconds_per_slice,
-        )
-    tests = aggregate.paired_tests(
-        aggregate.average_seeds(scorer.scores),
-        _pairs(entrants),
-        metrics=("psnr", "ssim"),
-        seed=config.seed,
-    )
-    patients = {s["patient"] for s in scorer.scores}
     packages = ("jax", "flax", "numpy", "scipy")
     return {
         "protocol": scorer.protocol.to_json(),
@@ -254,15 +289,12 @@ def _summary(config, entrants, prepared, scorer, readouts, reference_rows, contr
             "fingerprint": index["fingerprint"],
             "split_hash": index["splits"]["hash"],
             "train_patients": len(index["splits"]["train"]),
-            "test_patients": len(patients),
+            "test_patients": len({s["patient"] for s in scorer.scores}),
             "slices": len(scorer.keys["label"]),
         },
-        "rows": rows,
-        "references": reference_rows,
-        "tests": tests,
         "controls": control_rows,
-        "seeds": aggregate.seed_spread(scorer.scores, metric=HEADLINE),
         "notes": list(config.notes),
+        "learning": {e.name: learning_curves(e) for e in entrants},
         "run": {
             "command": device.command_line(),
             "preset": entrants[0].first.config["preset"],
@@ -275,13 +307,3 @@ def _summary(config, entrants, prepared, scorer, readouts, reference_rows, contr
             },
         },
     }
-
-
-def _pairs(entrants) -> list[tuple[str, str]]:
-    """Every read-out of the CLDM against every one of its rivals, trainings of a method as one."""
-    keys = {True: {}, False: {}}  # dicts keep the order and drop what is there already
-    for e in entrants:
-        if e.first.config["method"] != "autoencoder":
-            for mode in e.first.method.predict:
-                keys[is_cldm(e)][f"{aggregate.base_name(e.name)}:{mode}"] = None
-    return [(main, rival) for main in keys[True] for rival in keys[False]]

@@ -93,18 +93,25 @@ def ensure_autoencoder(config) -> str:
     return str(workdir)
 
 
+def method_recipe(config) -> dict[str, Any]:
+    """Keywords of the method's `make` that the training config holds."""
+    optim = {**config.recipe.optim.to_dict(), "num_train_steps": config.train.num_train_steps}
+    return {**config.recipe.to_dict(), "optim": optim}
+
+
 def open_inputs(config) -> Inputs:
     """Opens (and where needed makes) everything that training `config` reads."""
     prepared = ensure_prepared(config.data)
-    optim = {**config.recipe.optim.to_dict(), "num_train_steps": config.train.num_train_steps}
-    recipe = {**config.recipe.to_dict(), "optim": optim}
+    recipe = method_recipe(config)
     if config.data.kind == "images":
         return Inputs(prepared, None, {}, recipe)
-    from cldm_jax.jobs.encode import ensure_latents
+    from cldm_jax.jobs.encode import ensure_latents, needed_modalities
 
     ae_workdir = ensure_autoencoder(config)
     model, variables, _ = load_autoencoder(ae_workdir)
-    latents = ensure_latents(prepared, ae_workdir, config.encode_batch_size)
+    latents = ensure_latents(
+        prepared, ae_workdir, config.encode_batch_size, needed_modalities(config.data)
+    )
     statistics = {k: np.asarray(v, np.float32) for k, v in latents.index["statistics"].items()}
     frozen = {"autoencoder": variables, "statistics": statistics}
     return Inputs(prepared, latents, frozen, {"autoencoder": model, **recipe})

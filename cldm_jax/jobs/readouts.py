@@ -1,5 +1,7 @@
 """Trained runs, opened for prediction, and the images they predict for a set of slices."""
 
+import json
+import pathlib
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ from cldm_jax import files
 from cldm_jax.data.pipeline import SliceSource
 from cldm_jax.errors import UserError
 from cldm_jax.jobs.inputs import read_run_config
+from cldm_jax.jobs.train import BEST
 from cldm_jax.methods.base import Method
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.registry import make_method
@@ -53,9 +56,12 @@ class ReadOut(NamedTuple):
 
 
 def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
-    """Opens the newest sound checkpoint of a training; `sampling` replaces its sampling settings."""
+    """Opens a training's checkpoint with the best validation, or the newest one where nothing was
+    validated (damaged ones are passed over). `sampling` replaces its sampling settings.
+    """
     config = read_run_config(workdir)
-    found = restore_for_inference(f"{workdir}/checkpoints")
+    found = restore_for_inference(f"{workdir}/{BEST}")
+    found = found or restore_for_inference(f"{workdir}/checkpoints")
     if found is None:
         raise UserError(
             workdir, "holds no checkpoint", "Train it first (the same command that made it)."
@@ -97,6 +103,18 @@ def make_entrants(runs: list[Run], targets: tuple[str, ...]) -> list[Entrant]:
                 )
             by_target[target] = run
     return [Entrant(name, by_target) for name, by_target in entrants.items()]
+
+
+def learning_curves(entrant: Entrant) -> dict[str, list[tuple[float, float]]]:
+    """{target: [(share of training, PSNR on validation people)]}, as the trainings logged it."""
+    curves = {}
+    for target, run in entrant.runs.items():
+        lines = pathlib.Path(run.workdir, "metrics.jsonl").read_text().splitlines()
+        rows = [json.loads(line) for line in lines]
+        total = run.config["train"]["num_train_steps"]
+        key = f"val/psnr_{target}"
+        curves[target] = [(r["step"] / total, r[key]) for r in rows if r.get(key) is not None]
+    return curves
 
 
 class _Rows:

@@ -65,6 +65,31 @@ def reacquired(prepared: Prepared, source: SliceSource, names: dict[int, str]) -
     return np.stack(out)
 
 
+def sources(source: SliceSource, batch_size: int, channel: int) -> np.ndarray:
+    """The source image itself as the answer: what copying scores. [N, H, W] model range."""
+    out = []
+    for start in range(0, len(source), batch_size):
+        batch = source.read(np.arange(start, min(start + batch_size, len(source))))
+        out.append(batch["source"][..., channel])
+    return np.concatenate(out)
+
+
+def linear_patches(real, labels, run) -> np.ndarray | None:
+    """Ceiling of a linear code as large as the latent: real images [N, H, W] on the patch basis of a
+    latent run's autoencoder and back. None for an autoencoder without one.
+    """
+    patch = run.state.frozen["autoencoder"].get("patch")
+    if patch is None:
+        return None
+    factor = run.codec.factor
+    n, h, w = real.shape
+    cells = real.reshape(n, h // factor, factor, w // factor, factor).transpose(0, 1, 3, 2, 4)
+    flat = cells.reshape(n, -1, factor**2)
+    basis, mean = (np.asarray(patch[k])[labels] for k in ("components", "mean"))
+    flat = (flat - mean[:, None]) @ basis @ basis.transpose(0, 2, 1) + mean[:, None]
+    return flat.reshape(cells.shape).transpose(0, 1, 3, 2, 4).reshape(real.shape)
+
+
 def targets(source: SliceSource, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """True images and head masks of all rows, [N, H, W] each."""
     images, masks = [], []

@@ -1,44 +1,50 @@
 """The comparison: every method trained with the same CPU time on the same people, then one report.
 
-A method's budget buys steps: the CPU seconds of a step are measured once, before its training, and kept
-in budget.json with the number of steps that follows. So an interrupted comparison resumes exactly, and
-the learning rate ends where the budget does. A latent method pays for its autoencoder and its latents.
+A budget of CPU time becomes a number of steps before anything is trained (`jobs/budget.py`), so the
+learning rate ends where the budget does and an interrupted comparison resumes exactly. A latent method
+pays for its autoencoder and its latents. With folds, everything is trained once per fold, every person
+is a test person once, and the folds' reports are pooled.
 """
 
 import pathlib
-import time
 
 import jax
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import evaluate, inputs, prepare, simulate, train
-from cldm_jax.jobs.encode import ensure_latents
+from cldm_jax.jobs import budget, evaluate, pool, prepare, simulate, train
+from cldm_jax.jobs.encode import ensure_latents, needed_modalities
+from cldm_jax.jobs.inputs import ensure_prepared
 
-MIN_STEPS = 20  # a budget that buys fewer is refused
+COSTS, BUDGET = "costs.json", "budget.json"
 
 
 def run(config, workdir: str) -> None:
-    """Trains `config.trainings` for `config.seeds` seeds with `config.budget_minutes` of process CPU time
-    each, below `workdir`, and writes <workdir>/report. The same command resumes.
+    """Trains `config.trainings` for their seeds with `config.budget_minutes` of process CPU time each,
+    below `workdir`, and writes <workdir>/report. The same command resumes.
+
+    UserError: unknown methods, a fold that is not there, a budget that buys too little.
     """
     names = _chosen(config)
     root = pathlib.Path(workdir)
-    prepared = _prepared(config, root)
-    shared = {}
-    if any(config.trainings[name].data.kind == "latents" for name in names):
-        shared = _autoencoder(config, root, prepared)
-    workdirs = []
-    for seed in range(config.seeds):
-        for name in names:
-            workdirs.append(_train(config, root, prepared, shared, name, seed))
-    report = config.eval.copy_and_resolve_references()
-    with report.unlocked():
-        report.runs = ",".join(workdirs)
-        report.data.prepared = prepared
-        report.title = f"{report.title}: equal CPU time"
-        report.notes = tuple(report.notes) + (_budget_note(config, names, shared),)
-    evaluate.run(report, str(root / "report"))
+    if not config.folds:
+        _compare(config, root, root, _prepared(config, root, None), names)
+        return
+    if config.prepared:
+        reason = "is split already, and folds need their own splits"
+        raise UserError("config.prepared", reason, "Give config.cohort, or folds=0.")
+    if config.fold >= config.folds:
+        raise UserError(f"config.fold={config.fold}", "no such fold", f"0 to {config.folds - 1}.")
+    for k in range(config.folds) if config.fold < 0 else (config.fold,):
+        folder = root / f"fold-{k}"
+        print(f"fold {k} of {config.folds}: {folder}", flush=True)
+        _compare(config, root, folder, _prepared(config, root, k), names)
+    reports = [root / f"fold-{k}" / "report" for k in range(config.folds)]
+    missing = [r for r in reports if not (r / "summary.json").is_file()]
+    if missing:
+        print(f"not pooled yet: {len(missing)} folds have no report", flush=True)
+        return
+    pool.run_folders(reports, str(root / "report"), seed=config.seed, title=config.eval.title)
 
 
 def _chosen(config) -> list[str]:
@@ -50,11 +56,12 @@ def _chosen(config) -> list[str]:
     return names
 
 
-def _prepared(config, root: pathlib.Path) -> str:
+def _prepared(config, root: pathlib.Path, fold: int | None) -> str:
     """Folder of the prepared data: of `config.cohort`, of label volumes, or of the embedded phantom."""
     if config.prepared:
         return config.prepared
-    folder, cohort = root / "prepared", config.cohort
+    folder = (root if fold is None else root / f"fold-{fold}") / "prepared"
+    cohort = config.cohort
     if not (folder / "index.json").is_file():
         if not cohort:
             cohort = str(root / "cohort")
@@ -62,92 +69,111 @@ def _prepared(config, root: pathlib.Path) -> str:
         recipe = config.prepare.copy_and_resolve_references()
         with recipe.unlocked():
             recipe.cohort = cohort
+            if fold is not None:
+                recipe.split_mode, recipe.fold = "fold", (fold, config.folds)
         prepare.run(recipe, str(folder))
     return str(folder)
 
 
-def _autoencoder(config, root: pathlib.Path, prepared: str) -> dict:
-    """{"workdir", "cpu_seconds"} of the latent methods' autoencoder, encoding the latents included."""
-    workdir, path = str(root / "ae"), root / "ae-cost.json"
-    recipe = config.autoencoder.copy_and_resolve_references()
-    with recipe.unlocked():
-        recipe.data.prepared = prepared
-    train.run(recipe, workdir)
-    if not path.is_file():
-        began = time.process_time()
-        ensure_latents(inputs.ensure_prepared(recipe.data), workdir, config.encode_batch_size)
-        encoding = time.process_time() - began
-        training = files.read_json(root / "ae" / "run.json")["train_cpu_seconds"]
-        files.write_json(path, {"training": training, "encoding": encoding})
-    return {"workdir": workdir, "cpu_seconds": sum(files.read_json(path).values())}
+def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]) -> None:
+    """Trains and reports below `folder`; the costs of steps are measured once for all folds."""
+    recipes = {name: _recipe(config, name, prepared) for name in names}
+    autoencoder = config.autoencoder.copy_and_resolve_references()
+    with autoencoder.unlocked():
+        autoencoder.data.prepared = prepared
+    costs = _costs(config, root / COSTS, recipes, autoencoder)
+    ae_workdir = str(folder / "ae")
+    data = ensure_prepared(autoencoder.data)
+    plans = {
+        name: budget.plan(
+            recipe,
+            name,
+            costs,
+            config.budget_minutes,
+            config.shares.get(recipe.name, 1),
+            data,
+            autoencoder.train.num_train_steps,
+        )
+        for name, recipe in recipes.items()
+    }
+    files.write_json(folder / BUDGET, {"minutes": config.budget_minutes, **costs, "plans": plans})
+    for recipe in recipes.values():
+        if recipe.data.kind == "latents":
+            with recipe.unlocked():
+                recipe.autoencoder.workdir = ae_workdir
+            train.run(autoencoder, ae_workdir)
+            modalities = needed_modalities(recipe.data)
+            ensure_latents(data, ae_workdir, config.encode_batch_size, modalities)
+    seeds = {name: max(1, config.seeds if name in config.headline else 1) for name in names}
+    workdirs = []
+    for seed in range(max(seeds.values())):
+        for name in (n for n in names if seed < seeds[n]):
+            workdirs.append(str(folder / f"{name}-seed{seed}"))
+            steps = plans[name]["num_train_steps"]
+            _train(recipes[name], seed, steps, config.validations, workdirs[-1])
+    report = config.eval.copy_and_resolve_references()
+    with report.unlocked():
+        report.runs = ",".join(workdirs)
+        report.data.prepared = prepared
+        report.notes = (*report.notes, *_notes(config, recipes, costs, plans))
+    evaluate.run(report, str(folder / "report"))
 
 
-def _train(config, root, prepared: str, shared: dict, name: str, seed: int) -> str:
-    """Trains one method with its budget; returns its workdir."""
-    workdir = root / f"{name}-seed{seed}"
+def _recipe(config, name: str, prepared: str):
     recipe = config.trainings[name].copy_and_resolve_references()
     with recipe.unlocked():
-        recipe.seed = seed
         recipe.data.prepared = prepared
+    return recipe
+
+
+def _costs(config, path: pathlib.Path, recipes: dict, autoencoder) -> dict:
+    """The measured costs in `path`, measured now where a method has none."""
+    known = files.read_json(path) if path.is_file() else None
+    missing = {n: r for n, r in recipes.items() if known is None or n not in known["ratios"]}
+    if not missing:
+        return known
+    if known is not None:  # methods added later, beside the same reference
+        reference = known["reference"]
+        prepared = autoencoder.data.prepared
+        missing = {reference: _recipe(config, reference, prepared), **missing}
+    costs = budget.measure(missing, autoencoder, config.encode_batch_size, config.measured_seconds)
+    if known is not None:
+        costs = {**known, "ratios": {**costs["ratios"], **known["ratios"]}}
+    files.write_json(path, costs)
+    return costs
+
+
+def _train(recipe, seed: int, steps: int, validations: int, workdir: str) -> None:
+    recipe = recipe.copy_and_resolve_references()
+    with recipe.unlocked():
+        recipe.seed = seed
         if seed:
             recipe.name = f"{recipe.name}-seed{seed}"
-        if recipe.data.kind == "latents":
-            recipe.autoencoder.workdir = shared["workdir"]
-        steps = _steps(config, recipe, workdir, shared)
         recipe.train.num_train_steps = steps
-        recipe.train.val_every = recipe.train.log_every * max(
-            1, steps // 5 // recipe.train.log_every
-        )
-    print(f"{workdir}: {steps} steps for {config.budget_minutes:g} CPU-minutes", flush=True)
-    train.run(recipe, str(workdir))
-    return str(workdir)
+        recipe.train.val_every = max(1, -(-steps // validations))
+    print(f"{workdir}: {steps} steps", flush=True)
+    train.run(recipe, workdir)
 
 
-def _steps(config, recipe, workdir: pathlib.Path, shared: dict) -> int:
-    """Steps that the budget buys, from budget.json or measured now."""
-    path = workdir / "budget.json"
-    budget = 60 * config.budget_minutes / config.shares.get(recipe.name.split("-seed")[0], 1)
-    if recipe.data.kind == "latents":
-        budget -= shared["cpu_seconds"]
-    if path.is_file() and files.read_json(path)["budget_cpu_seconds"] == budget:
-        return files.read_json(path)["num_train_steps"]
-    cost = _step_cpu_seconds(recipe, config.measured_seconds)
-    steps = int(budget / cost)
-    if steps < MIN_STEPS:
-        raise UserError(
-            f"config.budget_minutes={config.budget_minutes:g}",
-            f"buys {recipe.name} {max(0, steps)} steps of {cost:.2f} CPU s",
-            "Give more minutes, or leave the method out with config.methods.",
-        )
-    record = {"budget_cpu_seconds": budget, "step_cpu_seconds": cost, "num_train_steps": steps}
-    files.write_json(path, record)
-    return steps
-
-
-def _step_cpu_seconds(recipe, measured_seconds: float) -> float:
-    with recipe.unlocked():
-        recipe.train.num_train_steps = 1000  # only the schedule asks for it
-    step = train.open_step(recipe)
-    step()
-    began, count = time.process_time(), 0
-    while time.process_time() - began < measured_seconds or count < 3:
-        step()
-        count += 1
-    return (time.process_time() - began) / count
-
-
-def _budget_note(config, names: list[str], shared: dict) -> str:
+def _notes(config, recipes: dict, costs: dict, plans: dict) -> list[str]:
+    reference, cost = costs["reference"], costs["cpu_seconds"]
     note = (
         f"Every method had {config.budget_minutes:g} minutes of process CPU time per seed on "
-        f"{jax.default_backend()}, compilation and validation left out; a step's cost was measured "
-        "before its training."
+        f"{jax.default_backend()}, counted as {60 * config.budget_minutes / cost:.0f} steps of "
+        f"{reference} at {cost:.3g} CPU s: costs were measured as ratios to that step before any "
+        "training; compilation and validation are left out."
     )
-    chosen = {config.trainings[name].name for name in names}
+    shared = {recipe.name for recipe in recipes.values()}
     for name, parts in config.shares.items():
-        if name not in chosen:
-            continue
-        note += f" {name}: divided between its {parts} models."
-    if shared:
-        spent = shared["cpu_seconds"] / 60
-        note += f" Latent methods paid {spent:.1f} of them for the autoencoder and the latents."
-    return note + " The last checkpoint is scored; nothing was chosen on test people."
+        if name in shared:
+            note += f" {name}: divided between its {parts} models."
+    paid = max(plan["paid"] for plan in plans.values())
+    if paid:
+        note += f" Latent methods paid {paid * cost / 60:.1f} minutes for autoencoder and latents."
+    steps = ", ".join(f"{name} {plan['num_train_steps']}" for name, plan in plans.items())
+    return [
+        note,
+        f"Steps bought: {steps}.",
+        "Of each training the checkpoint with the best PSNR on validation people is scored; nothing "
+        "was chosen on test people.",
+    ]

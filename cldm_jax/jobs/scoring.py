@@ -5,8 +5,10 @@ import numpy as np
 from cldm_jax.data import intensity, pipeline
 from cldm_jax.jobs import references
 from cldm_jax.jobs.readouts import Entrant
+from cldm_jax.jobs.truth import find_truth, read_truth
 from cldm_jax.metrics import aggregate, statistics
 from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
+from cldm_jax.metrics.scores import Context
 from cldm_jax.report.labels import method_label
 
 HEADLINE = "psnr"  # decides "best mode" and the shown patients
@@ -15,8 +17,11 @@ HEADLINE = "psnr"  # decides "best mode" and the shown patients
 class Scorer:
     """Scores images by the protocol and keeps one row per patient, method, target and metric."""
 
-    def __init__(self, config, prepared, names: dict[int, str]):
+    def __init__(self, config, prepared, names: dict[int, str], split: str | None = None):
         self.config, self.prepared, self.names = config, prepared, names
+        self.split = split or config.split
+        self.cohort = find_truth(prepared)
+        self.contexts: dict[int, Context] = {}
         self.protocol = PROTOCOLS[config.protocol]
         self.specs = {
             t: intensity.from_json(prepared.index["modalities"][t]["normaliser"])
@@ -29,13 +34,27 @@ class Scorer:
     def source(self, context: int, split: str | None = None):
         return pipeline.make_source(
             self.prepared,
-            split=split or self.config.split,
+            split=split or self.split,
             targets=tuple(self.names.values()),
             context=context,
             latents=None,
             source_kind="image",
             slice_stride=self.config.slice_stride,
+            slice_run=self.config.slice_run,
+            people_per_group=self.config.people_per_group,
         )
+
+    def context(self, subject: int) -> Context:
+        """What scores of a person's volume need beside the images, for its scored slices."""
+        if subject not in self.contexts:
+            rows = next(rows for s, _, rows in self.patients() if s == subject)
+            z = self.keys["slice"][rows]
+            truth = {}
+            if self.cohort is not None:
+                truth = read_truth(self.prepared, self.cohort, subject)
+            spacing = tuple(self.prepared.index["grid"]["spacing_mm"])
+            self.contexts[subject] = Context(spacing, z, **{k: v[z] for k, v in truth.items()})
+        return self.contexts[subject]
 
     def patients(self):
         """(subject, code, row numbers of its slices) of every scored volume."""
@@ -67,6 +86,7 @@ class Scorer:
                 np.ones(len(rows), bool),
                 self.protocol,
                 self.names[code],
+                self.context(subject),
             )
             entry = self.prepared.index["subjects"][subject]
             for metric, values in volume_scores.items():
@@ -74,7 +94,7 @@ class Scorer:
                     {
                         "patient": entry["id"],
                         "group": entry["group"],
-                        "split": self.config.split,
+                        "split": self.split,
                         "method": method,
                         "mode": mode,
                         "target": self.names[code],
@@ -129,6 +149,7 @@ def make_gallery(entrants, prepared, scorer, readouts, source) -> dict:
         }
         gallery[target] = {
             **scorer.config.windows[target].to_dict(),
+            "chosen_by": chosen_by,
             "rule": f"PSNR of {method_label(chosen_by)}",
             "cases": [
                 {

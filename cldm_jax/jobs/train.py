@@ -31,6 +31,8 @@ from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.runtime.signals import StopRequest
 from cldm_jax.runtime.writers import MetricWriter
 
+BEST = "best"  # folder of the checkpoint with the best validation
+
 # Fields a resumed run may change: cadence and plumbing, nothing that alters a number.
 MUTABLE = {
     "train.log_every",
@@ -129,6 +131,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
                         pending = None
                     scalars, images = validate(state)
                     device.trim_heap()  # its compilation, at first
+                    _keep_best(workdir, manifest, step + 1, scalars, state)
                     writer.write_scalars(step + 1, scalars)
                     writer.write_images(step + 1, images)
                     writer.flush()
@@ -159,15 +162,21 @@ def open_step(config):
     """() -> None: one training step of `config` on a batch that lies ready, compiled and finished when
     it returns. For measuring what a step costs; nothing is written.
     """
+    inputs = inputs_lib.open_inputs(config)
+    source = inputs_lib.train_source(config, inputs)
+    batch = source.read(np.arange(config.train.batch_size))
+    return make_stepper(config, inputs, _init_batch(config, source), batch)
+
+
+def make_stepper(config, inputs, init_batch: dict, batch: dict):
+    """`open_step` for inputs and a batch that are given."""
     sharding.check_batch_size(config.train.batch_size)
     batch_sharding, replicated = sharding.make_shardings()
-    inputs = inputs_lib.open_inputs(config)
     method = make_method(config.method, **inputs.recipe)
-    source = inputs_lib.train_source(config, inputs)
     key = jax.random.key(config.seed)
-    state = method.init(key, _init_batch(config, source), inputs.frozen)
+    state = method.init(key, init_batch, inputs.frozen)
     state, key = jax.device_put(state, replicated), jax.device_put(key, replicated)
-    batch = sharding.put_batch(source.read(np.arange(config.train.batch_size)), batch_sharding)
+    batch = sharding.put_batch(batch, batch_sharding)
     compiled = device.compile_step(_make_step(method, replicated), state, batch, key)
 
     def call() -> None:
@@ -295,8 +304,25 @@ def _run_manifest(config, workdir, inputs, state, resolved) -> dict:
         "train_seconds": old.get("train_seconds", 0.0),
         "train_cpu_seconds": old.get("train_cpu_seconds", 0.0),
         "step": old.get("step", 0),
+        "best": old.get("best"),  # {"step", "psnr"} of the best validation, None without one
         "finished": False,
     }
+
+
+def _keep_best(workdir, manifest: dict, step: int, scalars: dict, state) -> None:
+    """Keeps the averaged parameters of the best validation so far, by mean PSNR over targets.
+
+    A resumed run meets the same validations again and comes to the same choice.
+    """
+    psnr = [v for k, v in scalars.items() if k.startswith("val/psnr_") and math.isfinite(v)]
+    best = manifest["best"]
+    if not psnr or (best is not None and best["psnr"] >= float(np.mean(psnr))):
+        return
+    checkpoints = Checkpoints(pathlib.Path(workdir) / BEST, keep=1)
+    checkpoints.save(step, {"ema_params": state.ema_params, "frozen": state.frozen})
+    checkpoints.close()
+    manifest["best"] = {"step": step, "psnr": float(np.mean(psnr))}
+    _write_manifest(workdir, manifest, manifest["step"], finished=False)
 
 
 def _write_manifest(workdir, manifest: dict, step: int, finished: bool) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from cldm_jax.errors import UserError
 from cldm_jax.metrics import image
-from cldm_jax.metrics.scores import METRICS, Pair
+from cldm_jax.metrics.scores import METRICS, Context, Pair
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,10 @@ class TargetProtocol:
 class Protocol:
     """A named set of conventions. ct or mr is None where the protocol does not define that target.
 
-    ssim: "gaussian2d" (Wang form, slice by slice) or "uniform3d" (7^3 box on the volume).
+    ssim: "gaussian2d" (Wang form, slice by slice), "uniform2d" (7^2 box) or "uniform3d" (7^3 box on the
+    volume). scaling: "none", or what others do to the images of a slice before scoring, with their own
+    data range and no mask: "own_mean" (each divided by its own mean), "target_minmax" (both by the
+    target's range). Such scores are flattered; they are for reading other people's tables.
     aggregation: "patient" (slices averaged within a patient) or "volume" (one score per volume);
     either way every patient then counts once.
     """
@@ -55,8 +58,13 @@ class Protocol:
     mr: TargetProtocol | None
     ssim: str
     aggregation: str
+    scaling: str = "none"
 
     def __post_init__(self):
+        if self.scaling not in _SCALING_WORDS or (
+            self.scaling != "none" and self.aggregation != "patient"
+        ):
+            raise ValueError(f"scaling {self.scaling!r} with aggregation {self.aggregation!r}")
         if self.ssim not in _SSIM_WORDS:
             raise ValueError(f"ssim must be one of {sorted(_SSIM_WORDS)}, got {self.ssim!r}")
         if self.aggregation not in _AGGREGATION_WORDS:
@@ -91,7 +99,10 @@ class Protocol:
                 rule["window"] = None if rule["window"] is None else tuple(rule["window"])
                 rule = TargetProtocol(**rule)
             rules[name] = rule
-        return cls(value["name"], rules["ct"], rules["mr"], value["ssim"], value["aggregation"])
+        scaling = value.get("scaling", "none")  # reports older than the field
+        return cls(
+            value["name"], rules["ct"], rules["mr"], value["ssim"], value["aggregation"], scaling
+        )
 
     def describe(self) -> list[str]:
         """The protocol in words, one sentence or two per item."""
@@ -113,6 +124,9 @@ class Protocol:
             lines.append(text)
         lines.append(_SSIM_WORDS[self.ssim])
         lines.append(_AGGREGATION_WORDS[self.aggregation])
+        if self.scaling != "none":
+            lines.append(_SCALING_WORDS[self.scaling])
+            return lines
         lines.append(
             "Predictions are scored as the model wrote them, never rescaled by their own or the "
             "target's statistics (the fitted PSNR apart, which says so). A slice with an empty "
@@ -126,6 +140,10 @@ _SSIM_WORDS = {
         "SSIM: Wang form per slice (Gaussian window, sigma 1.5, 11 taps, K1 0.01, K2 0.03, "
         "population covariance) on data shifted to start at 0; outside the mask both images are "
         "set to the background; the SSIM map is averaged inside the mask."
+    ),
+    "uniform2d": (
+        "SSIM: 7x7 box window with sample covariance per slice, the map averaged without its outer 3 "
+        "pixels."
     ),
     "uniform3d": (
         "SSIM: 7x7x7 box window with sample covariance on the whole volume, data shifted to start "
@@ -141,6 +159,19 @@ _AGGREGATION_WORDS = {
     "volume": "Aggregation: one score per volume, then mean +- SD over patients.",
 }
 
+_SCALING_WORDS = {
+    "none": "",
+    "own_mean": (
+        "NOT COMPARABLE with honest scores: each image is brought to [0, 1] by the range above, divided "
+        "by its own mean, and scored over the whole slice with the target's maximum as data range. That "
+        "forgives a wrong scale."
+    ),
+    "target_minmax": (
+        "NOT COMPARABLE with honest scores: both images are brought to [0, 1] by the minimum and maximum "
+        "of the real slice, which a user does not have, and scored over the whole slice, background "
+        "included, with data range 1."
+    ),
+}
 _HEAD = (
     "head mask of the real image (CT > -500 HU, or MR above its Otsu threshold where there is no CT; "
     "largest component, filled, grown 2 pixels)"
@@ -189,6 +220,41 @@ PROTOCOLS = {
         aggregation="volume",
     ),
 }
+# Other people's conventions, to read their tables by. Labelled in every report.
+PROTOCOLS["selfrdb"] = dataclasses.replace(
+    PROTOCOLS["cldm"], name="selfrdb", ssim="uniform2d", scaling="own_mean"
+)
+PROTOCOLS["abstract-oracle"] = dataclasses.replace(
+    PROTOCOLS["cldm"], name="abstract-oracle", scaling="target_minmax"
+)
+
+
+def _rescaled(pred, target, rule: TargetProtocol, scaling: str):
+    """A slice as a convention of others sees it: (prediction, target, mask, rule)."""
+    low, high = rule.clip
+    pred, target = (np.clip(v, low, high) - low for v in (pred, target))
+    if scaling == "own_mean":
+        pred, target = (v / (v.mean() or 1.0) for v in (pred, target))
+        data_range = float(target.max()) or 1.0
+    else:
+        start, width = target.min(), float(np.ptp(target)) or 1.0
+        pred, target = ((v - start) / width for v in (pred, target))
+        data_range = 1.0
+    own = dataclasses.replace(
+        rule, clip=(0.0, data_range), data_range=data_range, background=0.0, window=None
+    )
+    return pred, target, np.ones(pred.shape, bool), own
+
+
+def _score_rescaled(pred, target, protocol: Protocol, rule) -> dict[str, np.ndarray]:
+    """Per-slice PSNR and SSIM: tissue limits, units and masks mean nothing after rescaling."""
+    scores = {"psnr": [], "ssim": []}
+    for planes in zip(pred, target, strict=True):
+        p, t, mask, own = _rescaled(*planes, rule, protocol.scaling)
+        pair = Pair(p, t, p, t, mask, own, protocol.ssim)
+        for name, values in scores.items():
+            values.append(METRICS[name].compute(pair))
+    return {name: np.array(values, np.float64) for name, values in scores.items()}
 
 
 def _checked(pred, target, mask, keep):
@@ -218,12 +284,12 @@ def _checked(pred, target, mask, keep):
 
 
 def score_volume(
-    pred, target, mask, keep, protocol: Protocol, target_name: str
+    pred, target, mask, keep, protocol: Protocol, target_name: str, context: Context | None = None
 ) -> dict[str, np.ndarray]:
     """Scores one patient's prediction.
 
     pred, target: [Z, H, W] in metric units; mask: [Z, H, W], true where scored; keep: [Z] bool,
-    slices that count. Returns {metric: float64 array}: [number of kept slices] for per-slice
+    slices that count; context: what some scores need beside, for all Z slices. Returns {metric: float64 array}: [number of kept slices] for per-slice
     metrics, in slice order, and [1] for per-volume metrics (all of them where the protocol's
     aggregation is "volume"; there a slice that is not kept only loses its mask). A slice without
     mask pixels is NaN, an exact prediction has PSNR +inf; `statistics.patient_mean` counts both.
@@ -231,6 +297,9 @@ def score_volume(
     """
     rule = protocol.target(target_name)
     pred, target, mask, keep = _checked(pred, target, mask, keep)
+    context = context or Context()
+    if protocol.scaling != "none":
+        return _score_rescaled(pred[keep], target[keep], protocol, rule)
     if protocol.aggregation == "volume":
         mask = mask & keep[:, None, None]
         if min(pred.shape) < image.UNIFORM_SIZE:
@@ -241,13 +310,19 @@ def score_volume(
             )
     else:
         pred, target, mask = pred[keep], target[keep], mask[keep]
+        per_slice = {
+            k: v[keep]
+            for k, v in context._asdict().items()
+            if k != "spacing_mm" and v is not None
+        }
+        context = context._replace(**per_slice)
     clipped = np.clip(pred, *rule.clip), np.clip(target, *rule.clip)
     images = (*clipped, *(clipped if rule.clip_errors else (pred, target)), mask)
-    volume = Pair(*images, rule, protocol.ssim)
+    volume = Pair(*images, rule, protocol.ssim, context)
     slices = [Pair(*planes, rule, protocol.ssim) for planes in zip(*images, strict=True)]
     scores = {}
     for name, metric in METRICS.items():
-        if not metric.applies(rule):
+        if not metric.applies(rule) or any(getattr(context, n) is None for n in metric.needs):
             continue
         per_volume = metric.per == "volume" or protocol.aggregation == "volume"
         pairs = [volume] if per_volume else slices

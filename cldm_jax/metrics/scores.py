@@ -8,9 +8,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cldm_jax.metrics import image
+from cldm_jax.metrics import anatomy, image
 
 AIR_HU, BONE_HU = -500.0, 300.0  # tissue limits of the CT-only scores
+
+
+class Context(NamedTuple):
+    """What some scores need beside the images. Everything is optional; a score whose need is None is not
+    computed.
+    """
+
+    spacing_mm: tuple[float, float] | None = None  # of a pixel: row, column
+    slices: np.ndarray | None = None  # [Z] int, positions in the volume: neighbours differ by 1
+    labels: np.ndarray | None = None  # [Z, H, W] true tissues, codes of docs/phantom.md
+    lesions: np.ndarray | None = None  # [Z, H, W] true lesions
 
 
 class Pair(NamedTuple):
@@ -27,6 +38,7 @@ class Pair(NamedTuple):
     mask: np.ndarray
     rule: object  # protocol.TargetProtocol
     ssim: str  # protocol.Protocol.ssim
+    context: Context = Context()
 
 
 class Metric(NamedTuple):
@@ -39,6 +51,7 @@ class Metric(NamedTuple):
     meaning: str
     per: str = "slice"  # or "volume": all slices of a patient pooled
     applies: Callable[[object], bool] = lambda rule: True
+    needs: tuple[str, ...] = ()  # fields of Context
 
 
 def _psnr(pair: Pair) -> float:
@@ -80,7 +93,7 @@ def _ssim(pair: Pair) -> float:
     # Non-negative data with one constant outside the mask: bed and air noise cannot count.
     pred = np.where(pair.mask, pair.pred, pair.rule.background) - low
     target = np.where(pair.mask, pair.target, pair.rule.background) - low
-    if pair.ssim == "uniform3d":
+    if pair.ssim in ("uniform2d", "uniform3d"):
         crop = image.UNIFORM_SIZE // 2
         return image.ssim(
             pred, target, data_range=data_range, window="uniform", crop=crop, mask=pair.mask
@@ -114,6 +127,44 @@ def _mae_bone(pair: Pair) -> float:
 
 def _dice_bone(pair: Pair) -> float:
     return image.dice(pair.pred > BONE_HU, pair.target > BONE_HU, mask=pair.mask)
+
+
+def _attenuation(pair: Pair) -> float:
+    return anatomy.attenuation_error(
+        pair.error_pred, pair.error_target, pair.mask, pair.context.spacing_mm
+    )
+
+
+def _bone_edge(pair: Pair) -> float:
+    return anatomy.bone_edge(pair.pred, pair.target, pair.mask, BONE_HU)
+
+
+def _consistency(pair: Pair) -> float:
+    return anatomy.consistency(pair.pred, pair.target, pair.mask, pair.context.slices)
+
+
+def _tissue(tissue):
+    return lambda pair: anatomy.tissue_dice(pair.pred, pair.context.labels, tissue)
+
+
+def _sulcal_csf(pair: Pair) -> float:
+    return anatomy.sulcal_csf(
+        pair.pred, pair.target, pair.context.labels, pair.context.spacing_mm
+    )
+
+
+def _missed(pair: Pair) -> float:
+    c = pair.context
+    return anatomy.lesions_missed(pair.pred, pair.target, c.lesions, c.labels)
+
+
+def _invented(pair: Pair) -> float:
+    c = pair.context
+    return anatomy.lesions_invented(pair.pred, pair.target, c.lesions, c.labels)
+
+
+def _is_mr(rule) -> bool:
+    return rule.units == "fraction"
 
 
 def _is_hu(rule) -> bool:
@@ -166,5 +217,80 @@ METRICS = {
     ),
     "dice_bone": Metric(
         _dice_bone, "Dice, bone", "", "high", "overlap of the voxels > 300 HU", "volume", _is_hu
+    ),
+    "bone_edge": Metric(
+        _bone_edge,
+        "Bone edge",
+        "",
+        "one",
+        "mean gradient on the prediction's own bone surface over the real one's; < 1 is blunted",
+        "volume",
+        _is_hu,
+    ),
+    "attenuation": Metric(
+        _attenuation,
+        "PET error, 511 keV",
+        "%",
+        "low",
+        "mean PET error in soft tissue, were the image used to correct attenuation (rays in the slice)",
+        "volume",
+        _is_hu,
+        ("spacing_mm",),
+    ),
+    "consistency": Metric(
+        _consistency,
+        "Slice to slice",
+        "",
+        "one",
+        "change between neighbouring slices, prediction over real; > 1 flickers",
+        "volume",
+        needs=("slices",),
+    ),
+    **{
+        f"dice_{name}": Metric(
+            _tissue(tissue),
+            f"Dice, {words}",
+            "",
+            "high",
+            "three-class k-means of the image in the true brain, against the true tissue",
+            "volume",
+            _is_mr,
+            ("labels",),
+        )
+        for name, words, tissue in (
+            ("csf", "CSF", anatomy.CSF),
+            ("grey", "grey matter", anatomy.GREY),
+            ("white", "white matter", anatomy.WHITE),
+        )
+    },
+    "sulcal_csf": Metric(
+        _sulcal_csf,
+        "Sulcal CSF",
+        "",
+        "one",
+        "share of CSF in the outer 20 mm of the brain, prediction over real; < 1: sulci filled in",
+        "volume",
+        _is_mr,
+        ("labels", "spacing_mm"),
+    ),
+    "lesions_missed": Metric(
+        _missed,
+        "Lesions missed",
+        "",
+        "low",
+        "share of tumour and white-matter lesion sections with less than half their real contrast",
+        "volume",
+        _is_mr,
+        ("labels", "lesions"),
+    ),
+    "lesions_invented": Metric(
+        _invented,
+        "Lesions invented",
+        "",
+        "low",
+        "share of PET-only (hypometabolic) sections with a contrast in the MR that is not there",
+        "volume",
+        _is_mr,
+        ("labels", "lesions"),
     ),
 }

@@ -18,6 +18,8 @@ _METHODS = {
 }
 _REFERENCES = {
     "floor_mean_image": "Floor: population mean image",
+    "source_identity": "Floor: the PET itself as the answer",
+    "linear_ceiling": "Ceiling: linear patch code of the latent's size",
     "ae_ceiling": "Ceiling: autoencoder reconstruction",
     "reacquired_ceiling": "Ceiling: same person acquired again",
 }
@@ -32,6 +34,8 @@ def method_label(key: str) -> str:
     method, _, seed = method.partition("-seed")
     name = _METHODS.get(method, method) + (f" (seed {seed})" if seed else "")
     mean = re.fullmatch(r"mean(\d+)", mode)
+    if mode == "chosen":
+        return f"{name}, read-out chosen per fold"
     if mode == "mirror":
         return f"{name} with mirrored input"
     if mean:

@@ -28,13 +28,15 @@ def write_report(folder, summary: dict, scores: list[dict], gallery: dict, *, ti
 
     summary: the public schema of summary.json (protocol, data, rows, references, tests, and
     optionally controls, notes, run); absent or None numbers are printed as "not measured", and
-    non-finite ones are stored as null. scores: rows with SCORE_COLUMNS. gallery: {target: {"units",
+    non-finite ones are stored as null. scores: rows with SCORE_COLUMNS, those of
+    "reference" for the file alone. gallery: {target: {"units",
     "window", "error_window", "rule" (in words), "cases"}}, cases as in `figures`; may be empty.
     summary.json is written last: where it is, the report is whole.
     """
     folder = pathlib.Path(folder)
     summary = json_ready(summary)
     files.write_text(folder / "scores.csv", _csv(scores))
+    scores = [row for row in scores if row["method"] != "reference"]
     drawn = _draw(folder / "figures", summary, scores, gallery)
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cldm_jax.report", "templates"),

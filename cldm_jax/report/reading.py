@@ -124,6 +124,12 @@ def _control(control: dict) -> Check:
         if labels.is_number(real):
             measured += f" (real images: {100 * real:.0f} %)"
         return _check("Class flip: same PET, both codes", target, measured, verdict, good)
+    own, other = control.get("psnr_own"), control.get("psnr_other")
+    if name == "both_codes" and labels.is_number(own) and labels.is_number(other):
+        measured = f"own code {own:.1f} dB, other code {other:.1f} dB against the real {target}"
+        good = own - other >= SHUFFLE_DROP_DB
+        verdict = "each code makes its own modality" if good else "the code hardly matters"
+        return _check("Same PET, both codes, one truth", target, measured, verdict, good)
     words = labels.reference_label(name)
     return Check(words, target, labels.NOT_MEASURED, "no verdict", "unknown")
 

@@ -1,0 +1,199 @@
+"""The reports of cross-validation folds as one: every person was a test person once."""
+
+import csv
+import math
+import pathlib
+
+import numpy as np
+
+from cldm_jax import files
+from cldm_jax.errors import UserError
+from cldm_jax.jobs.scoring import HEADLINE
+from cldm_jax.jobs.summary import COSTS, REFERENCE, make_summary
+from cldm_jax.metrics import aggregate
+from cldm_jax.report.gallery import GALLERY, load_gallery
+from cldm_jax.report.labels import row_key
+from cldm_jax.report.page import write_report
+from cldm_jax.report.tables import text_table
+
+CHOSEN = "chosen"  # read-out of a method whose folds chose different ones
+
+
+def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: str) -> None:
+    """Pools finished reports into `workdir`: scores, tests, references and pictures of all people.
+
+    UserError where they are not folds of one comparison: other protocols, other methods, a person
+    tested twice.
+    """
+    summaries = [files.read_json(r / "summary.json") for r in reports]
+    _check(reports, summaries)
+    scores = [_read_scores(r / "scores.csv") for r in reports]
+    chosen = _chosen(summaries, scores)
+    flat = [row for fold in scores for row in fold]
+    costs = _costs(summaries)
+    for target, modes in chosen.items():
+        for method, mode in modes.items():
+            if mode == CHOSEN:
+                costs |= {
+                    (m, CHOSEN, t): c
+                    for (m, _, t), c in list(costs.items())
+                    if t == target and aggregate.base_name(m) == method
+                }
+    summary = make_summary(
+        flat,
+        costs,
+        chosen,
+        {aggregate.base_name(t["a"].split(":")[0]) for s in summaries for t in s["tests"]},
+        seed=seed,
+        protocol=summaries[0]["protocol"],
+        data=_data(summaries),
+        controls=_controls(summaries),
+        learning=_learning(summaries),
+        notes=_notes(summaries),
+        run=summaries[0]["run"],
+    )
+    page = write_report(
+        workdir, summary, flat, _gallery(reports, flat), title=f"{title}: {len(reports)} folds"
+    )
+    print(text_table(summary))
+    print(f"pooled report of {len(reports)} folds: {page}")
+
+
+def _check(reports, summaries) -> None:
+    def facts(s):
+        return (s["protocol"], {row_key(r) + r["target"] for r in s["rows"]})
+
+    for report, summary in zip(reports, summaries, strict=True):
+        if facts(summary) != facts(summaries[0]):
+            reason = f"has other methods or another protocol than {reports[0]}"
+            raise UserError(report, reason, "Evaluate every fold with the same settings.")
+
+
+def _read_scores(path: pathlib.Path) -> list[dict]:
+    with open(path, newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    return [{**r, "value": float(r["value"]), "n_slices": int(r["n_slices"])} for r in rows]
+
+
+def _chosen(summaries, scores) -> dict[str, dict[str, str]]:
+    """The folds' choice of read-outs. Where they differ, each fold's own rows are scored once more
+    under the name CHOSEN: nobody's read-out was chosen on test people.
+    """
+    chosen: dict[str, dict[str, str]] = {}
+    for target, modes in summaries[0]["chosen"].items():
+        chosen[target] = {}
+        for method in modes:
+            found = [s["chosen"][target][method] for s in summaries]
+            same = len(set(found)) == 1
+            chosen[target][method] = found[0] if same else CHOSEN
+            if same:
+                continue
+            for mode, fold in zip(found, scores, strict=True):
+                fold += [
+                    {**r, "mode": CHOSEN}
+                    for r in fold
+                    if aggregate.base_name(r["method"]) == method
+                    and (r["mode"], r["target"]) == (mode, target)
+                ]
+    return chosen
+
+
+def _mean(values):
+    known = [v for v in values if v is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _costs(summaries) -> dict[tuple, dict]:
+    """Means over folds; None where nothing was measured."""
+    found: dict[tuple, list[dict]] = {}
+    for summary in summaries:
+        for row in summary["rows"]:
+            found.setdefault((row["method"], row["mode"], row["target"]), []).append(row)
+    return {k: {c: _mean([r[c] for r in rows]) for c in COSTS} for k, rows in found.items()}
+
+
+def _data(summaries) -> dict:
+    data = [s["data"] for s in summaries]
+    return {
+        **data[0],
+        "fingerprint": files.sha256_json([d["fingerprint"] for d in data]),
+        "split_hash": files.sha256_json([d["split_hash"] for d in data]),
+        "train_patients": ", ".join(str(d["train_patients"]) for d in data),
+        "test_patients": sum(d["test_patients"] for d in data),
+        "slices": sum(d["slices"] for d in data),
+        "folds": len(data),
+    }
+
+
+def _controls(summaries) -> list[dict]:
+    """Means over folds of every control's numbers."""
+    found: dict[tuple, list[dict]] = {}
+    for summary in summaries:
+        for row in summary["controls"]:
+            key = (row["name"], row["method"], row["mode"], row.get("target"))
+            found.setdefault(key, []).append(row)
+    return [_average(rows) for rows in found.values()]
+
+
+def _average(rows: list[dict]) -> dict:
+    out = {}
+    for key, value in rows[0].items():
+        values = [r[key] for r in rows]
+        if isinstance(value, dict):
+            out[key] = _average(values)
+        else:
+            out[key] = value if isinstance(value, str) else _mean(values)
+    return out
+
+
+def _learning(summaries) -> dict:
+    """Mean validation PSNR over folds at each validation."""
+    out = {}
+    for method, curves in summaries[0]["learning"].items():
+        out[method] = {}
+        for target in curves:
+            folds = [s["learning"][method][target] for s in summaries]
+            points = zip(*folds, strict=False)  # folds stop at the same number of steps, but for 1
+            out[method][target] = [tuple(np.mean(p, axis=0).tolist()) for p in points]
+    return out
+
+
+def _notes(summaries) -> list[str]:
+    notes = []
+    for k, summary in enumerate(summaries):
+        for note in summary["notes"]:
+            same = all(note in s["notes"] for s in summaries)
+            text = note if same else f"Fold {k}: {note}"
+            if text not in notes:
+                notes.append(text)
+    return notes
+
+
+def _gallery(reports, scores) -> dict:
+    """Of all folds' pictures, those nearest to the best, median and worst person of all."""
+    galleries = [load_gallery(r / GALLERY) for r in reports]
+    out = {}
+    for target, first in galleries[0].items():
+        cases = {}
+        for gallery in galleries:
+            for case in gallery[target]["cases"]:
+                cases[case["patient"]] = case
+        key = first["chosen_by"].split(":")
+        psnr = {
+            r["patient"]: r["value"]
+            for r in scores
+            if [r["method"], r["mode"]] == key
+            and (r["target"], r["metric"]) == (target, HEADLINE)
+            and math.isfinite(r["value"])
+        }
+        middle = float(np.median(list(psnr.values())))
+        shown = [p for p in cases if p in psnr]
+        wanted = {"best": max(psnr.values()), "median": middle, "worst": min(psnr.values())}
+        picked = []
+        for role, value in wanted.items():
+            if shown:
+                patient = min(shown, key=lambda p: abs(psnr[p] - value))
+                shown.remove(patient)
+                picked.append({**cases[patient], "role": role})
+        out[target] = {**first, "cases": picked}
+    return out

@@ -1,0 +1,188 @@
+"""Scores that ask what an image is for: attenuation, bone edges, tissue, lesions, neighbouring slices.
+
+All take volumes [Z, H, W] in metric units, the prediction first, and return NaN where there is nothing
+to score. Label codes are those of the phantom's truth (docs/phantom.md).
+"""
+
+import functools
+
+import numpy as np
+from scipy import ndimage
+
+MU_WATER = 0.096  # per cm at 511 keV
+MU_BONE_SLOPE = 0.051 / 1000  # per cm and HU above water, bilinear scaling (Carney 2006 form)
+CELL_MM = 4.0  # of the projections, the resolution of PET
+ANGLES = 60
+CSF, GREY, WHITE = (1,), (2, 12), (3,)
+RIM_MM = 20.0  # depth below the brain's surface in which sulci are counted
+LESION_PIXELS = 12  # of a lesion's section, at least
+VISIBLE = 0.05  # contrast of a lesion, fraction of the MR scale
+HYPOMETABOLIC, TUMOUR, WHITE_MATTER_LESION = 1, 2, 3
+
+
+def mu_511(hu):
+    """Linear attenuation per cm at 511 keV from HU, bilinear; air and below is 0."""
+    hu = np.asarray(hu, np.float64)
+    return np.where(hu <= 0, MU_WATER * np.maximum(0, 1 + hu / 1000), MU_WATER + MU_BONE_SLOPE * hu)
+
+
+@functools.cache
+def _rays(height: int, width: int):
+    """(flat detector bins [A * P], weights of the next bin, number of bins) of every pixel and angle."""
+    y, x = np.mgrid[:height, :width]
+    y, x = (y - (height - 1) / 2).ravel(), (x - (width - 1) / 2).ravel()
+    angles = np.arange(ANGLES) * np.pi / ANGLES
+    bins = int(np.ceil(np.hypot(height, width))) + 3
+    s = np.outer(np.cos(angles), x) + np.outer(np.sin(angles), y) + bins / 2  # [A, P]
+    low = np.floor(s).astype(int)
+    return (low + bins * np.arange(ANGLES)[:, None]).ravel(), (s - low).ravel(), bins
+
+
+def attenuation_error(pred, target, mask, spacing_mm) -> float:
+    """Mean absolute error of PET, %, where the target is soft tissue, were `pred` used to correct
+    attenuation: the ratio of correction factors exp(line integral of the error of mu) is averaged over
+    the rays through each cell (parallel beams in the slice). No reconstruction, no scatter.
+    """
+    errors = [_attenuation_slice(*planes, spacing_mm) for planes in zip(pred, target, mask)]
+    errors = [e for e in errors if np.isfinite(e)]
+    return float(np.mean(errors)) if errors else float("nan")
+
+
+def _attenuation_slice(pred, target, mask, spacing_mm) -> float:
+    block = tuple(max(1, round(CELL_MM / s)) for s in spacing_mm)
+    error = _block_mean(np.where(mask, mu_511(pred) - mu_511(target), 0.0), block)
+    soft = _block_mean(mask & (target > -500) & (target <= 300), block) > 0.5
+    if not soft.any():
+        return float("nan")
+    low, weight, bins = _rays(*error.shape)
+    values = np.tile(error.ravel() * block[0] * spacing_mm[0] / 10, ANGLES)  # line integrals in cm
+    line = np.bincount(low, values * (1 - weight), ANGLES * bins)
+    line += np.bincount(low + 1, values * weight, ANGLES * bins)
+    ratio = np.expm1(line)
+    along = (ratio[low] * (1 - weight) + ratio[low + 1] * weight).reshape(ANGLES, -1).mean(0)
+    return float(100 * np.abs(along.reshape(error.shape)[soft]).mean())
+
+
+def _block_mean(image, block):
+    h, w = (n - n % b for n, b in zip(image.shape, block, strict=True))
+    cut = np.asarray(image[:h, :w], np.float64)
+    return cut.reshape(h // block[0], block[0], w // block[1], block[1]).mean((1, 3))
+
+
+def bone_edge(pred, target, mask, bone_hu: float) -> float:
+    """Mean gradient on the prediction's own bone surface over that on the target's: < 1 is blunted.
+
+    Each image is asked on its own surface, so that noise in soft tissue does not count and a shifted
+    but sharp edge does. 0 where the prediction has no bone.
+    """
+    edges = [_edge_gradient(image, mask, bone_hu) for image in (pred, target)]
+    if not edges[1] > 0:
+        return float("nan")
+    return float(np.nan_to_num(edges[0]) / edges[1])
+
+
+def _edge_gradient(image, mask, bone_hu: float) -> float:
+    bone = (image > bone_hu) & mask
+    inner = ndimage.binary_erosion(bone, ndimage.generate_binary_structure(2, 1)[None])
+    surface = bone & ~inner
+    if not surface.any():
+        return float("nan")
+    return float(np.hypot(*np.gradient(image, axis=(1, 2)))[surface].mean())
+
+
+def consistency(pred, target, mask, slices) -> float:
+    """Mean absolute change from a slice to the next, prediction over target: > 1 flickers."""
+    follows = np.flatnonzero(np.diff(slices) == 1)
+    if not follows.size:
+        return float("nan")
+    both = mask[follows] & mask[follows + 1]
+    change = [np.abs(v[follows + 1] - v[follows])[both] for v in (pred, target)]
+    if not change[1].size or change[1].mean() == 0:
+        return float("nan")
+    return float(change[0].mean() / change[1].mean())
+
+
+def three_classes(values) -> np.ndarray:
+    """0, 1, 2 (dark to bright) of each value: k-means from the sextiles on, so deterministic."""
+    values = np.asarray(values, np.float64)
+    centres = np.quantile(values, (1 / 6, 1 / 2, 5 / 6))
+    for _ in range(100):
+        classes = np.searchsorted((centres[1:] + centres[:-1]) / 2, values)
+        counts = np.bincount(classes, minlength=3)
+        sums = np.bincount(classes, values, 3)
+        moved = np.where(counts > 0, sums / np.maximum(counts, 1), centres)
+        if np.allclose(moved, centres, atol=1e-9):
+            break
+        centres = np.sort(moved)
+    return classes
+
+
+def _brain(labels):
+    return np.isin(labels, CSF + GREY + WHITE)
+
+
+def tissue_dice(pred, labels, tissue) -> float:
+    """Dice of a tissue (CSF, GREY or WHITE) in the T1w image, segmented by `three_classes` inside the
+    true brain, against the true labels. The real image has a value below 1 too.
+    """
+    brain = _brain(labels)
+    if not brain.any():
+        return float("nan")
+    found = three_classes(pred[brain]) == (CSF, GREY, WHITE).index(tissue)
+    true = np.isin(labels[brain], tissue)
+    total = found.sum() + true.sum()
+    return float(2 * (found & true).sum() / total) if total else float("nan")
+
+
+def sulcal_csf(pred, target, labels, spacing_mm) -> float:
+    """Share of CSF (`three_classes` of each image) within RIM_MM of the brain's surface, prediction
+    over target: < 1 where sulci are filled in.
+    """
+    brain = _brain(labels)
+    rim = np.stack(
+        [b & (ndimage.distance_transform_edt(b, spacing_mm) <= RIM_MM) for b in brain]
+    )[brain]
+    shares = [(three_classes(v[brain]) == 0)[rim].mean() if rim.any() else 0 for v in (pred, target)]
+    return float(shares[0] / shares[1]) if shares[1] > 0 else float("nan")
+
+
+def _sections(lesions, labels, kinds):
+    """(section, ring of the same tissue around it), boolean [H, W] pairs with their slice."""
+    for z in np.flatnonzero(np.isin(lesions, kinds).any((1, 2))):
+        parts, count = ndimage.label(np.isin(lesions[z], kinds))
+        for number in range(1, count + 1):
+            section = parts == number
+            if section.sum() < LESION_PIXELS:
+                continue
+            ring = ndimage.binary_dilation(section, iterations=6)
+            ring &= ~ndimage.binary_dilation(section, iterations=2)
+            ring &= (lesions[z] == 0) & np.isin(labels[z], GREY + WHITE)
+            if ring.sum() >= LESION_PIXELS:
+                yield z, section, ring
+
+
+def _contrast(image, section, ring) -> float:
+    return float(image[section].mean() - image[ring].mean())
+
+
+def lesions_missed(pred, target, lesions, labels) -> float:
+    """Share of the sections of tumours and white-matter lesions visible in the real MR whose contrast
+    to the tissue around is less than half as strong in the prediction, or of the other sign.
+    """
+    missed = []
+    for z, section, ring in _sections(lesions, labels, (TUMOUR, WHITE_MATTER_LESION)):
+        real = _contrast(target[z], section, ring)
+        if abs(real) >= VISIBLE:
+            missed.append(_contrast(pred[z], section, ring) / real < 0.5)
+    return float(np.mean(missed)) if missed else float("nan")
+
+
+def lesions_invented(pred, target, lesions, labels) -> float:
+    """Share of hypometabolic sections, which no MR shows, whose contrast to the tissue around is visibly
+    stronger in the prediction than in the real MR.
+    """
+    invented = []
+    for z, section, ring in _sections(lesions, labels, (HYPOMETABOLIC,)):
+        found, real = (abs(_contrast(v[z], section, ring)) for v in (pred, target))
+        invented.append(found - real >= VISIBLE)
+    return float(np.mean(invented)) if invented else float("nan")
