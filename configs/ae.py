@@ -18,7 +18,9 @@ def get_config(preset: str = "a6000"):
     c.data.targets = ("pet", "ct", "mr")
     c.data.context = 1
     c.train = common.train(preset)
-    c.train.num_train_steps = common.pick(preset, tiny=20, quick=500, cpu=1500, cpu1mm=400, a6000=50_000)
+    c.train.num_train_steps = common.pick(
+        preset, tiny=20, quick=500, cpu=1500, cpu1mm=400, a6000=50_000
+    )
     c.train.cpu_step_seconds = common.pick(preset, tiny=0.0, quick=0.0, cpu=0.0, a6000=43.0)
     c.recipe = {
         "model": {

@@ -34,7 +34,9 @@ def get_config(preset: str = "a6000"):
     }
     c.encode_batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)  # slices
     c.train = common.train(preset)
-    c.train.num_train_steps = common.pick(preset, tiny=20, quick=700, cpu=7000, cpu1mm=4000, a6000=150_000)
+    c.train.num_train_steps = common.pick(
+        preset, tiny=20, quick=700, cpu=7000, cpu1mm=4000, a6000=150_000
+    )
     c.train.cpu_step_seconds = common.pick(preset, tiny=0.0, quick=0.0, cpu=0.0, a6000=53.0)
     c.recipe = {
         "model": {

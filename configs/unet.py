@@ -16,7 +16,9 @@ def get_config(preset: str = "a6000"):
     c.method = "unet"
     c.data = common.data(preset)
     c.train = common.train(preset)
-    c.train.num_train_steps = common.pick(preset, tiny=20, quick=320, cpu=3000, cpu1mm=800, a6000=100_000)
+    c.train.num_train_steps = common.pick(
+        preset, tiny=20, quick=320, cpu=3000, cpu1mm=800, a6000=100_000
+    )
     c.train.cpu_step_seconds = common.pick(preset, tiny=0.0, quick=0.0, cpu=0.0, a6000=490.0)
     c.recipe = {
         "model": {

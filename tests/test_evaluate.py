@@ -25,9 +25,14 @@ def test_summary_has_every_row(study):
     for row in summary["rows"]:
         assert np.isfinite(row["psnr"]["mean"]) and row["n_patients"] == 2 and row["params"] > 0
     names = {(r["name"], r["target"]) for r in summary["references"]}
-    kinds = ("floor_mean_image", "ae_ceiling", "reacquired_ceiling")
+    kinds = ("source_identity", "floor_mean_image", "linear_ceiling", "ae_ceiling")
+    kinds += ("reacquired_ceiling",)
     assert names == {(k, t) for k in kinds for t in ("ct", "mr")}
-    assert {c["name"] for c in summary["controls"]} == {"source_shuffle", "class_flip"}
+    assert {c["name"] for c in summary["controls"]} == {
+        "source_shuffle",
+        "class_flip",
+        "both_codes",
+    }
     assert summary["data"]["contrast"] == "simulated" and summary["tests"]
     assert (study.report / "index.html").stat().st_size > 10_000
 

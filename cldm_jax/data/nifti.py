@@ -44,9 +44,7 @@ class Volume:
     notes: tuple[str, ...] = ()
 
 
-def read_volume(
-    path, *, max_bytes: int = MAX_BYTES, allow_constant: bool = False
-) -> Volume:
+def read_volume(path, *, max_bytes: int = MAX_BYTES, allow_constant: bool = False) -> Volume:
     """Reads a `.nii` or `.nii.gz` (told apart by content) and checks it.
 
     `max_bytes` bounds the decoded float32 volume and is compared with the header before a voxel is

@@ -75,8 +75,8 @@ def make_source(
     `latents` is given; label int32, the target's modality code; mask float32 [H, W, 1], the head;
     subject int32, its index; slice int32. A subject without a target modality has no such items.
     `slice_stride` keeps every n-th slice, `slice_run` of them together (neighbours);
-    `people_per_group` the first so many of each group (0: all). Raises UserError if nothing is left, or if `latents` were
-    made from other images.
+    `people_per_group` the first so many of each group (0: all). Raises UserError if nothing is left,
+    or if `latents` were made from other images.
     """
     if context not in (1, 3, 5):
         raise ValueError(f"context {context}: 1, 3 or 5 slices")

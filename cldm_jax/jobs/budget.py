@@ -27,7 +27,7 @@ def measure(recipes: dict, autoencoder, encode_batch_size: int, seconds: float) 
     """{"reference", "cpu_seconds" of its step, "ratios": {name: cost of a step / reference step}}.
 
     recipes: name -> training config; the first is the reference. The autoencoder's step is "ae", the
-    encoding of one slice "encode". seconds: CPU time that each measurement takes at least. Nothing is
+    encoding of one slice "encode". seconds: CPU time of each measurement, both steps together. Nothing is
     trained and nothing written; latent methods are measured on an untrained autoencoder.
     """
     reference = next(iter(recipes))
@@ -53,7 +53,9 @@ def measure(recipes: dict, autoencoder, encode_batch_size: int, seconds: float) 
     return {"reference": reference, "cpu_seconds": float(np.median(costs)), "ratios": ratios}
 
 
-def plan(recipe, name: str, costs: dict, minutes: float, share: int, prepared, ae_steps: int) -> dict:
+def plan(
+    recipe, name: str, costs: dict, minutes: float, share: int, prepared, ae_steps: int
+) -> dict:
     """{"num_train_steps", "budget", "paid"}: what `minutes` CPU minutes buy of method `name`.
 
     The latter two in reference steps: the budget, and what the autoencoder and the latents take of it.
@@ -89,7 +91,7 @@ def _interleave(call, base, seconds: float) -> tuple[float, float]:
     call(), base()
     spent = np.zeros(2)
     rounds = 0
-    while spent[0] < seconds or rounds < MIN_ROUNDS:
+    while spent.sum() < seconds or rounds < MIN_ROUNDS:
         for i, step in enumerate((call, base)):
             began = time.process_time()
             step()

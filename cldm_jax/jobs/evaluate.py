@@ -100,9 +100,7 @@ def _evaluate(config, runs: list[Run], prepared):
     per_slice = sum(_evaluations(e, e.first.method.predict) + 2 * is_cldm(e) for e in entrants)
     readouts: dict[tuple[str, str], ReadOut] = {}
     control_rows: list[dict] = []
-    with Progress(
-        round(len(rows) * per_slice), "predict test people", "evaluation"
-    ) as progress:
+    with Progress(round(len(rows) * per_slice), "predict test people", "evaluation") as progress:
         for e in entrants:
             source = scorer.source(e.first.config["data"]["context"])
             for mode in e.first.method.predict:
@@ -225,9 +223,7 @@ def _reconstruct(config, run: Run, rows) -> np.ndarray:
     return np.concatenate(out)[: len(rows)]
 
 
-def _controls(
-    config, run: Run, source, prepared, names, scorer, images, progress
-) -> list[dict]:
+def _controls(config, run: Run, source, prepared, names, scorer, images, progress) -> list[dict]:
     """`images`: the run's first read-out, as asked for."""
     mode = next(iter(run.method.predict))
     common = dict(batch_size=config.batch_size, seed=config.seed, progress=progress)

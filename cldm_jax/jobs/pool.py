@@ -9,7 +9,7 @@ import numpy as np
 from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.jobs.scoring import HEADLINE
-from cldm_jax.jobs.summary import COSTS, REFERENCE, make_summary
+from cldm_jax.jobs.summary import COSTS, make_summary
 from cldm_jax.metrics import aggregate
 from cldm_jax.report.gallery import GALLERY, load_gallery
 from cldm_jax.report.labels import row_key

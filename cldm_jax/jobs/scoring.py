@@ -3,9 +3,9 @@
 import numpy as np
 
 from cldm_jax.data import intensity, pipeline
+from cldm_jax.data.truth import find_truth, read_truth
 from cldm_jax.jobs import references
 from cldm_jax.jobs.readouts import Entrant
-from cldm_jax.jobs.truth import find_truth, read_truth
 from cldm_jax.metrics import aggregate, statistics
 from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
 from cldm_jax.metrics.scores import Context

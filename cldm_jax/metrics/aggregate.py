@@ -100,7 +100,8 @@ def seed_spread(scores, *, metric: str) -> list[dict]:
 def paired_tests(scores, pairs, *, metrics=("psnr", "ssim", "mae"), seed: int) -> list[dict]:
     """Tests of a against b for every ("method:mode", "method:mode") in pairs, target and metric.
 
-    pairs: a list for all targets, or {target: list}. Holm's correction runs over all returned tests. Raises UserError where a and b were not scored
+    pairs: a list for all targets, or {target: list}. Holm's correction runs over all returned tests.
+    Raises UserError where a and b were not scored
     on the same patients. A pair or metric absent for a target is skipped.
     """
     table = _by_method(scores)

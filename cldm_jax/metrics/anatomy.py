@@ -43,7 +43,9 @@ def attenuation_error(pred, target, mask, spacing_mm) -> float:
     attenuation: the ratio of correction factors exp(line integral of the error of mu) is averaged over
     the rays through each cell (parallel beams in the slice). No reconstruction, no scatter.
     """
-    errors = [_attenuation_slice(*planes, spacing_mm) for planes in zip(pred, target, mask)]
+    errors = [
+        _attenuation_slice(*planes, spacing_mm) for planes in zip(pred, target, mask, strict=True)
+    ]
     errors = [e for e in errors if np.isfinite(e)]
     return float(np.mean(errors)) if errors else float("nan")
 
@@ -139,10 +141,12 @@ def sulcal_csf(pred, target, labels, spacing_mm) -> float:
     over target: < 1 where sulci are filled in.
     """
     brain = _brain(labels)
-    rim = np.stack(
-        [b & (ndimage.distance_transform_edt(b, spacing_mm) <= RIM_MM) for b in brain]
-    )[brain]
-    shares = [(three_classes(v[brain]) == 0)[rim].mean() if rim.any() else 0 for v in (pred, target)]
+    rim = np.stack([b & (ndimage.distance_transform_edt(b, spacing_mm) <= RIM_MM) for b in brain])[
+        brain
+    ]
+    shares = [
+        (three_classes(v[brain]) == 0)[rim].mean() if rim.any() else 0 for v in (pred, target)
+    ]
     return float(shares[0] / shares[1]) if shares[1] > 0 else float("nan")
 
 

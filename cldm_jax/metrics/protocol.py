@@ -289,8 +289,8 @@ def score_volume(
     """Scores one patient's prediction.
 
     pred, target: [Z, H, W] in metric units; mask: [Z, H, W], true where scored; keep: [Z] bool,
-    slices that count; context: what some scores need beside, for all Z slices. Returns {metric: float64 array}: [number of kept slices] for per-slice
-    metrics, in slice order, and [1] for per-volume metrics (all of them where the protocol's
+    slices that count; context: what some scores need beside, for all Z slices.
+    Returns {metric: float64 array}: [number of kept slices] for per-slice metrics, in slice order, and [1] for per-volume metrics (all of them where the protocol's
     aggregation is "volume"; there a slice that is not kept only loses its mask). A slice without
     mask pixels is NaN, an exact prediction has PSNR +inf; `statistics.patient_mean` counts both.
     Raises UserError on unequal shapes, non-finite values or a target the protocol does not score.
@@ -311,9 +311,7 @@ def score_volume(
     else:
         pred, target, mask = pred[keep], target[keep], mask[keep]
         per_slice = {
-            k: v[keep]
-            for k, v in context._asdict().items()
-            if k != "spacing_mm" and v is not None
+            k: v[keep] for k, v in context._asdict().items() if k != "spacing_mm" and v is not None
         }
         context = context._replace(**per_slice)
     clipped = np.clip(pred, *rule.clip), np.clip(target, *rule.clip)

@@ -148,9 +148,7 @@ def _tissue(tissue):
 
 
 def _sulcal_csf(pair: Pair) -> float:
-    return anatomy.sulcal_csf(
-        pair.pred, pair.target, pair.context.labels, pair.context.spacing_mm
-    )
+    return anatomy.sulcal_csf(pair.pred, pair.target, pair.context.labels, pair.context.spacing_mm)
 
 
 def _missed(pair: Pair) -> float:
