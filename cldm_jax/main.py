@@ -26,6 +26,7 @@ JOBS = {
     "evaluate": True,
     "predict": True,
     "reproduce": True,
+    "sweep": True,
 }
 
 _CONFIG = config_flags.DEFINE_config_file(

@@ -10,10 +10,11 @@ from cldm_jax.data import nifti
 from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import controls, evaluate, predict, references
+from cldm_jax.jobs import controls, evaluate, predict, readouts, references, sweep
 from cldm_jax.jobs.scoring import Scorer
 from configs import eval as eval_config
 from configs import predict as predict_config
+from configs import sweep as sweep_config
 
 
 def test_summary_has_every_row(study):
@@ -206,3 +207,56 @@ def test_predict_refuses_clearly(study, tmp_path, fields, message):
     path = study.data_root / "cohort" / subject / "pet.nii.gz"
     with pytest.raises(UserError, match=message):
         predicted(study, tmp_path, path, **fields)
+
+
+def test_sweep_of_steps_and_samples(study, tmp_path):
+    config = sweep_config.get_config("tiny")
+    config.run = str(study.ldm)
+    sweep.run(config, str(tmp_path))
+    record = files.read_json(tmp_path / "sweep.json")
+    found = {(p["target"], p["steps"], p["samples"]) for p in record["points"]}
+    wanted = {(2, 1), (2, 2), (4, 1), (4, 2), (3, 1), (3, 2), (3, 4), (1, 0)}
+    assert found == {(t, *w) for t in ("ct", "mr") for w in wanted}
+    by_name = {p["name"]: p for p in record["points"] if p["target"] == "ct"}
+    assert by_name["mean4_steps3"]["psnr"] > by_name["mean1_steps3"]["psnr"]  # averaging helps
+    for row in record["calibration"]:
+        levels = list(row["coverage"].values())
+        assert levels == sorted(levels) and 0 < levels[0] and levels[-1] <= 1
+    assert (tmp_path / "ct_sweep.png").stat().st_size > 5000
+
+
+def test_sweep_refuses_a_method_without_samples(study, tmp_path):
+    config = sweep_config.get_config("tiny")
+    config.run = str(study.unet)
+    with pytest.raises(UserError, match="latent diffusion"):
+        sweep.run(config, str(tmp_path))
+
+
+def test_learning_curves_end_where_training_does(study):
+    learning = files.read_json(study.report / "summary.json")["learning"]
+    assert learning.keys() == {"unet", "ldm"}
+    for curves in learning.values():
+        assert all(curves[t][-1][0] == 1.0 and np.isfinite(curves[t][-1][1]) for t in curves)
+
+
+def test_the_best_validation_is_scored(study):
+    """Not the last step: its checkpoint lies in best/, and that is what a run opens with."""
+    for workdir in (study.unet, study.ldm):
+        rows = [json.loads(s) for s in (workdir / "metrics.jsonl").read_text().splitlines()]
+        psnr = {
+            r["step"]: (r["val/psnr_ct"] + r["val/psnr_mr"]) / 2 for r in rows if "val/psnr_ct" in r
+        }
+        best = max(psnr, key=psnr.get)
+        record = files.read_json(workdir / "run.json")["best"]
+        assert record == {"step": best, "psnr": pytest.approx(psnr[best])}
+        assert readouts.open_run(str(workdir)).step == best
+
+
+def test_tests_compare_the_read_outs_chosen_on_validation_people(study):
+    summary = files.read_json(study.report / "summary.json")
+    chosen = summary["chosen"]
+    assert {m for modes in chosen.values() for m in modes} == {"unet", "ldm"}
+    for test in summary["tests"]:
+        modes = chosen[test["target"]]
+        assert (test["a"], test["b"]) == (f"ldm:{modes['ldm']}", f"unet:{modes['unet']}")
+    assert len(summary["tests"]) == 4  # two targets, two scores

@@ -44,15 +44,18 @@ class TestReproduce:
 
     @pytest.mark.slow
     def test_budgets_are_equal_and_spent(self, compared):
-        budgets = {p.parent.name: files.read_json(p) for p in compared.glob("*/budget.json")}
-        whole = 60 * 0.3
-        assert budgets["cyclegan-ct-seed0"]["budget_cpu_seconds"] == pytest.approx(whole / 2)
-        cost = files.read_json(compared / "ae-cost.json")
-        left = whole - cost["training"] - cost["encoding"]
-        assert budgets["ldm-seed0"]["budget_cpu_seconds"] == pytest.approx(left)
-        for name, budget in budgets.items():
-            run = files.read_json(compared / name / "run.json")
-            assert run["step"] == budget["num_train_steps"] and run["finished"]
+        record = files.read_json(compared / "budget.json")
+        ratios, plans = record["ratios"], record["plans"]
+        whole = 60 * 0.3 / record["cpu_seconds"]
+        assert plans["cyclegan-ct"]["budget"] == pytest.approx(whole / 2)
+        assert plans["ldm"]["budget"] == pytest.approx(whole)
+        for name, plan in plans.items():
+            spent = plan["paid"] + plan["num_train_steps"] * ratios[name]
+            assert plan["budget"] - ratios[name] <= spent <= plan["budget"]
+            run = files.read_json(compared / f"{name}-seed0" / "run.json")
+            assert run["step"] == plan["num_train_steps"] and run["finished"]
+        assert plans["ldm"]["paid"] > 20 * ratios["ae"] > 0  # and the latents
+        assert plans["cyclegan-ct"]["paid"] == 0
 
     @pytest.mark.slow
     def test_again_trains_nothing(self, study, compared, capsys):
@@ -69,3 +72,33 @@ class TestReproduce:
         with pytest.raises(UserError, match="buys unet 0 steps"):
             config = make_config(study, methods="unet", budget_minutes=1e-6)
             reproduce.run(config, str(tmp_path))
+
+    @pytest.mark.slow
+    def test_folds_test_everyone_once(self, study, tmp_path):
+        config = make_config(study, prepared="", methods="unet,ldm", folds=2, fold=0)
+        config.cohort = str(study.data_root / "cohort")
+        reproduce.run(config, str(tmp_path))
+        assert not (tmp_path / "report").exists()  # half of the people are not tested yet
+        config.fold = -1
+        reproduce.run(config, str(tmp_path))
+        pooled = files.read_json(tmp_path / "report" / "summary.json")
+        folds = [
+            files.read_json(tmp_path / f"fold-{k}" / "report" / "summary.json") for k in (0, 1)
+        ]
+        assert pooled["data"]["test_patients"] == 8
+        for row in pooled["rows"]:
+            parts = [
+                (r["n_patients"], r["psnr"]["mean"])
+                for f in folds
+                for r in f["rows"]
+                if all(r[k] == row[k] for k in ("method", "mode", "target"))
+            ]
+            assert row["n_patients"] == 8
+            assert row["psnr"]["mean"] == pytest.approx(sum(n * m for n, m in parts) / 8)
+        assert (tmp_path / "report" / "index.html").is_file()
+
+    def test_folds_refuse_data_that_are_split_already(self, study, tmp_path):
+        with pytest.raises(UserError, match="split already"):
+            reproduce.run(make_config(study, folds=2), str(tmp_path))
+        with pytest.raises(UserError, match="no such fold"):
+            reproduce.run(make_config(study, prepared="", folds=2, fold=2), str(tmp_path))

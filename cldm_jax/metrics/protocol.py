@@ -290,10 +290,11 @@ def score_volume(
 
     pred, target: [Z, H, W] in metric units; mask: [Z, H, W], true where scored; keep: [Z] bool,
     slices that count; context: what some scores need beside, for all Z slices.
-    Returns {metric: float64 array}: [number of kept slices] for per-slice metrics, in slice order, and [1] for per-volume metrics (all of them where the protocol's
-    aggregation is "volume"; there a slice that is not kept only loses its mask). A slice without
-    mask pixels is NaN, an exact prediction has PSNR +inf; `statistics.patient_mean` counts both.
-    Raises UserError on unequal shapes, non-finite values or a target the protocol does not score.
+    Returns {metric: float64 array}: [number of kept slices] for per-slice metrics, in slice order, and
+    [1] for per-volume metrics (all of them where the protocol's aggregation is "volume"; there a slice
+    that is not kept only loses its mask). A slice without mask pixels is NaN, an exact prediction has
+    PSNR +inf; `statistics.patient_mean` counts both. Raises UserError on unequal shapes, non-finite
+    values or a target the protocol does not score.
     """
     rule = protocol.target(target_name)
     pred, target, mask, keep = _checked(pred, target, mask, keep)

@@ -5,11 +5,13 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
+from cldm_jax.metrics import aggregate
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.report import labels, tables
 from cldm_jax.report.figures import INK, label_text, new_figure
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"  # Okabe-Ito: colour-blind safe
+PALETTE = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _IS_FLOOR = "floor"
 
 
@@ -110,5 +112,77 @@ def patients_figure(
         axes.set_title(f"{METRICS[metric].label}, {unit}" if unit else METRICS[metric].label)
         axes.title.set(fontsize=9, color=INK)
         axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
+        _strip(axes)
+    return figure
+
+
+def learning_figure(summary: dict, target: str) -> Figure | None:
+    """PSNR on validation people against the share of the training done, one line per method.
+
+    The first read-out of each method and model range, so not the numbers of the tables. None without
+    validations.
+    """
+    curves = {
+        method: curve[target]
+        for method, curve in (summary.get("learning") or {}).items()
+        if curve.get(target)
+    }
+    if not curves:
+        return None
+    figure = new_figure(6.4, 3.4)
+    axes = figure.subplots()
+    bases = list(dict.fromkeys(aggregate.base_name(m) for m in curves))
+    for method, points in curves.items():
+        x, y = zip(*points, strict=True)
+        number = bases.index(aggregate.base_name(method))
+        style = ("-", "--", ":")[number // len(PALETTE) % 3]
+        label = label_text(f"{method}:") if aggregate.base_name(method) == method else None
+        colour = PALETTE[number % len(PALETTE)]
+        axes.plot(x, y, style, marker="o", markersize=3, linewidth=1.2, color=colour, label=label)
+    axes.set_xlabel("Share of the budget's steps", fontsize=8)
+    axes.set_ylabel("PSNR on validation people, dB", fontsize=8)
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], axes.get_ylim()[1] - 8))
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _strip(axes)
+    return figure
+
+
+def sweep_figure(record: dict, target: str) -> Figure:
+    """Left: PSNR against sharpness over K and DDIM steps. Right: error against predicted SD."""
+    points = [p for p in record["points"] if p["target"] == target]
+    figure = new_figure(8.8, 3.6)
+    left, right = figure.subplots(1, 2)
+    for number, samples in enumerate(sorted({p["samples"] for p in points if p["samples"]})):
+        line = sorted((p for p in points if p["samples"] == samples), key=lambda p: p["steps"])
+        x, y = [p["sharpness"] for p in line], [p["psnr"] for p in line]
+        colour = PALETTE[number % len(PALETTE)]
+        left.plot(x, y, "-o", color=colour, markersize=4, linewidth=1, label=f"mean of {samples}")
+        for p in line:
+            left.annotate(
+                str(p["steps"]),
+                (p["sharpness"], p["psnr"]),
+                fontsize=6,
+                xytext=(3, 3),
+                textcoords="offset points",
+            )
+    for p in (p for p in points if not p["samples"]):
+        left.plot([p["sharpness"]], [p["psnr"]], "*", markersize=9, label=p["name"])
+    left.axvline(1.0, color=ORANGE, linewidth=0.8)
+    left.set_xlabel("Sharpness (1 = real); numbers: DDIM steps", fontsize=8)
+    left.set_ylabel("PSNR, dB", fontsize=8)
+    left.legend(fontsize=7, frameon=False)
+    for row in (c for c in record["calibration"] if c["target"] == target):
+        x, y = [b["sd"] for b in row["bins"]], [b["rmse"] for b in row["bins"]]
+        right.plot(x, y, "-o", color=BLUE, markersize=4, linewidth=1)
+        end = max(x + y)
+        right.plot([0, end], [0, end], color=ORANGE, linewidth=0.8)
+        covered = 100 * row["coverage"]["0.9"]
+        text = f"90 % intervals cover {covered:.0f} %\n{row['samples']} samples"
+        right.text(0.03, 0.97, text, transform=right.transAxes, va="top", fontsize=8)
+    right.set_xlabel("Predicted SD of the error", fontsize=8)
+    right.set_ylabel("Root mean square error", fontsize=8)
+    for axes in (left, right):
+        axes.grid(color="#e5e5e5", linewidth=0.6)
         _strip(axes)
     return figure

@@ -87,10 +87,11 @@ def _draw(folder: pathlib.Path, summary, scores, gallery) -> dict:
     drawn = {}
     for target in dict.fromkeys([*tables.targets_of(summary), *gallery]):
         units = tables.units_of(summary, target)
-        entry = {"scale": None, "patients": None, "cases": []}
+        entry = {"scale": None, "patients": None, "learning": None, "cases": []}
         for key, figure in (
             ("scale", charts.scale_figure(summary, target)),
             ("patients", charts.patients_figure(scores, target, units)),
+            ("learning", charts.learning_figure(summary, target)),
         ):
             if figure is not None:
                 entry[key] = _inline(folder / _file_name(target, key), figure, indexed=False)
@@ -133,6 +134,7 @@ def _context(summary, scores, gallery, drawn, title) -> dict:
                 "details": tables.detail_table(summary, target),
                 "scale": entry["scale"],
                 "patients": entry["patients"],
+                "learning": entry["learning"],
                 "rule": gallery.get(target, {}).get("rule"),
                 "cases": [
                     {

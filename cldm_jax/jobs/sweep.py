@@ -1,0 +1,119 @@
+"""How a trained CLDM trades error for sharpness over K and DDIM steps; is its spread honest?"""
+
+import pathlib
+
+import numpy as np
+
+from cldm_jax import files
+from cldm_jax.errors import UserError
+from cldm_jax.jobs.inputs import ensure_prepared, read_run_config
+from cldm_jax.jobs.readouts import open_run, predict_rows
+from cldm_jax.jobs.scoring import Scorer
+from cldm_jax.metrics import calibration
+from cldm_jax.report import charts, figures
+from cldm_jax.runtime import device
+from cldm_jax.runtime.progress import Progress
+
+SHOWN = ("psnr", "ssim", "sharpness", "bone_edge", "sulcal_csf")
+
+
+def run(config, workdir: str) -> None:
+    """Samples `config.run` with every number of steps and writes <workdir>/sweep.json and its figures.
+
+    Draws are independent: sample k of a slice comes from seed k. UserError where the run has no samples.
+    """
+    trained = read_run_config(config.run)
+    if trained["method"] != "ldm":
+        raise UserError(config.run, f"is a {trained['method']} run", "Give a latent diffusion run.")
+    with config.data.unlocked():
+        config.data.prepared = config.data.prepared or trained["data"]["prepared"]
+        config.data.root = trained["data"]["root"]
+    prepared = ensure_prepared(config.data)
+    names = {prepared.index["modalities"][t]["code"]: t for t in config.targets}
+    scorer = Scorer(config, prepared, names)
+    source = scorer.source(trained["data"]["context"])
+    draws = {n: config.num_samples for n in config.num_sampling_steps}
+    draws[config.main_steps] = config.main_samples
+    total = len(source) * sum(n * k for n, k in draws.items())
+    points, spread = [], []
+    with Progress(total, "sweep", "evaluation") as progress:
+        options = dict(batch_size=config.batch_size, progress=progress)
+        for steps, samples in sorted(draws.items()):
+            sampling = {**trained["recipe"]["sampling"], "num_sampling_steps": steps}
+            opened = open_run(config.run, {**sampling, "num_samples": (1,)})
+            if steps == min(draws):
+                for mode in (m for m in opened.method.predict if m in ("onestep", "mirror")):
+                    quiet = dict(batch_size=config.batch_size, seed=0)
+                    images = predict_rows(opened, mode, source, **quiet).images
+                    points += _points(scorer, images, mode, steps=1, samples=0)
+            stack = np.stack(
+                [
+                    predict_rows(opened, "sample", source, seed=k, **options).images
+                    for k in range(samples)
+                ]
+            )
+            for k in (2**i for i in range(int(np.log2(samples)) + 1)):
+                mean = stack[:k].mean(0)
+                points += _points(scorer, mean, f"mean{k}_steps{steps}", steps=steps, samples=k)
+            if steps == config.main_steps:
+                spread = _calibration(scorer, stack)
+    record = {
+        "run": str(config.run),
+        "checkpoint": opened.step,
+        "command": device.command_line(),
+        "hardware": device.describe(),
+        "people": len({s["patient"] for s in scorer.scores}),
+        "slices": len(source),
+        "protocol": scorer.protocol.name,
+        "points": points,
+        "calibration": spread,
+    }
+    folder = pathlib.Path(workdir)
+    files.write_json(folder / "sweep.json", record)
+    for target in config.targets:
+        figure = charts.sweep_figure(record, target)
+        figures.save(figure, folder / f"{target}_sweep.png", indexed=False)
+    _print(record)
+    print(f"sweep: {folder / 'sweep.json'}")
+
+
+def _points(scorer, images, name: str, **facts) -> list[dict]:
+    """One row per target: means over people of the metrics in SHOWN."""
+    before = len(scorer.scores)
+    scorer.add("sweep", name, images)
+    rows = scorer.scores[before:]
+    points = []
+    for target in dict.fromkeys(r["target"] for r in rows):
+        point = {"name": name, "target": target, **facts}
+        for metric in SHOWN:
+            values = [r["value"] for r in rows if (r["target"], r["metric"]) == (target, metric)]
+            values = [v for v in values if np.isfinite(v)]
+            point[metric] = float(np.mean(values)) if values else None
+        points.append(point)
+    return points
+
+
+def _calibration(scorer, stack) -> list[dict]:
+    """Per target, all scored pixels in the mask, metric units."""
+    out = []
+    for code, target in scorer.names.items():
+        errors, sds = [], []
+        for subject, c, rows in scorer.patients():
+            if c != code:
+                continue
+            samples = scorer.units(code, subject, stack[:, rows])
+            real = scorer.units(code, subject, scorer.real[rows])
+            mask = scorer.masks[rows]
+            errors.append((samples.mean(0) - real)[mask])
+            sds.append(samples.std(0, ddof=1)[mask])
+        if errors:
+            row = calibration.summarise(np.concatenate(errors), np.concatenate(sds), len(stack))
+            out.append({"target": target, "samples": len(stack), **row})
+    return out
+
+
+def _print(record: dict) -> None:
+    for p in record["points"]:
+        print(f"{p['target']} {p['name']}: {p['psnr']:.2f} dB, sharpness {p['sharpness']:.2f}")
+    for c in record["calibration"]:
+        print(f"{c['target']}: 90 % interval covers {100 * c['coverage']['0.9']:.0f} % of pixels")
