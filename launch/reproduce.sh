@@ -2,11 +2,12 @@
 # The paper's comparison: every method trained with the same CPU time on the same people, one report.
 #
 #   bash launch/reproduce.sh --preset quick          simulated people; into runs/reproduce-quick
-#   bash launch/reproduce.sh --preset cpu --labels DIR     virtual people from label volumes
+#   bash launch/reproduce.sh --preset cpu1mm --labels DIR --folds 3     virtual people from label volumes
 #   bash launch/reproduce.sh --preset cpu --bids DIR       your own people (or --manifest CSV)
 #   --methods unet,ldm   some of: unet unet-1slice attention_unet cyclegan-ct cyclegan-mr pix2pix
 #                        unet-cells latent_regression ldm
-#   --seeds N            trainings of each method
+#   --seeds N            trainings of the U-Net and of the CLDM
+#   --folds K            cross-validation: everyone is tested once; --fold k: this one only
 #   --budget-minutes M   process CPU minutes of each training
 #   --name NAME          runs/NAME
 #
@@ -22,7 +23,7 @@ main() {
   while [ $# -gt 0 ]; do
     case $1 in
       --help | -h) usage && return ;;
-      --preset | --name | --labels | --bids | --manifest | --methods | --seeds | --budget-minutes)
+      --preset | --name | --labels | --bids | --manifest | --methods | --seeds | --budget-minutes | --folds | --fold)
         [ $# -ge 2 ] || die "$1 needs a value. See --help."
         ;;
       *) die "unknown argument $1. See --help." ;;
@@ -34,6 +35,8 @@ main() {
       --bids | --manifest) flags+=("--config.cohort=$2") ;;
       --methods) flags+=("--config.methods=$2") ;;
       --seeds) flags+=("--config.seeds=$2") ;;
+      --folds) flags+=("--config.folds=$2") ;;
+      --fold) flags+=("--config.fold=$2") ;;
       --budget-minutes) flags+=("--config.budget_minutes=$2") ;;
     esac
     shift 2
