@@ -42,7 +42,9 @@ def get_config(preset: str = "a6000"):
         "model": {
             "num_classes": ae.NUM_CLASSES,
             "unet": {
-                "base_channels": common.pick(preset, tiny=8, quick=24, cpu=32, a6000=128),
+                "base_channels": common.pick(
+                    preset, tiny=8, quick=24, cpu=32, cpu1mm=16, a6000=128
+                ),
                 "channel_mult": common.pick(
                     preset, tiny=(1, 2), quick=(1, 2, 4), cpu=(1, 2, 4), a6000=(1, 2, 4)
                 ),

@@ -25,7 +25,7 @@ def get_config(preset: str = "a6000"):
             "num_classes": ae.NUM_CLASSES,
             "stem_block": 1,  # pixels of a cell each way
             "unet": {
-                "base_channels": common.pick(preset, tiny=4, quick=12, cpu=16, a6000=64),
+                "base_channels": common.pick(preset, tiny=4, quick=12, cpu=16, cpu1mm=8, a6000=64),
                 "channel_mult": common.pick(
                     preset,
                     tiny=(1, 2, 4),

@@ -12,7 +12,7 @@ from cldm_jax.main import JOBS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "cldm_jax"
-PRESETS = ("tiny", "quick", "cpu", "a6000", "multi")
+PRESETS = ("tiny", "quick", "cpu", "cpu1mm", "a6000", "multi")
 
 # Room -> (rooms or modules of ours it may import, outside libraries it may import).
 # Everyone may also import the base (errors, files), its own room and the standard library.

@@ -13,6 +13,7 @@ from cldm_jax.data.convert import source_slices
 from cldm_jax.data.grid import ModelGrid, from_grid
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import prepare
+from configs import common
 from configs.prepare import PRESETS, get_config
 
 ALL = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
@@ -390,7 +391,7 @@ def test_contrast_and_name_come_from_the_cohort(cohort, tmp_path):
 
 
 def test_presets():
-    assert set(PRESETS) == {"tiny", "quick", "cpu", "a6000", "multi"}
+    assert set(PRESETS) == set(common.PRESETS)
     for preset in PRESETS:
         config = get_config(preset)
         assert config.job == "prepare" and config.preset == preset and config.is_locked

@@ -132,12 +132,10 @@ def _costs(config, path: pathlib.Path, recipes: dict, autoencoder) -> dict:
     missing = {n: r for n, r in recipes.items() if known is None or n not in known["ratios"]}
     if not missing:
         return known
-    if known is not None:  # methods added later, beside the same reference
-        reference = known["reference"]
-        prepared = autoencoder.data.prepared
-        missing = {reference: _recipe(config, reference, prepared), **missing}
-    costs = budget.measure(missing, autoencoder, config.encode_batch_size, config.measured_seconds)
-    if known is not None:
+    unit = _recipe(config, config.reference, autoencoder.data.prepared)
+    measured = {config.reference: unit, **missing}
+    costs = budget.measure(measured, autoencoder, config.encode_batch_size, config.measured_seconds)
+    if known is not None:  # methods added later: measured beside the same step, whose seconds stay
         costs = {**known, "ratios": {**costs["ratios"], **known["ratios"]}}
     files.write_json(path, costs)
     return costs
