@@ -97,13 +97,14 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
         for name, recipe in recipes.items()
     }
     files.write_json(folder / BUDGET, {"minutes": config.budget_minutes, **costs, "plans": plans})
-    for recipe in recipes.values():
-        if recipe.data.kind == "latents":
-            with recipe.unlocked():
-                recipe.autoencoder.workdir = ae_workdir
-            train.run(autoencoder, ae_workdir)
-            modalities = needed_modalities(recipe.data)
-            ensure_latents(data, ae_workdir, config.encode_batch_size, modalities)
+    latent = [recipe for recipe in recipes.values() if recipe.data.kind == "latents"]
+    if latent:
+        train.run(autoencoder, ae_workdir)
+    for recipe in latent:
+        with recipe.unlocked():
+            recipe.autoencoder.workdir = ae_workdir
+        modalities = needed_modalities(recipe.data)
+        ensure_latents(data, ae_workdir, config.encode_batch_size, modalities)
     seeds = {name: max(1, config.seeds if name in config.headline else 1) for name in names}
     workdirs = []
     for seed in range(max(seeds.values())):
