@@ -55,13 +55,17 @@ def test_attenuation_error_of_nothing():
 
 def test_bone_edge_counts_only_bone_surfaces():
     real, everywhere = head(), np.ones((3, 96, 96), bool)
-    assert anatomy.bone_edge(real, real, everywhere, 300) == 1
-    assert anatomy.bone_edge(head(shift=3), real, everywhere, 300) == pytest.approx(1, abs=0.02)
-    assert anatomy.bone_edge(head(bone=500.0), real, everywhere, 300) < 0.8
-    assert anatomy.bone_edge(head(bone=40.0), real, everywhere, 300) == 0
-    assert np.isnan(anatomy.bone_edge(real, head(bone=40.0), everywhere, 300))
+    assert anatomy.bone_edge(real, real, everywhere, 300, (1.0, 1.0)) == 1
+    assert anatomy.bone_edge(head(shift=3), real, everywhere, 300, (1.0, 1.0)) == pytest.approx(
+        1, abs=0.02
+    )
+    assert anatomy.bone_edge(head(bone=500.0), real, everywhere, 300, (1.0, 1.0)) < 0.8
+    assert anatomy.bone_edge(head(bone=40.0), real, everywhere, 300, (1.0, 1.0)) == 0
+    assert np.isnan(anatomy.bone_edge(real, head(bone=40.0), everywhere, 300, (1.0, 1.0)))
     noise = np.where(real == 40, np.random.default_rng(0).normal(0, 20, real.shape), 0)
-    assert anatomy.bone_edge(real + noise, real, everywhere, 300) == pytest.approx(1, abs=0.02)
+    assert anatomy.bone_edge(real + noise, real, everywhere, 300, (1.0, 1.0)) == pytest.approx(
+        1, abs=0.02
+    )
 
 
 def test_consistency_looks_at_neighbours_only():
@@ -143,3 +147,51 @@ def test_lesions_invented():
 def test_tiny_sections_are_not_lesions():
     labels, lesions, healthy, real = with_lesion(anatomy.TUMOUR, -0.2, size=3)
     assert np.isnan(anatomy.lesions_missed(healthy, real, lesions, labels))
+
+
+def test_texture_of_marrow_is_no_surface():
+    real = head(skull=12)
+    y, x = np.mgrid[:96, :96] - 47.5
+    r = np.hypot(x, y)
+    marrow = (r > 32) & (r < 36)  # between two tables of 4 pixels
+    rng = np.random.default_rng(0)
+    real[:, marrow] = rng.normal(350, 120, (3, marrow.sum()))
+    smooth = real.copy()
+    smooth[:, marrow] = 350.0
+    everywhere = np.ones(real.shape, bool)
+    assert anatomy.bone_edge(smooth, real, everywhere, 300, (1.0, 1.0)) == pytest.approx(
+        1, abs=0.01
+    )
+
+
+def test_attenuation_error_does_not_depend_on_the_grid():
+    """The same disc on pixels of 1 x 1 and of 3 x 1 mm."""
+    found = []
+    for high in (1, 3):
+        inside = disc(80)[::high][None]
+        pred, target = (np.where(inside, hu, -1000.0) for hu in (20.0, 0.0))
+        found.append(anatomy.attenuation_error(pred, target, inside, (float(high), 1.0)))
+    assert found[1] == pytest.approx(found[0], rel=0.03)
+
+
+def test_three_classes_where_one_is_more_than_half():
+    rng = np.random.default_rng(0)
+    true = np.repeat([0, 1, 2], [120, 360, 520])
+    values = np.array([0.1, 0.5, 0.8])[true] + rng.normal(0, 0.02, 1000)
+    np.testing.assert_array_equal(anatomy.three_classes(values), true)
+
+
+def test_flat_images_have_no_sulci():
+    labels, mr = brain()
+    assert anatomy.sulcal_csf(np.full_like(mr, 0.5), mr, labels, (1.0, 1.0)) == 0
+
+
+def test_more_contrast_everywhere_invents_no_lesion():
+    labels, mr = brain()
+    lesions = np.zeros_like(labels)
+    lesions[0, 40:56, 66:80] = anatomy.HYPOMETABOLIC  # across white and grey matter
+    strong = np.choose(labels, [0.0, 0.15, 0.45, 0.85])
+    assert anatomy.lesions_invented(strong, mr, lesions, labels) == 0
+    flipped = np.where(lesions > 0, mr + 0.1, mr)
+    healthy = np.where(lesions > 0, mr - 0.1, mr)
+    assert anatomy.lesions_invented(flipped, healthy, lesions, labels) == 1

@@ -89,7 +89,6 @@ def test_shapes_names_and_applicability():
         "mae_soft",
         "mae_bone",
         "dice_bone",
-        "bone_edge",
     }
 
 

@@ -89,7 +89,7 @@ def _fold(groups: list[str], fractions, k: int, folds: int) -> dict[str, set[str
         raise UserError(
             "fold", f"({k}, {folds})", "Give (k, K), k from 0 to K - 1 and K at least 2"
         )
-    val = max(1, round(fractions[1] * n))
+    val = max(1, round(fractions[1] * n)) if fractions[1] else 0
     if folds > n or n - -(-n // folds) - val < 1:
         reason = f"{n} people (groups) are too few for {folds} folds with {val} for val"
         raise UserError("fold", reason, "Add people or make fewer folds")

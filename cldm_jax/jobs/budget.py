@@ -31,11 +31,11 @@ def measure(recipes: dict, autoencoder, encode_batch_size: int, seconds: float) 
     trained and nothing written; latent methods are measured on an untrained autoencoder.
     """
     reference = next(iter(recipes))
-    base = _open(recipes[reference], autoencoder)
-    opened = {name: (recipe, autoencoder) for name, recipe in recipes.items() if name != reference}
-    ratios, costs = {reference: 1.0}, []
     latent = any(recipe.data.kind == "latents" for recipe in recipes.values())
-    with Progress(len(opened) + 2 * latent, "measure steps", "method") as progress:
+    untrained = _untrained(autoencoder) if latent else None
+    base = _open(recipes[reference], untrained)
+    ratios, costs = {reference: 1.0}, []
+    with Progress(len(recipes) - 1 + 2 * latent, "measure steps", "method") as progress:
 
         def add(name: str, call: Callable[[], None], count: int = 1) -> None:
             own, beside = _interleave(call, base, seconds)
@@ -45,9 +45,9 @@ def measure(recipes: dict, autoencoder, encode_batch_size: int, seconds: float) 
 
         if latent:
             add("ae", _open(autoencoder, None))
-            add("encode", _encoder(autoencoder, encode_batch_size), encode_batch_size)
-        for name, pair in opened.items():
-            add(name, _open(*pair))
+            add("encode", _encoder(untrained, encode_batch_size), encode_batch_size)
+        for name in (n for n in recipes if n != reference):
+            add(name, _open(recipes[name], untrained))
     if not costs:
         costs = [_interleave(base, base, seconds)[1]]
     return {"reference": reference, "cpu_seconds": float(np.median(costs)), "ratios": ratios}
@@ -100,7 +100,7 @@ def _interleave(call, base, seconds: float) -> tuple[float, float]:
     return tuple(spent / rounds)
 
 
-def _open(recipe, autoencoder) -> Callable[[], None]:
+def _open(recipe, untrained) -> Callable[[], None]:
     """One training step of `recipe` on a batch that lies ready; latents are drawn, not encoded."""
     recipe = recipe.copy_and_resolve_references()
     with recipe.unlocked():
@@ -109,13 +109,13 @@ def _open(recipe, autoencoder) -> Callable[[], None]:
         recipe.data.kind = "images"
     if not latent:
         return train.open_step(recipe)
-    model, variables, prepared = _untrained(autoencoder)
+    model, variables, prepared = untrained
     codec = make_codec(model)
     classes, channels = model["num_classes"], codec.latent_channels
     ones = np.ones((classes, channels), np.float32)
     frozen = {"autoencoder": variables, "statistics": {"mean": 0 * ones, "std": ones}}
-    recipe_words = inputs_lib.method_recipe(recipe)
-    inputs = inputs_lib.Inputs(prepared, None, frozen, {"autoencoder": model, **recipe_words})
+    keywords = {"autoencoder": model, **inputs_lib.method_recipe(recipe)}
+    inputs = inputs_lib.Inputs(prepared, None, frozen, keywords)
     batch = inputs_lib.train_source(recipe, inputs).read(np.arange(recipe.train.batch_size))
     rng = np.random.default_rng(0)
     b, height, width, _ = batch["target"].shape
@@ -137,8 +137,8 @@ def _untrained(autoencoder) -> tuple[dict, dict, object]:
     return inputs.recipe["model"], {"params": state.params, **state.frozen}, inputs.prepared
 
 
-def _encoder(autoencoder, batch_size: int) -> Callable[[], None]:
-    model, variables, prepared = _untrained(autoencoder)
+def _encoder(untrained, batch_size: int) -> Callable[[], None]:
+    model, variables, prepared = untrained
     encode = jax.jit(make_codec(model).encode)
     grid = prepared.index["grid"]["size"]
     images = np.zeros((batch_size, *grid, 1), np.float32)

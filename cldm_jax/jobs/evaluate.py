@@ -97,7 +97,11 @@ def _evaluate(config, runs: list[Run], prepared):
     rows = scorer.source(runs[0].config["data"]["context"])
     # In network evaluations, so that the ETA knows that a mean of samples takes longest; the two
     # controls use the first read-out.
-    per_slice = sum(_evaluations(e, e.first.method.predict) + 2 * is_cldm(e) for e in entrants)
+    per_slice = sum(
+        sum(e.first.method.evaluations.values()) * len(e.runs) / len(targets) for e in entrants
+    )
+    main = next((e for e in entrants if is_cldm(e)), None)
+    per_slice += 2 * (main is not None)
     readouts: dict[tuple[str, str], ReadOut] = {}
     control_rows: list[dict] = []
     with Progress(round(len(rows) * per_slice), "predict test people", "evaluation") as progress:
@@ -114,7 +118,7 @@ def _evaluate(config, runs: list[Run], prepared):
                     progress=progress,
                 )
                 scorer.add(e.name, mode, readouts[e.name, mode].images, targets=e.runs)
-            if is_cldm(e) and e is next(x for x in entrants if is_cldm(x)):
+            if e is main:
                 first = readouts[e.name, next(iter(e.first.method.predict))]
                 control_rows += _controls(
                     config, e.first, source, prepared, names, scorer, first.images, progress
@@ -130,11 +134,6 @@ def _evaluate(config, runs: list[Run], prepared):
     )
     gallery = make_gallery(entrants, prepared, scorer, readouts, rows)
     return summary, scorer.scores, gallery
-
-
-def _evaluations(entrant, modes) -> float:
-    """Network evaluations per scored image over these read-outs."""
-    return sum(entrant.first.method.evaluations[m] for m in modes)
 
 
 def _choose_modes(config, entrants, prepared, names, codes) -> dict[str, dict[str, str]]:

@@ -15,6 +15,7 @@ from cldm_jax.report.gallery import GALLERY, load_gallery
 from cldm_jax.report.labels import row_key
 from cldm_jax.report.page import write_report
 from cldm_jax.report.tables import text_table
+from cldm_jax.runtime import device
 
 CHOSEN = "chosen"  # read-out of a method whose folds chose different ones
 
@@ -30,18 +31,9 @@ def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: 
     scores = [_read_scores(r / "scores.csv") for r in reports]
     chosen = _chosen(summaries, scores)
     flat = [row for fold in scores for row in fold]
-    costs = _costs(summaries)
-    for target, modes in chosen.items():
-        for method, mode in modes.items():
-            if mode == CHOSEN:
-                costs |= {
-                    (m, CHOSEN, t): c
-                    for (m, _, t), c in list(costs.items())
-                    if t == target and aggregate.base_name(m) == method
-                }
     summary = make_summary(
         flat,
-        costs,
+        _costs(summaries, chosen),
         chosen,
         {aggregate.base_name(t["a"].split(":")[0]) for s in summaries for t in s["tests"]},
         seed=seed,
@@ -50,7 +42,7 @@ def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: 
         controls=_controls(summaries),
         learning=_learning(summaries),
         notes=_notes(summaries),
-        run=summaries[0]["run"],
+        run={**_without_stamp(summaries[0]["run"]), "command": device.command_line()},
     )
     page = write_report(
         workdir, summary, flat, _gallery(reports, flat), title=f"{title}: {len(reports)} folds"
@@ -98,17 +90,28 @@ def _chosen(summaries, scores) -> dict[str, dict[str, str]]:
     return chosen
 
 
+def _without_stamp(run: dict) -> dict:
+    """The stamp is of one fold's evaluation."""
+    return {k: v for k, v in run.items() if k != "stamp"}
+
+
 def _mean(values):
     known = [v for v in values if v is not None]
     return float(np.mean(known)) if known else None
 
 
-def _costs(summaries) -> dict[tuple, dict]:
-    """Means over folds; None where nothing was measured."""
+def _costs(summaries, chosen) -> dict[tuple, dict]:
+    """Means over folds, those of a CHOSEN read-out over what each fold chose; None where nothing was
+    measured.
+    """
     found: dict[tuple, list[dict]] = {}
     for summary in summaries:
         for row in summary["rows"]:
-            found.setdefault((row["method"], row["mode"], row["target"]), []).append(row)
+            method, mode, target = row["method"], row["mode"], row["target"]
+            found.setdefault((method, mode, target), []).append(row)
+            base = aggregate.base_name(method)
+            if chosen[target][base] == CHOSEN and summary["chosen"][target][base] == mode:
+                found.setdefault((method, CHOSEN, target), []).append(row)
     return {k: {c: _mean([r[c] for r in rows]) for c in COSTS} for k, rows in found.items()}
 
 
@@ -153,8 +156,8 @@ def _learning(summaries) -> dict:
         out[method] = {}
         for target in curves:
             folds = [s["learning"][method][target] for s in summaries]
-            points = zip(*folds, strict=False)  # folds stop at the same number of steps, but for 1
-            out[method][target] = [tuple(np.mean(p, axis=0).tolist()) for p in points]
+            points = zip(*folds, strict=False)  # folds validate equally often, but for one
+            out[method][target] = [tuple(_mean(v) for v in zip(*p, strict=True)) for p in points]
     return out
 
 
@@ -171,12 +174,17 @@ def _notes(summaries) -> list[str]:
 
 def _gallery(reports, scores) -> dict:
     """Of all folds' pictures, those nearest to the best, median and worst person of all."""
+    for report in reports:
+        if not (report / GALLERY).is_file():
+            raise UserError(
+                report / GALLERY, "is missing", "Delete that report and evaluate again."
+            )
     galleries = [load_gallery(r / GALLERY) for r in reports]
     out = {}
     for target, first in galleries[0].items():
         cases = {}
         for gallery in galleries:
-            for case in gallery[target]["cases"]:
+            for case in gallery.get(target, {}).get("cases", ()):
                 cases[case["patient"]] = case
         key = first["chosen_by"].split(":")
         psnr = {
@@ -186,6 +194,8 @@ def _gallery(reports, scores) -> dict:
             and (r["target"], r["metric"]) == (target, HEADLINE)
             and math.isfinite(r["value"])
         }
+        if not psnr:  # nothing to rank people by
+            continue
         middle = float(np.median(list(psnr.values())))
         shown = [p for p in cases if p in psnr]
         wanted = {"best": max(psnr.values()), "median": middle, "worst": min(psnr.values())}

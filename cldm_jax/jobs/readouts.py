@@ -13,12 +13,11 @@ from cldm_jax import files
 from cldm_jax.data.pipeline import SliceSource
 from cldm_jax.errors import UserError
 from cldm_jax.jobs.inputs import read_run_config
-from cldm_jax.jobs.train import BEST
 from cldm_jax.methods.base import Method
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.registry import make_method
 from cldm_jax.models.conv import prepare_params
-from cldm_jax.runtime.checkpoint import restore_for_inference
+from cldm_jax.runtime.checkpoint import BEST, restore_for_inference
 from cldm_jax.runtime.train_state import TrainState
 
 

@@ -5,23 +5,18 @@ signals; it does not know what a loss is. Step k's batch and noise depend on (se
 resumed run repeats the uninterrupted one bit for bit.
 """
 
-import importlib.metadata
-import itertools
-import json
 import logging
 import math
 import pathlib
-import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 
-from cldm_jax import __version__, files
 from cldm_jax.data import pipeline
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import inputs as inputs_lib
+from cldm_jax.jobs import record
 from cldm_jax.jobs.validation import make_validation
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runtime import device, sharding
@@ -31,29 +26,14 @@ from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.runtime.signals import StopRequest
 from cldm_jax.runtime.writers import MetricWriter
 
-BEST = "best"  # folder of the checkpoint with the best validation
-
-# Fields a resumed run may change: cadence and plumbing, nothing that alters a number.
-MUTABLE = {
-    "train.log_every",
-    "train.val_every",
-    "train.save_every",
-    "train.num_threads",
-    "train.num_workers",
-    "data.root",
-    "data.prepared",
-    "encode_batch_size",
-    "train.cpu_step_seconds",
-}
-
 
 def run(config, workdir: str) -> None:
     """Trains `config.method` to `config.train.num_train_steps`, resuming what `workdir` holds."""
     sharding.check_batch_size(config.train.batch_size)
     _warn_if_gpu_preset(config)
-    resolved = _comparable(config)
+    resolved = record.comparable(config)
     with run_lock(workdir), StopRequest() as stop:
-        _check_same_config(workdir, resolved)
+        record.check_same_config(workdir, resolved)
         inputs = inputs_lib.open_inputs(config)
         method = make_method(config.method, **inputs.recipe)
         finished = _train(config, workdir, resolved, inputs, method, stop)
@@ -78,10 +58,10 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
     if found is not None:
         start, state = found
         print(f"resuming {workdir} at step {start} of {total}", flush=True)
-    manifest = _run_manifest(config, workdir, inputs, state, resolved)
+    manifest = record.make_manifest(config, workdir, inputs, state, resolved)
     if start >= total:
         checkpoints.close()
-        _finish(workdir, manifest, start)
+        record.finish(workdir, manifest, start)
         print(f"{workdir}: already trained to step {start}", flush=True)
         return True
     _print_overview(config, state)
@@ -102,7 +82,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    clock = _Clock(manifest)
+    clock = record.Clock(manifest)
     every = config.train
     compiled, pending = None, None
     try:
@@ -124,14 +104,14 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
                     _check_finite(step + 1, metrics)
                     clock.stamp()
                     checkpoints.save(step + 1, state)
-                    _write_manifest(workdir, manifest, step + 1, finished=False)
+                    record.write_manifest(workdir, manifest, step + 1, finished=False)
                 if last or (step + 1) % every.val_every == 0:
                     if pending is not None:
                         _log(writer, progress, *pending)
                         pending = None
                     scalars, images = validate(state)
                     device.trim_heap()  # its compilation, at first
-                    _keep_best(workdir, manifest, step + 1, scalars, state)
+                    record.keep_best(workdir, manifest, step + 1, scalars, state)
                     writer.write_scalars(step + 1, scalars)
                     writer.write_images(step + 1, images)
                     writer.flush()
@@ -145,7 +125,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         checkpoints.close()
     if stop.signal and step + 1 < total:
         return False
-    _finish(workdir, manifest, total)
+    record.finish(workdir, manifest, total)
     return True
 
 
@@ -211,128 +191,6 @@ def _init_batch(config, source) -> dict:
     picks = np.linspace(0, len(source) - 1, count).round().astype(int)
     items = [source[int(i)] for i in picks]
     return {k: np.stack([item[k] for item in items]) for k in items[0]}
-
-
-class _Clock:
-    """Adds this process's wall and CPU seconds of training to what earlier runs have spent."""
-
-    def __init__(self, manifest: dict):
-        self.manifest = manifest
-        self.wall, self.cpu = time.monotonic(), time.process_time()
-
-    def stamp(self) -> None:
-        wall, cpu = time.monotonic(), time.process_time()
-        self.manifest["train_seconds"] += wall - self.wall
-        self.manifest["train_cpu_seconds"] += cpu - self.cpu
-        self.wall, self.cpu = wall, cpu
-
-
-def _comparable(config) -> dict:
-    """The resolved config as plain JSON types."""
-    return json.loads(json.dumps(config.to_dict()))
-
-
-def flatten(tree: dict, prefix: str = "") -> dict:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    out = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            out.update(flatten(value, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
-
-
-def _check_same_config(workdir, resolved: dict) -> None:
-    path = pathlib.Path(workdir) / "config.json"
-    if not path.is_file():
-        files.write_json(path, resolved)
-        return
-    old, new = flatten(files.read_json(path)), flatten(resolved)
-    differing = [
-        f"{k}: {old.get(k)!r} -> {new.get(k)!r}"
-        for k in sorted(old.keys() | new.keys())
-        if old.get(k) != new.get(k) and k not in MUTABLE
-    ]
-    if differing:
-        raise UserError(
-            workdir,
-            "holds a run with another config (" + "; ".join(itertools.islice(differing, 8)) + ")",
-            "Give another --workdir, or delete this one to start over.",
-        )
-
-
-def _git_revision() -> str:
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return result.stdout.strip() or "not a git checkout"
-
-
-def _run_manifest(config, workdir, inputs, state, resolved) -> dict:
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    path = pathlib.Path(workdir) / "run.json"
-    old = files.read_json(path) if path.is_file() else {}
-    index = inputs.prepared.index
-    return {
-        "method": config.method,
-        "name": config.name,
-        "preset": config.preset,
-        "command": device.command_line(),
-        "config_sha256": files.sha256_json(resolved),
-        "git": _git_revision(),
-        "versions": {
-            "cldm_jax": __version__,
-            **{p: importlib.metadata.version(p) for p in packages},
-        },
-        "hardware": device.describe(),
-        "data": {
-            "name": index["name"],
-            "fingerprint": index["fingerprint"],
-            "split_hash": index["splits"]["hash"],
-            "train_patients": len(index["splits"]["train"]),
-            "contrast": index["contrast"],
-            "grid": index["grid"],  # with the normalisers, all that a new patient's PET needs
-            "modalities": index["modalities"],
-        },
-        "autoencoder": inputs.recipe.get("autoencoder"),  # keywords of the frozen one, if any
-        "params": int(sum(p.size for p in jax.tree.leaves(state.params))),
-        "train_seconds": old.get("train_seconds", 0.0),
-        "train_cpu_seconds": old.get("train_cpu_seconds", 0.0),
-        "step": old.get("step", 0),
-        "best": old.get("best"),  # {"step", "psnr"} of the best validation, None without one
-        "finished": False,
-    }
-
-
-def _keep_best(workdir, manifest: dict, step: int, scalars: dict, state) -> None:
-    """Keeps the averaged parameters of the best validation so far, by mean PSNR over targets.
-
-    A resumed run meets the same validations again and comes to the same choice.
-    """
-    psnr = [v for k, v in scalars.items() if k.startswith("val/psnr_") and math.isfinite(v)]
-    best = manifest["best"]
-    if not psnr or (best is not None and best["psnr"] >= float(np.mean(psnr))):
-        return
-    checkpoints = Checkpoints(pathlib.Path(workdir) / BEST, keep=1)
-    checkpoints.save(step, {"ema_params": state.ema_params, "frozen": state.frozen})
-    checkpoints.close()
-    manifest["best"] = {"step": step, "psnr": float(np.mean(psnr))}
-    _write_manifest(workdir, manifest, manifest["step"], finished=False)
-
-
-def _write_manifest(workdir, manifest: dict, step: int, finished: bool) -> None:
-    manifest.update(step=step, finished=finished)
-    if jax.process_index() == 0:
-        files.write_json(pathlib.Path(workdir) / "run.json", manifest)
-
-
-def _finish(workdir, manifest, step) -> None:
-    _write_manifest(workdir, manifest, step, finished=True)
 
 
 def _print_overview(config, state) -> None:

@@ -15,6 +15,7 @@ CELL_MM = 4.0  # of the projections, the resolution of PET
 ANGLES = 60
 CSF, GREY, WHITE = (1,), (2, 12), (3,)
 RIM_MM = 20.0  # depth below the brain's surface in which sulci are counted
+DIPLOE_MM = 3.0  # marrow between the tables of the skull is closed over before its surface is taken
 LESION_PIXELS = 12  # of a lesion's section, at least
 VISIBLE = 0.05  # contrast of a lesion, fraction of the MR scale
 HYPOMETABOLIC, TUMOUR, WHITE_MATTER_LESION = 1, 2, 3
@@ -27,12 +28,16 @@ def mu_511(hu):
 
 
 @functools.cache
-def _rays(height: int, width: int):
-    """(flat detector bins [A * P], weights of the next bin, number of bins) of every pixel and angle."""
+def _rays(height: int, width: int, aspect: float):
+    """(flat detector bins [A * P], weights of the next bin, number of bins) of every cell and angle.
+
+    aspect: height over width of a cell; a bin is as wide as a square cell of the same area.
+    """
     y, x = np.mgrid[:height, :width]
-    y, x = (y - (height - 1) / 2).ravel(), (x - (width - 1) / 2).ravel()
+    y = (y - (height - 1) / 2).ravel() * np.sqrt(aspect)
+    x = (x - (width - 1) / 2).ravel() / np.sqrt(aspect)
     angles = np.arange(ANGLES) * np.pi / ANGLES
-    bins = int(np.ceil(np.hypot(height, width))) + 3
+    bins = int(np.ceil(2 * np.hypot(y.max(), x.max()))) + 4
     s = np.outer(np.cos(angles), x) + np.outer(np.sin(angles), y) + bins / 2  # [A, P]
     low = np.floor(s).astype(int)
     return (low + bins * np.arange(ANGLES)[:, None]).ravel(), (s - low).ravel(), bins
@@ -56,8 +61,9 @@ def _attenuation_slice(pred, target, mask, spacing_mm) -> float:
     soft = _block_mean(mask & (target > -500) & (target <= 300), block) > 0.5
     if not soft.any():
         return float("nan")
-    low, weight, bins = _rays(*error.shape)
-    values = np.tile(error.ravel() * block[0] * spacing_mm[0] / 10, ANGLES)  # line integrals in cm
+    high, wide = (b * s for b, s in zip(block, spacing_mm, strict=True))  # mm of a cell
+    low, weight, bins = _rays(*error.shape, high / wide)
+    values = np.tile(error.ravel() * np.sqrt(high * wide) / 10, ANGLES)  # line integrals in cm
     line = np.bincount(low, values * (1 - weight), ANGLES * bins)
     line += np.bincount(low + 1, values * weight, ANGLES * bins)
     ratio = np.expm1(line)
@@ -71,22 +77,26 @@ def _block_mean(image, block):
     return cut.reshape(h // block[0], block[0], w // block[1], block[1]).mean((1, 3))
 
 
-def bone_edge(pred, target, mask, bone_hu: float) -> float:
+def bone_edge(pred, target, mask, bone_hu: float, spacing_mm) -> float:
     """Mean gradient on the prediction's own bone surface over that on the target's: < 1 is blunted.
 
     Each image is asked on its own surface, so that noise in soft tissue does not count and a shifted
-    but sharp edge does. 0 where the prediction has no bone.
+    but sharp edge does. Marrow lies near the limit of bone: gaps up to twice DIPLOE_MM are closed first,
+    so that its texture is no surface. 0 where the prediction has no bone.
     """
-    edges = [_edge_gradient(image, mask, bone_hu) for image in (pred, target)]
+    radius = max(1, round(DIPLOE_MM / float(np.sqrt(np.prod(spacing_mm)))))
+    edges = [_edge_gradient(image, mask, bone_hu, radius) for image in (pred, target)]
     if not edges[1] > 0:
         return float("nan")
     return float(np.nan_to_num(edges[0]) / edges[1])
 
 
-def _edge_gradient(image, mask, bone_hu: float) -> float:
+def _edge_gradient(image, mask, bone_hu: float, radius: int) -> float:
+    cross = ndimage.generate_binary_structure(2, 1)[None]
     bone = (image > bone_hu) & mask
-    inner = ndimage.binary_erosion(bone, ndimage.generate_binary_structure(2, 1)[None])
-    surface = bone & ~inner
+    closed = ndimage.binary_dilation(bone, cross, iterations=radius)
+    closed = ndimage.binary_erosion(closed, cross, iterations=radius, border_value=1)
+    surface = bone & ~ndimage.binary_erosion(closed, cross)
     if not surface.any():
         return float("nan")
     return float(np.hypot(*np.gradient(image, axis=(1, 2)))[surface].mean())
@@ -105,9 +115,23 @@ def consistency(pred, target, mask, slices) -> float:
 
 
 def three_classes(values) -> np.ndarray:
-    """0, 1, 2 (dark to bright) of each value: k-means from the sextiles on, so deterministic."""
+    """0, 1, 2 (dark to bright) of each value by k-means."""
+    return np.searchsorted(_limits(values), values)
+
+
+def _limits(values) -> np.ndarray:
+    """The two limits between the three classes. Deterministic: the better of two starts, because a tissue
+    that is more than half of all splits in two when k-means starts from quantiles.
+    """
     values = np.asarray(values, np.float64)
-    centres = np.quantile(values, (1 / 6, 1 / 2, 5 / 6))
+    low, high = np.quantile(values, (0.01, 0.99))
+    starts = np.quantile(values, (1 / 6, 1 / 2, 5 / 6)), np.linspace(low, high, 3)
+    found = [_k_means(values, start) for start in starts]
+    centres = min(found, key=lambda c: np.square(values[:, None] - c).min(1).mean())
+    return (centres[1:] + centres[:-1]) / 2
+
+
+def _k_means(values, centres) -> np.ndarray:
     for _ in range(100):
         classes = np.searchsorted((centres[1:] + centres[:-1]) / 2, values)
         counts = np.bincount(classes, minlength=3)
@@ -116,7 +140,7 @@ def three_classes(values) -> np.ndarray:
         if np.allclose(moved, centres, atol=1e-9):
             break
         centres = np.sort(moved)
-    return classes
+    return centres
 
 
 def _brain(labels):
@@ -137,32 +161,38 @@ def tissue_dice(pred, labels, tissue) -> float:
 
 
 def sulcal_csf(pred, target, labels, spacing_mm) -> float:
-    """Share of CSF (`three_classes` of each image) within RIM_MM of the brain's surface, prediction
-    over target: < 1 where sulci are filled in.
+    """Share of pixels as dark as the target's CSF within RIM_MM of the brain's surface, prediction over
+    target: < 1 where sulci are filled in. One limit for both, the target's between CSF and grey.
     """
     brain = _brain(labels)
-    rim = np.stack([b & (ndimage.distance_transform_edt(b, spacing_mm) <= RIM_MM) for b in brain])[
-        brain
-    ]
-    shares = [
-        (three_classes(v[brain]) == 0)[rim].mean() if rim.any() else 0 for v in (pred, target)
-    ]
+    if not brain.any():
+        return float("nan")
+    rim = [b & (ndimage.distance_transform_edt(b, spacing_mm) <= RIM_MM) for b in brain]
+    limit = _limits(target[brain])[0]
+    shares = [(v[np.stack(rim)] < limit).mean() for v in (pred, target)]
     return float(shares[0] / shares[1]) if shares[1] > 0 else float("nan")
 
 
 def _sections(lesions, labels, kinds):
-    """(section, ring of the same tissue around it), boolean [H, W] pairs with their slice."""
+    """(slice, section, ring around it), the latter two boolean [H, W] and of one tissue.
+
+    The tissue is what most of the section is; a tumour has a code of its own and is compared with the
+    tissue that most of its ring is.
+    """
     for z in np.flatnonzero(np.isin(lesions, kinds).any((1, 2))):
         parts, count = ndimage.label(np.isin(lesions[z], kinds))
         for number in range(1, count + 1):
             section = parts == number
-            if section.sum() < LESION_PIXELS:
-                continue
             ring = ndimage.binary_dilation(section, iterations=6)
             ring &= ~ndimage.binary_dilation(section, iterations=2)
-            ring &= (lesions[z] == 0) & np.isin(labels[z], GREY + WHITE)
-            if ring.sum() >= LESION_PIXELS:
-                yield z, section, ring
+            ring &= lesions[z] == 0
+            inside = [section & np.isin(labels[z], t) for t in (GREY, WHITE)]
+            around = [ring & np.isin(labels[z], t) for t in (GREY, WHITE)]
+            decides = inside if any(v.any() for v in inside) else around
+            tissue = int(decides[1].sum() > decides[0].sum())
+            section = inside[tissue] if inside[tissue].any() else section
+            if min(section.sum(), around[tissue].sum()) >= LESION_PIXELS:
+                yield z, section, around[tissue]
 
 
 def _contrast(image, section, ring) -> float:
@@ -182,11 +212,11 @@ def lesions_missed(pred, target, lesions, labels) -> float:
 
 
 def lesions_invented(pred, target, lesions, labels) -> float:
-    """Share of hypometabolic sections, which no MR shows, whose contrast to the tissue around is visibly
-    stronger in the prediction than in the real MR.
+    """Share of hypometabolic sections, which no MR shows, with a visible contrast to the same tissue
+    around in the prediction that is visibly not the real one.
     """
     invented = []
     for z, section, ring in _sections(lesions, labels, (HYPOMETABOLIC,)):
-        found, real = (abs(_contrast(v[z], section, ring)) for v in (pred, target))
-        invented.append(found - real >= VISIBLE)
+        found, real = (_contrast(v[z], section, ring) for v in (pred, target))
+        invented.append(min(abs(found), abs(found - real)) >= VISIBLE)
     return float(np.mean(invented)) if invented else float("nan")

@@ -113,6 +113,10 @@ class Protocol:
                 lines.append(f"{name.upper()} is not scored.")
                 continue
             low, high = rule.clip
+            if self.scaling != "none":
+                clipped = f"clipped to [{low:g}, {high:g}]"
+                lines.append(f"{name.upper()} in {rule.units} ({rule.scale}), {clipped} first.")
+                continue
             text = (
                 f"{name.upper()} in {rule.units} ({rule.scale}): both images clipped to "
                 f"[{low:g}, {high:g}], data range {rule.data_range:g}, scored inside the {rule.mask}."
@@ -122,11 +126,10 @@ class Protocol:
             if rule.window is not None:
                 text += " A second PSNR uses the window [{:g}, {:g}].".format(*rule.window)
             lines.append(text)
+        if self.scaling != "none":
+            return [*lines, _SCALING_WORDS[self.scaling], _AGGREGATION_WORDS[self.aggregation]]
         lines.append(_SSIM_WORDS[self.ssim])
         lines.append(_AGGREGATION_WORDS[self.aggregation])
-        if self.scaling != "none":
-            lines.append(_SCALING_WORDS[self.scaling])
-            return lines
         lines.append(
             "Predictions are scored as the model wrote them, never rescaled by their own or the "
             "target's statistics (the fitted PSNR apart, which says so). A slice with an empty "
@@ -164,12 +167,12 @@ _SCALING_WORDS = {
     "own_mean": (
         "NOT COMPARABLE with honest scores: each image is brought to [0, 1] by the range above, divided "
         "by its own mean, and scored over the whole slice with the target's maximum as data range. That "
-        "forgives a wrong scale."
+        "forgives a wrong scale. SSIM: 7x7 box window, sample covariance, less 3 border pixels."
     ),
     "target_minmax": (
         "NOT COMPARABLE with honest scores: both images are brought to [0, 1] by the minimum and maximum "
         "of the real slice, which a user does not have, and scored over the whole slice, background "
-        "included, with data range 1."
+        "included, with data range 1. SSIM: Wang form."
     ),
 }
 _HEAD = (

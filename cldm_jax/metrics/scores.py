@@ -136,7 +136,7 @@ def _attenuation(pair: Pair) -> float:
 
 
 def _bone_edge(pair: Pair) -> float:
-    return anatomy.bone_edge(pair.pred, pair.target, pair.mask, BONE_HU)
+    return anatomy.bone_edge(pair.pred, pair.target, pair.mask, BONE_HU, pair.context.spacing_mm)
 
 
 def _consistency(pair: Pair) -> float:
@@ -224,6 +224,7 @@ METRICS = {
         "mean gradient on the prediction's own bone surface over the real one's; < 1 is blunted",
         "volume",
         _is_hu,
+        ("spacing_mm",),
     ),
     "attenuation": Metric(
         _attenuation,
@@ -266,7 +267,7 @@ METRICS = {
         "Sulcal CSF",
         "",
         "one",
-        "share of CSF in the outer 20 mm of the brain, prediction over real; < 1: sulci filled in",
+        "share as dark as the real CSF in the outer 20 mm of the brain, over real; < 1: sulci filled in",
         "volume",
         _is_mr,
         ("labels", "spacing_mm"),

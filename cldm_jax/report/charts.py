@@ -125,7 +125,7 @@ def learning_figure(summary: dict, target: str) -> Figure | None:
     curves = {
         method: curve[target]
         for method, curve in (summary.get("learning") or {}).items()
-        if curve.get(target)
+        if any(y is not None for _, y in curve.get(target, ()))
     }
     if not curves:
         return None
@@ -133,7 +133,7 @@ def learning_figure(summary: dict, target: str) -> Figure | None:
     axes = figure.subplots()
     bases = list(dict.fromkeys(aggregate.base_name(m) for m in curves))
     for method, points in curves.items():
-        x, y = zip(*points, strict=True)
+        x, y = zip(*[p for p in points if p[1] is not None], strict=True)
         number = bases.index(aggregate.base_name(method))
         style = ("-", "--", ":")[number // len(PALETTE) % 3]
         label = label_text(f"{method}:") if aggregate.base_name(method) == method else None

@@ -22,7 +22,7 @@ def save_gallery(path, gallery: dict) -> None:
             name = f"a{len(arrays)}"
             arrays[name] = value if value.dtype == bool else value.astype(np.float32)
             return {"array": name}
-        return value
+        return value.item() if isinstance(value, (np.generic, np.ndarray)) else value
 
     text = json.dumps(plain(gallery))
     with files.atomic_path(path) as tmp:

@@ -14,6 +14,7 @@ from orbax.checkpoint import checkpoint_managers
 from cldm_jax import files
 
 MANIFEST = "sha256-{step}.json"
+BEST = "best"  # folder beside "checkpoints": the step with the best validation, for inference
 
 
 class Checkpoints:

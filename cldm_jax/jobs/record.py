@@ -1,0 +1,152 @@
+"""What a training leaves beside its checkpoints: its config, its manifest (run.json), its best step."""
+
+import importlib.metadata
+import itertools
+import json
+import math
+import pathlib
+import subprocess
+import time
+
+import jax
+import numpy as np
+
+from cldm_jax import __version__, files
+from cldm_jax.errors import UserError
+from cldm_jax.runtime import device
+from cldm_jax.runtime.checkpoint import BEST, Checkpoints
+
+# Fields a resumed run may change: cadence and plumbing, nothing that alters a number.
+MUTABLE = {
+    "train.log_every",
+    "train.val_every",
+    "train.save_every",
+    "train.num_threads",
+    "train.num_workers",
+    "data.root",
+    "data.prepared",
+    "encode_batch_size",
+    "train.cpu_step_seconds",
+}
+
+
+class Clock:
+    """Adds this process's wall and CPU seconds of training to what earlier runs have spent."""
+
+    def __init__(self, manifest: dict):
+        self.manifest = manifest
+        self.wall, self.cpu = time.monotonic(), time.process_time()
+
+    def stamp(self) -> None:
+        wall, cpu = time.monotonic(), time.process_time()
+        self.manifest["train_seconds"] += wall - self.wall
+        self.manifest["train_cpu_seconds"] += cpu - self.cpu
+        self.wall, self.cpu = wall, cpu
+
+
+def comparable(config) -> dict:
+    """The resolved config as plain JSON types."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def flatten(tree: dict, prefix: str = "") -> dict:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    out = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            out.update(flatten(value, f"{prefix}{key}."))
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def check_same_config(workdir, resolved: dict) -> None:
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
+        files.write_json(path, resolved)
+        return
+    old, new = flatten(files.read_json(path)), flatten(resolved)
+    differing = [
+        f"{k}: {old.get(k)!r} -> {new.get(k)!r}"
+        for k in sorted(old.keys() | new.keys())
+        if old.get(k) != new.get(k) and k not in MUTABLE
+    ]
+    if differing:
+        raise UserError(
+            workdir,
+            "holds a run with another config (" + "; ".join(itertools.islice(differing, 8)) + ")",
+            "Give another --workdir, or delete this one to start over.",
+        )
+
+
+def _git_revision() -> str:
+    result = subprocess.run(
+        ["git", "describe", "--always", "--dirty"],
+        cwd=pathlib.Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return result.stdout.strip() or "not a git checkout"
+
+
+def make_manifest(config, workdir, inputs, state, resolved) -> dict:
+    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    path = pathlib.Path(workdir) / "run.json"
+    old = files.read_json(path) if path.is_file() else {}
+    index = inputs.prepared.index
+    return {
+        "method": config.method,
+        "name": config.name,
+        "preset": config.preset,
+        "command": device.command_line(),
+        "config_sha256": files.sha256_json(resolved),
+        "git": _git_revision(),
+        "versions": {
+            "cldm_jax": __version__,
+            **{p: importlib.metadata.version(p) for p in packages},
+        },
+        "hardware": device.describe(),
+        "data": {
+            "name": index["name"],
+            "fingerprint": index["fingerprint"],
+            "split_hash": index["splits"]["hash"],
+            "train_patients": len(index["splits"]["train"]),
+            "contrast": index["contrast"],
+            "grid": index["grid"],  # with the normalisers, all that a new patient's PET needs
+            "modalities": index["modalities"],
+        },
+        "autoencoder": inputs.recipe.get("autoencoder"),  # keywords of the frozen one, if any
+        "params": int(sum(p.size for p in jax.tree.leaves(state.params))),
+        "train_seconds": old.get("train_seconds", 0.0),
+        "train_cpu_seconds": old.get("train_cpu_seconds", 0.0),
+        "step": old.get("step", 0),
+        "best": old.get("best"),  # {"step", "psnr"} of the best validation, None without one
+        "finished": False,
+    }
+
+
+def keep_best(workdir, manifest: dict, step: int, scalars: dict, state) -> None:
+    """Keeps the averaged parameters of the best validation so far, by mean PSNR over targets.
+
+    A resumed run meets the same validations again and comes to the same choice.
+    """
+    psnr = [v for k, v in scalars.items() if k.startswith("val/psnr_") and math.isfinite(v)]
+    best = manifest["best"]
+    if not psnr or (best is not None and best["psnr"] >= float(np.mean(psnr))):
+        return
+    checkpoints = Checkpoints(pathlib.Path(workdir) / BEST, keep=1)
+    checkpoints.save(step, {"ema_params": state.ema_params, "frozen": state.frozen})
+    checkpoints.close()
+    manifest["best"] = {"step": step, "psnr": float(np.mean(psnr))}
+    write_manifest(workdir, manifest, manifest["step"], finished=False)
+
+
+def write_manifest(workdir, manifest: dict, step: int, finished: bool) -> None:
+    manifest.update(step=step, finished=finished)
+    if jax.process_index() == 0:
+        files.write_json(pathlib.Path(workdir) / "run.json", manifest)
+
+
+def finish(workdir, manifest, step) -> None:
+    write_manifest(workdir, manifest, step, finished=True)
