@@ -134,7 +134,9 @@ def _untrained(autoencoder) -> tuple[dict, dict, object]:
     source = inputs_lib.train_source(autoencoder, inputs)
     batch = source.read(np.arange(len(source))[:: max(1, len(source) // 32)])
     state = method.init(jax.random.key(0), batch, {})
-    return inputs.recipe["model"], {"params": state.params, **state.frozen}, inputs.prepared
+    # On the host: every method's stepper donates its own copy of them.
+    variables = jax.tree.map(np.array, {"params": state.params, **state.frozen})
+    return inputs.recipe["model"], variables, inputs.prepared
 
 
 def _encoder(untrained, batch_size: int) -> Callable[[], None]:
