@@ -75,7 +75,8 @@ def prepare_run(folder: pathlib.Path) -> list[str]:
     return main_command(
         "--config=configs/predict.py:tiny",
         f"--config.input={pet}",
-        f"--config.run={run}",
+        f"--config.checkpoint={run}",
+        "--config.overwrite=True",
         f"--workdir={folder / 'out'}",
     )
 

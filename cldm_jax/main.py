@@ -27,6 +27,7 @@ JOBS = {
     "predict": True,
     "reproduce": True,
     "sweep": True,
+    "export": True,
 }
 
 _CONFIG = config_flags.DEFINE_config_file(

@@ -1,21 +1,27 @@
-"""Prediction: one PET volume (NIfTI) to CT and MR volumes on its own grid.
+"""Prediction: one PET (NIfTI, DICOM) or a BIDS dataset of them to CT and MR volumes on its own grid.
 
     python -m cldm_jax.main --config=configs/predict.py --config.input=pet.nii.gz \
-        --config.run=runs/quickstart/ldm --workdir=out
+        --config.checkpoint=runs/quickstart/ldm --workdir=out
 
-Preset names change the batch only. Time: README, "What to expect".
+The same as `python -m cldm_jax.predict -i pet.nii.gz -o out --checkpoint runs/quickstart/ldm`, whose
+--help says what every field means. Presets change nothing. Time: README, "One volume".
 """
 
-from configs import common, ldm
+from configs import common
 
 
 def get_config(preset: str = "a6000"):
     c = common.base("predict", "predict", preset)
-    c.input = ""  # PET, NIfTI
-    c.run = ""  # workdir of a training
-    c.targets = ("ct", "mr")
-    c.mode = ""  # "" = the run's first read-out (onestep); sample, mean4, ...
-    c.batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)
-    c.replace_sampling = False  # use `sampling` below instead of the run's own
-    c.sampling = ldm.sampling(preset)
+    c.input = ""  # NIfTI file, DICOM folder or zip, BIDS dataset
+    c.checkpoint = (
+        ""  # workdir of a training, or an exported folder; "" = the model that is shipped
+    )
+    c.targets = ()  # () = all that the model makes
+    c.mode = ""  # onestep, mirror, sample, mean, predict; "" = mirror where there is one
+    c.samples = 4  # K of mean and of the uncertainty
+    c.steps = 0  # DDIM steps; 0 = the model's own
+    c.uncertainty = False
+    c.batch_size = 0  # slices; 0 = by the device
+    c.report = False
+    c.overwrite = False
     return c

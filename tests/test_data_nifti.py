@@ -262,3 +262,36 @@ def test_like_lends_codes_but_no_text(tmp_path):
     assert b"JANE" not in data and b"DOE" not in data
     header = nib.load(tmp_path / "out.nii").header
     assert (int(header["sform_code"]), int(header["qform_code"])) == (4, 2)
+
+
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_like_gives_back_its_geometry_as_it_is(tmp_path, kind):
+    """Whether it had a qform only, an sform only, both and different, or neither; one frame stays one."""
+    other = AFFINE.copy()
+    other[:3, 3] += 2
+    for q_code, s_code in ((1, 0), (0, 2), (2, 4), (0, 0)):
+        image = kind(_array()[..., None], None)
+        image.header.set_zooms((2, 3, 4, 1)) if (q_code, s_code) == (0, 0) else None
+        image.set_qform(AFFINE if q_code else None, code=q_code)
+        image.set_sform(other if s_code else None, code=s_code)
+        nib.save(image, tmp_path / "in.nii")
+        volume = nifti.read_volume(tmp_path / "in.nii")
+        nifti.write_volume(
+            tmp_path / "out.nii", _array(2), volume.affine, dtype=np.int16, like=volume
+        )
+        made, given = nib.load(tmp_path / "out.nii"), nib.load(tmp_path / "in.nii")
+        assert type(made) is kind and made.shape == given.shape
+        np.testing.assert_array_equal(made.affine, given.affine)
+        for get in ("get_qform", "get_sform"):
+            (a, a_code), (b, b_code) = (getattr(i, get)(coded=True) for i in (made, given))
+            assert a_code == b_code and (a is None) == (b is None)
+            if a is not None:
+                np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(np.asarray(made.dataobj)[..., 0], np.rint(_array(2)))
+
+
+def test_like_of_other_voxels_is_refused(tmp_path):
+    nifti.write_volume(tmp_path / "a.nii", _array(), AFFINE, dtype=np.float32)
+    volume = nifti.read_volume(tmp_path / "a.nii")
+    with pytest.raises(ValueError, match="voxels"):
+        nifti.write_volume(tmp_path / "b.nii", _array()[1:], AFFINE, dtype=np.float32, like=volume)

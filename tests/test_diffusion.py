@@ -7,6 +7,7 @@ import pytest
 
 from cldm_jax.diffusion import parametrisation, samplers
 from cldm_jax.diffusion.guidance import with_guidance
+from cldm_jax.diffusion.noise import through_plane_weights
 from cldm_jax.diffusion.schedule import SCHEDULES, trailing_timesteps
 
 MEAN, STD = 0.7, 0.3  # the data of the Gaussian tests
@@ -167,3 +168,19 @@ def test_guidance_extrapolates_and_scale_one_is_free():
     assert with_guidance(conditional, null, 1.0) is conditional
     guided = with_guidance(conditional, lambda x, t: x, 3.0)
     np.testing.assert_allclose(guided(jnp.zeros(2), None), 3.0)
+
+
+@pytest.mark.parametrize("noise_slices", [1.0, 2.0, 5.0])
+def test_through_plane_weights_keep_the_variance_and_set_the_correlation(noise_slices):
+    w = np.array(through_plane_weights(noise_slices))
+    assert np.square(w).sum() == pytest.approx(1)
+    for d in (1, 2, 4):
+        overlap = (w[d:] * w[:-d]).sum()
+        assert overlap == pytest.approx(np.exp(-(d**2) / (4 * noise_slices**2)), abs=2e-3)
+
+
+def test_no_filter_is_one_weight_and_a_wrong_one_is_refused():
+    assert through_plane_weights(0.0) == (1.0,)
+    for wrong in (-1.0, 21.0, float("nan")):
+        with pytest.raises(ValueError, match="noise_slices"):
+            through_plane_weights(wrong)

@@ -10,10 +10,9 @@ from cldm_jax.data import nifti
 from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import controls, evaluate, predict, readouts, references, sweep
+from cldm_jax.jobs import controls, evaluate, readouts, references, sweep
 from cldm_jax.jobs.scoring import Scorer
 from configs import eval as eval_config
-from configs import predict as predict_config
 from configs import sweep as sweep_config
 
 
@@ -121,92 +120,6 @@ def test_evaluating_on_other_data_is_refused(study, tmp_path):
     config.data.prepared = str(tmp_path)
     with pytest.raises(UserError, match="other data"):
         evaluate.run(config, str(tmp_path / "report"))
-
-
-def predicted(study, out, pet_path, **fields):
-    config = predict_config.get_config("tiny")
-    config.input, config.run = str(pet_path), str(study.ldm)
-    config.update(fields)
-    predict.run(config, str(out))
-
-
-def test_predict_writes_on_the_pets_own_grid(study, tmp_path):
-    """A flipped, permuted, odd-sized PET comes back on its own grid, in units, with its uncertainty."""
-    subject = Prepared(study.prepared).index["subjects"][0]["id"]
-    pet = nifti.read_volume(study.data_root / "cohort" / subject / "pet.nii.gz")
-    array = np.ascontiguousarray(pet.array[::-1, :, :].transpose(2, 0, 1))[:, :-1]
-    affine = pet.affine @ np.array(
-        [[0, -1, 0, pet.array.shape[0] - 1], [0, 0, 1, 0], [1, 0, 0, 0], [0, 0, 0, 1.0]]
-    )
-    path = tmp_path / "pet.nii.gz"
-    nifti.write_volume(path, array, affine, dtype=np.float32)
-    predicted(study, tmp_path / "out", path, mode="mean4")
-    ct = nifti.read_volume(tmp_path / "out" / "pet_desc-synth_ct.nii.gz")
-    mr = nifti.read_volume(tmp_path / "out" / "pet_desc-synth_T1w.nii.gz")
-    sd = nifti.read_volume(tmp_path / "out" / "pet_desc-synthsd_ct.nii.gz")
-    for volume in (ct, mr, sd):
-        assert volume.array.shape == array.shape
-        np.testing.assert_allclose(volume.affine, affine, atol=1e-5)
-    assert ct.array.min() >= -1024 and ct.array.max() <= 3071 and (ct.array % 1 == 0).all()
-    assert sd.array.min() >= 0
-    sidecar = json.loads((tmp_path / "out" / "pet_desc-synth_ct.json").read_text())
-    assert sidecar["Units"] == "HU" and "not for clinical use" in sidecar["Description"]
-    assert sidecar["Mode"] == "mean4" and sidecar["Seed"] == 0
-
-
-def test_predict_equals_evaluation(study, tmp_path):
-    """The same person through the NIfTI door and through the prepared shards: one answer."""
-    prepared, source = source_of(study, ("ct",))
-    subject = int(source.keys["subject"][0])
-    entry = prepared.index["subjects"][subject]
-    predicted(
-        study,
-        tmp_path,
-        study.data_root / "cohort" / entry["id"] / "pet.nii.gz",
-        targets=("ct",),
-        mode="onestep",
-    )
-    volume = nifti.canonical(nifti.read_volume(tmp_path / "pet_desc-synth_ct.nii.gz"))
-    from cldm_jax.jobs.readouts import open_run, predict_rows
-
-    run = open_run(str(study.ldm))
-    context = make_source(
-        prepared, split="test", targets=("ct",), context=3, latents=None, source_kind="image"
-    )
-    images = predict_rows(run, "onestep", context, batch_size=8, seed=0).images
-    rows = np.flatnonzero(context.keys["subject"] == subject)
-    from cldm_jax.data import grid
-
-    z = context.keys["slice"][rows]
-    setting = predict._setting(run)
-    slices, _ = grid.to_grid(
-        volume.array, volume.affine, setting.grid, center_mm=center_of(study, entry), fill=-1024.0
-    )
-    hu = np.clip((images[rows] + 1) / 2 * 4095 - 1024, -1024, 3071)
-    inside = slices[z] > -1024  # the PET's field of view is smaller than the grid here and there
-    assert np.abs(slices[z] - hu)[inside].max() <= 2.5  # rounding of HU and of stored PET
-
-
-def center_of(study, entry):
-    from cldm_jax.data import convert
-
-    pet = nifti.read_volume(study.data_root / "cohort" / entry["id"] / "pet.nii.gz")
-    return convert.pet_center_mm(nifti.canonical(pet))
-
-
-@pytest.mark.parametrize(
-    "fields, message",
-    [
-        ({"run": ""}, "both are needed"),
-        ({"mode": "mean99"}, "not a read-out"),
-        ({"targets": ("flair",)}, "not trained for"),
-    ],
-)
-def test_predict_refuses_clearly(study, tmp_path, fields, message):
-    subject = Prepared(study.prepared).index["subjects"][0]["id"]
-    path = study.data_root / "cohort" / subject / "pet.nii.gz"
-    with pytest.raises(UserError, match=message):
-        predicted(study, tmp_path, path, **fields)
 
 
 def test_sweep_of_steps_and_samples(study, tmp_path):

@@ -28,8 +28,8 @@ RULES = {
     "kernels": ("", "jax"),
     "models": ("kernels", "jax flax numpy"),
     "diffusion": ("", "jax numpy"),
-    "runtime": ("kernels", "jax flax optax numpy orbax tensorboardX clu tqdm"),
-    "data": ("", "numpy scipy grain nibabel pydicom"),
+    "runtime": ("kernels", "jax flax optax numpy orbax safetensors tensorboardX clu tqdm"),
+    "data": ("", "numpy scipy grain nibabel pydicom SimpleITK"),
     "phantom": ("data.nifti", "numpy scipy"),
     "metrics": ("", "numpy scipy"),
     "report": ("metrics", "numpy matplotlib jinja2"),
@@ -38,8 +38,10 @@ RULES = {
 ONLY_IN = {
     "nibabel": ("data.nifti",),
     "pydicom": ("data.dicom",),
+    "SimpleITK": ("data.register",),
     "grain": ("data.pipeline",),
     "orbax": ("runtime.checkpoint",),
+    "safetensors": ("runtime.weights",),
     "tensorboardX": ("runtime.writers",),
     "clu": ("runtime.writers", "jobs.train"),
 }

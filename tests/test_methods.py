@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from cldm_jax.errors import UserError
+from cldm_jax.methods import latent_diffusion
 from cldm_jax.methods.autoencoder import kl_divergence
 from cldm_jax.methods.latent_diffusion import channel_weights, ramp
 from cldm_jax.methods.registry import make_method
@@ -203,6 +204,26 @@ def test_a_patient_does_not_depend_on_the_batch():
     other = {**alone, "slice": alone["slice"] + 1}  # negative control: another slice, other noise
     image = predict(state, other, jax.random.key(7)).image
     assert float(jnp.abs(image[0] - whole[2]).max()) > 1e-3
+
+
+@pytest.mark.parametrize("noise_slices", [0.0, 2.0])
+def test_noise_of_a_patient_is_a_field(noise_slices):
+    """Standard normal in every slice, correlated to the next ones; others have another."""
+    cldm = latent_diffusion._Cldm(None, None, {}, {"noise_slices": noise_slices}, 0)
+    batch = {
+        "label": np.ones(4, np.int32),
+        "subject": np.array([3, 3, 3, 5], np.int32),
+        "slice": np.array([7, 8, 12, 7], np.int32),
+    }
+    field = cldm.noise(batch, jax.random.key(0), 2)(0, (48, 48, 4))  # rows: 4 examples x 2 samples
+    rows = np.asarray(field).reshape(8, -1)
+    correlation = np.corrcoef(rows)
+    np.testing.assert_allclose(rows.std(1), 1, atol=0.04)
+    wanted = [np.exp(-(d**2) / 16) if noise_slices else 0.0 for d in (1, 5)]
+    np.testing.assert_allclose(correlation[0, [2, 4]], wanted, atol=0.04)
+    np.testing.assert_allclose(correlation[0, [1, 3, 6, 7]], 0, atol=0.04)
+    other_step = np.asarray(cldm.noise(batch, jax.random.key(0), 2)(1, (48, 48, 4))).reshape(8, -1)
+    assert abs(np.corrcoef(rows[0], other_step[0])[0, 1]) < 0.04
 
 
 def test_class_code_and_guidance_change_the_prediction():

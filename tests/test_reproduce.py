@@ -5,7 +5,7 @@ import pytest
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import reproduce
+from cldm_jax.jobs import budget, reproduce
 from configs import reproduce as config_file
 
 METHODS = "cyclegan-ct,cyclegan-mr,latent_regression,ldm"
@@ -25,6 +25,19 @@ def compared(study, tmp_path_factory):
     root = tmp_path_factory.mktemp("compared")
     reproduce.run(make_config(study), str(root))
     return root
+
+
+def test_steps_of_two_latent_methods_are_measured_in_one_process(study):
+    """Both read the untrained autoencoder, and a step donates its state."""
+    config = make_config(study)
+    config.autoencoder.data.prepared = str(study.prepared)
+    untrained = budget._untrained(config.autoencoder)
+    steps = [
+        budget._open(reproduce._recipe(config, name, str(study.prepared)), untrained)
+        for name in ("latent_regression", "ldm")
+    ]
+    for step in 2 * steps:
+        step()
 
 
 @pytest.mark.usefixtures("study")

@@ -20,6 +20,10 @@ MAX_BYTES = 1 << 30  # of the decoded float32 volume: 256 million voxels, a 640 
 SPACING_MM = (0.1, 50.0)  # outside: a header in metres or micrometres, or a damaged one
 MAX_SHEAR_COSINE = 0.02  # between voxel axes: 1.1 degrees; a gantry tilt is well above
 _CHUNK = 1 << 20
+_GEOMETRY = (  # header fields that say where the voxels are
+    *("pixdim", "xyzt_units", "qform_code", "quatern_b", "quatern_c", "quatern_d"),
+    *("qoffset_x", "qoffset_y", "qoffset_z", "sform_code", "srow_x", "srow_y", "srow_z"),
+)
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by sizeof_hdr
 _FIX_FILE = "Export or copy the file again"
 
@@ -75,11 +79,13 @@ def read_volume(path, *, max_bytes: int = MAX_BYTES, allow_constant: bool = Fals
 
 
 def write_volume(path, array, affine, *, dtype, like: Volume | None = None, description: str = ""):
-    """Writes `array` [x, y, z] as NIfTI-1, whole or not at all, the same bytes for the same input.
+    """Writes `array` [x, y, z] as NIfTI, whole or not at all, the same bytes for the same input.
 
     Integer types are rounded and stored with slope 1, intercept 0; values that do not fit raise
-    ValueError. `like` lends its qform and sform codes and units. Nothing else of its header is
-    copied: free text and extensions may name a person. `description` is cut at 79 bytes.
+    ValueError. `like` (an image on the same voxels, `affine` its own) lends its NIfTI version, its qform
+    and sform as they are, codes included, its units and its trailing dimension of one frame. Nothing
+    else of its header is copied: free text and extensions may name a person. `description` is cut at 79
+    bytes.
     """
     dtype = np.dtype(dtype)
     data = np.asarray(array)
@@ -88,16 +94,18 @@ def write_volume(path, array, affine, *, dtype, like: Volume | None = None, desc
         data = np.rint(data)
         if not (np.isfinite(data).all() and data.min() >= info.min and data.max() <= info.max):
             raise ValueError(f"{path}: values outside {dtype} ({data.min()} .. {data.max()})")
-    header = nib.Nifti1Header(endianness="<")
-    header.set_data_dtype(dtype)
-    header.set_data_shape(data.shape)
-    q_code, s_code, units = (1, 1, ("mm", "sec")) if like is None else _codes(like.header)
-    header.set_qform(affine, code=q_code)
-    header.set_sform(affine, code=s_code)
-    header.set_xyzt_units(*units)
+    version2 = like is not None and isinstance(like.header, nib.Nifti2Header)
+    header = make_header(data.shape, dtype, affine, version2=version2)
+    if like is not None:
+        shape = like.header.get_data_shape()
+        if data.shape != shape[:3]:
+            raise ValueError(f"{path}: {data.shape} voxels, but those of `like` are {shape[:3]}")
+        header.set_data_shape(shape)
+        for field in _GEOMETRY:
+            header[field] = like.header[field]
     header.set_slope_inter(1.0, 0.0)
-    header["vox_offset"] = 352
-    header["magic"] = b"n+1"
+    header["vox_offset"] = 544 if version2 else 352
+    header["magic"] = b"n+2\0\r\n\x1a\n" if version2 else b"n+1"
     header["descrip"] = description.encode()[:79]
     body = header.binaryblock + b"\0\0\0\0" + data.astype(dtype.newbyteorder("<")).tobytes("F")
     with atomic_path(path) as tmp:
@@ -115,6 +123,22 @@ def canonical(volume: Volume) -> Volume:
     affine = volume.affine @ nib.orientations.inv_ornt_aff(ornt, volume.array.shape)
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
     return dataclasses.replace(volume, array=array, affine=affine, spacing=spacing)
+
+
+def make_header(shape, dtype, affine, *, version2: bool = False):
+    """A little-endian NIfTI-1 (or NIfTI-2) header in scanner coordinates and mm."""
+    header = (nib.Nifti2Header if version2 else nib.Nifti1Header)(endianness="<")
+    header.set_data_dtype(dtype)
+    header.set_data_shape(shape)
+    header.set_qform(affine, code=1)
+    header.set_sform(affine, code=1)
+    header.set_xyzt_units("mm", "sec")
+    return header
+
+
+def to_canonical(array: np.ndarray, like: Volume) -> np.ndarray:
+    """`array` on the voxels of `like`, in the order of `canonical(like)`."""
+    return nib.apply_orientation(array, nib.io_orientation(like.affine))
 
 
 def from_canonical(array: np.ndarray, original: Volume) -> np.ndarray:
@@ -259,9 +283,3 @@ def _check_values(path, array: np.ndarray, allow_constant: bool) -> None:
         raise UserError(path, f"{bad} voxels are NaN or infinite", "Export it again or repair them")
     if low == high and not allow_constant:
         raise UserError(path, f"every voxel is {low:g}", "Check that the right series was exported")
-
-
-def _codes(header):
-    """(qform code, sform code, units): at least 1 each, so that the affine is never dropped."""
-    q_code, s_code = int(header["qform_code"]), int(header["sform_code"])
-    return max(1, q_code), max(1, s_code), header.get_xyzt_units()

@@ -1,151 +1,212 @@
-"""One PET volume in, CT and MR volumes out, on the PET's own grid and in physical units."""
+"""One command from PET to CT and MR volumes on the PET's own grid, in physical units.
 
-import json
+Of a NIfTI file, a DICOM series, or every PET of a BIDS dataset.
+"""
+
 import pathlib
 import re
+import sys
 import time
 from typing import NamedTuple
 
-import numpy as np
+import jax
 
-from cldm_jax import __version__, files
-from cldm_jax.data import convert, grid, intensity, nifti
+from cldm_jax import files
+from cldm_jax.data import pet_checks, pet_inputs
 from cldm_jax.errors import UserError
-from cldm_jax.jobs.readouts import Run, open_run, predict_rows
+from cldm_jax.jobs import derivatives, synthesis
+from cldm_jax.jobs.readouts import Run, open_run
 from cldm_jax.runtime.progress import Progress
 
-DISCLAIMER = "Synthetic image. Research use only, not for clinical use."
-SUFFIX = {"ct": "ct", "mr": "T1w"}
+SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "weights" / "phantom"
+CPU_BATCH, GPU_BATCH = 16, 64  # slices, where the caller gives none
 
 
-class PetSlices:
-    """A new person's PET as the rows of a source: what `predict_rows` reads."""
+class Request(NamedTuple):
+    """What is asked for, however it was asked."""
 
-    def __init__(self, slices: np.ndarray, context: int, code: int):
-        """slices [Z, H, W] in model range; every slice is a row, asked for as modality `code`."""
-        self.slices, self.context, self.code = slices, context, code
-
-    def __len__(self) -> int:
-        return len(self.slices)
-
-    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        reach = np.arange(self.context) - self.context // 2
-        picks = np.clip(rows[:, None] + reach, 0, len(self.slices) - 1)
-        blank = np.zeros((len(rows), *self.slices.shape[1:], 1), np.float32)
-        return {
-            "source": np.moveaxis(self.slices[picks], 1, 3),
-            "target": blank,  # unknown; read-outs do not look at it
-            "mask": blank,
-            "label": np.full(len(rows), self.code, np.int32),
-            "subject": np.zeros(len(rows), np.int32),
-            "slice": rows.astype(np.int32),
-        }
+    input: str
+    out: str
+    checkpoint: str = ""  # workdir of a training or exported folder; "" = the one that is shipped
+    targets: tuple[str, ...] = ()  # () = all that the model makes
+    mode: str = ""  # onestep, mirror, sample, mean, predict; "" = mirror where there is one
+    samples: int = 4  # K of mean, and of the uncertainty
+    steps: int = 0  # DDIM steps; 0 = the model's own
+    seed: int = 0
+    uncertainty: bool = False
+    batch_size: int = 0  # slices; 0 = by the device
+    report: bool = False
+    overwrite: bool = False
 
 
-class Setting(NamedTuple):
-    """The run's own grid and normalisers, as its manifest keeps them."""
+class Model(NamedTuple):
+    """An opened model with its read-outs chosen."""
 
-    grid: grid.ModelGrid
-    center: str
-    normalisers: dict[str, intensity.Normaliser]
-    codes: dict[str, int]
+    run: Run
+    setting: synthesis.Setting
+    targets: tuple[str, ...]
+    mode: str
+    sd_mode: str
+    samples: int | None  # that are drawn of each slice, at most; None: none are
+    sampling: dict | None  # settings of the samplers, as they are used
+    identity: str  # SHA-256 of its weights
+    batch_size: int
 
 
 def run(config, workdir: str) -> None:
-    """Predicts `config.targets` for the NIfTI file `config.input` with the training in `config.run`.
+    """The job behind configs/predict.py: fields of the config that a Request has, `out` the workdir."""
+    asked = {k: v for k, v in config.to_dict().items() if k in Request._fields}
+    predict(Request(**asked, out=workdir))
 
-    Writes <workdir>/<stem>_desc-synth_{ct,T1w}.nii.gz (CT int16 HU, MR float32 in arbitrary units of a
-    typical training scan), `_desc-synthsd_` beside it where the read-out has several samples, and a
-    JSON sidecar for each.
+
+def predict(request: Request) -> list[pathlib.Path]:
+    """Writes every image of `request.input` below `request.out` and returns the images' paths.
+
+    UserError for a request that cannot work, and at the end where some of several inputs failed: the
+    others are written, and a rerun skips what is finished.
     """
-    if not config.input or not config.run:
-        raise UserError(
-            "config.input, config.run",
-            "both are needed",
-            "Give --config.input=pet.nii.gz --config.run=<workdir of a training>.",
-        )
-    trained = open_run(config.run, config.sampling.to_dict() if config.replace_sampling else None)
-    mode = config.mode or next(iter(trained.method.predict))
-    if mode not in trained.method.predict:
-        known = ", ".join(trained.method.predict)
-        raise UserError(f"config.mode={mode!r}", "not a read-out of this run", f"Known: {known}.")
-    setting = _setting(trained)
-    pet = nifti.read_volume(config.input)
-    slices, affine = convert.source_slices(
-        pet, setting.grid, setting.center, setting.normalisers["pet"]
+    if not request.input:
+        raise UserError("input", "none given", "Give a NIfTI file, DICOM series or BIDS dataset")
+    if pathlib.Path(request.input).resolve() == pathlib.Path(request.out).resolve():
+        raise UserError(request.out, "is the input folder itself", "Give another output folder")
+    inputs = pet_inputs.find_inputs(request.input)
+    model = _open(request)
+    if len(inputs) == 1:
+        return _one(request, model, inputs[0], alone=True)
+    written, failed = [], []
+    with Progress(len(inputs), "predict", "image") as progress:
+        for found in inputs:
+            try:
+                written += _one(request, model, found, alone=False)
+            except UserError as error:
+                failed.append(found.name)
+                print(f"error: {found.name}: {error}", file=sys.stderr, flush=True)
+            progress.update(last=found.name)
+    if failed:
+        reason = f"{len(failed)} of {len(inputs)} images failed: {', '.join(failed)}"
+        raise UserError(request.input, reason, "The others are written. See the lines above")
+    return written
+
+
+def _open(request: Request) -> Model:
+    checkpoint = request.checkpoint or str(SHIPPED)
+    if request.samples < 1 or request.steps < 0 or request.batch_size < 0:
+        given = f"samples {request.samples}, steps {request.steps}, batch size {request.batch_size}"
+        raise UserError("samples, steps, batch size", given, "Give positive numbers")
+    if not pathlib.Path(checkpoint).is_dir():
+        raise UserError(checkpoint, "no such folder", "Give a training's workdir or an export")
+    opened = open_run(checkpoint)
+    sampling = opened.config["recipe"].get("sampling")
+    if sampling is not None:
+        steps = request.steps or sampling["num_sampling_steps"]
+        asked = {"num_samples": sorted({1, request.samples}), "num_sampling_steps": steps}
+        sampling = {**sampling, **asked}
+        opened = open_run(checkpoint, sampling)
+    elif request.steps:
+        raise UserError("steps", f"{opened.name} does not sample", "Leave them out")
+    setting = synthesis.read_setting(opened)
+    mode, sd_mode = _modes(request, opened)
+    samples = _samples(mode, sd_mode)
+    on_cpu = jax.default_backend() == "cpu"
+    batch_size = request.batch_size or (CPU_BATCH if on_cpu else GPU_BATCH)
+    return Model(
+        opened,
+        setting,
+        _targets(request, opened),
+        mode,
+        sd_mode,
+        samples,
+        sampling,
+        derivatives.model_identity(checkpoint, opened),
+        max(1, batch_size // (samples or 1)),  # a slice of a mean is K images in memory
     )
-    stem = re.sub(r"\.nii(\.gz)?$", "", pathlib.Path(config.input).name)
-    total = len(slices) * len(config.targets) * trained.method.evaluations[mode]
-    with Progress(total, "predict", "evaluation") as progress:
-        for target in config.targets:
-            if target not in setting.codes:
-                known = ", ".join(t for t in setting.codes if t != "pet")
-                raise UserError(f"target {target!r}", "not trained for", f"Known: {known}.")
-            source = PetSlices(slices, trained.config["data"]["context"], setting.codes[target])
-            began = time.monotonic()
-            readout = predict_rows(
-                trained,
-                mode,
-                source,
-                batch_size=config.batch_size,
-                seed=config.seed,
-                progress=progress,
-            )
-            seconds = time.monotonic() - began
-            _write(
-                config, workdir, stem, pet, trained, setting, mode, target, readout, affine, seconds
-            )
 
 
-def _setting(trained: Run) -> Setting:
-    data = trained.manifest["data"]
-    model_grid = grid.ModelGrid.from_index(data["grid"])
-    modalities = data["modalities"]
-    return Setting(
-        model_grid,
-        data["grid"]["center"],
-        {name: intensity.from_json(m["normaliser"]) for name, m in modalities.items()},
-        {name: m["code"] for name, m in modalities.items()},
-    )
+def _samples(*modes: str) -> int | None:
+    counts = {"sample": 1} | {m: int(m.removeprefix("mean")) for m in modes if m.startswith("mean")}
+    return max((counts[m] for m in modes if m in counts), default=None)
 
 
-def _write(config, workdir, stem, pet, trained, setting, mode, target, readout, affine, seconds):
-    spec = setting.normalisers[target]
-    air = intensity.MODALITIES[target].fill
-    images = {"synth": (intensity.from_model(spec, np.clip(readout.images, -1, 1)), air)}
-    if readout.sd is not None:
-        unit = intensity.from_model(spec, np.float32([0, 1]))  # model range -> units is affine
-        images["synthsd"] = (readout.sd * (unit[1] - unit[0]), 0.0)
-    for kind, (slices, fill) in images.items():
-        volume = grid.from_grid(slices, affine, pet.array.shape, pet.affine, fill=fill)
-        path = pathlib.Path(workdir) / f"{stem}_desc-{kind}_{SUFFIX[target]}.nii.gz"
-        dtype = np.int16 if target == "ct" else np.float32
-        nifti.write_volume(
-            path,
-            volume,
-            pet.affine,
-            dtype=dtype,
-            like=pet,
-            description="synthetic, not for clinical use",
+def _targets(request: Request, opened: Run) -> tuple[str, ...]:
+    made = tuple(t for t in opened.config["data"]["targets"] if t != "pet")
+    for target in request.targets:
+        if target not in made:
+            known = ", ".join(made)
+            raise UserError(f"target {target!r}", "not trained for", f"This model makes: {known}")
+    return tuple(dict.fromkeys(request.targets)) or made
+
+
+def _modes(request: Request, opened: Run) -> tuple[str, str]:
+    """(read-out of the images, read-out of the SD or "")."""
+    known = opened.method.predict
+    means = f"mean{request.samples}"
+    mode = request.mode or ("mirror" if "mirror" in known else next(iter(known)))
+    if mode == "mean":
+        mode = means
+    if mode not in known:
+        if mode == "mean1":
+            raise UserError("samples", "a mean of one", "Give --samples 2 or more")
+        words = ", ".join(dict.fromkeys(re.sub(r"^mean\d+$", "mean", m) for m in known))
+        raise UserError(f"mode {request.mode!r}", "not a read-out of this model", f"Known: {words}")
+    if not request.uncertainty:
+        return mode, ""
+    if means not in known or request.samples < 2:
+        reason = (
+            "needs at least two samples" if "sample" in known else "this model draws no samples"
         )
-        sidecar = {
-            "Description": DISCLAIMER,
-            "Units": intensity.MODALITIES[target].units,
-            "Kind": "standard deviation over samples" if kind == "synthsd" else "image",
-            "TrainedOnContrast": trained.manifest["data"]["contrast"],
-            "Method": trained.name,
-            "Mode": mode,
-            "Sampling": trained.config["recipe"].get("sampling"),
-            "ClassCode": setting.codes[target],
-            "Seed": config.seed,
-            "ModelConfigSHA256": trained.manifest["config_sha256"],
-            "ModelStep": trained.step,
-            "InputSHA256": pet.sha256,
-            "SecondsForTheVolume": round(seconds, 2),
-            "GeneratedBy": {"Name": "cldm_jax", "Version": __version__},
-        }
-        if trained.config["recipe"].get("sampling") and config.replace_sampling:
-            sidecar["Sampling"] = json.loads(config.sampling.to_json())
-        files.write_json(path.with_name(path.name.replace(".nii.gz", ".json")), sidecar)
-        rate = len(readout.images) / seconds
-        print(f"wrote {path} ({seconds:.1f} s, {rate:.1f} slices/s)", flush=True)
+        raise UserError("uncertainty", reason, "Leave it out, or use a CLDM and --samples 4")
+    return mode, means
+
+
+def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool) -> list:
+    """Predicts one PET and writes its images, sidecars and report; nothing where that was done."""
+    names = derivatives.Names(request.out, found, model.targets, bool(model.sd_mode))
+    if found.kind == "nifti" and _is_done(request, model, names, files.sha256_file(found.path)):
+        return names.images()
+    began = time.monotonic()
+    pet, facts = pet_inputs.read_input(found)
+    if found.kind == "dicom" and _is_done(request, model, names, pet.sha256):
+        return names.images()
+    if pet.array.max() <= 0:
+        raise UserError(found.path, "no voxel is positive", "Check that this is the PET")
+    source = synthesis.make_source(pet, model.setting)
+    checks = pet_checks.check_pet(pet, model.setting.grid, source.affine, len(source.slices))
+    for check in checks:
+        if check.warning:
+            print(f"warning: {found.name}: {check.name} {check.value}: {check.warning}", flush=True)
+    read_seconds = time.monotonic() - began
+    options = dict(
+        targets=model.targets,
+        mode=model.mode,
+        sd_mode=model.sd_mode,
+        batch_size=model.batch_size,
+        seed=request.seed,
+    )
+    if alone:
+        per_slice = sum(model.run.method.evaluations[m] for m in {model.mode, model.sd_mode} if m)
+        total = len(source.picks) * len(model.targets) * per_slice
+        with Progress(total, "predict", "evaluation") as progress:
+            made = synthesis.synthesise(
+                model.run, model.setting, pet, source, **options, progress=progress
+            )
+    else:
+        made = synthesis.synthesise(model.run, model.setting, pet, source, **options)
+    volumes, seconds = made
+    timings = {"ReadAndResample": round(read_seconds, 2), "Predict": round(seconds, 2)}
+    derivatives.write(names, request, model, pet, facts, checks, volumes, timings)
+    if alone:
+        for path in names.images():
+            print(f"wrote {path}", flush=True)
+    return names.images()
+
+
+def _is_done(request: Request, model: Model, names, input_sha256: str) -> bool:
+    """Whether all outputs are there, of this input, model and settings. UserError where others are."""
+    present = [p for p in names.all(request.report) if p.exists()]
+    if request.overwrite or not present or names.partial().exists():
+        return False
+    if names.is_whole(derivatives.run_key(request, model, input_sha256), request.report):
+        print(f"{names.found.name}: done before, skipped", flush=True)
+        return True
+    reason = "exists already, of another input, model or setting"
+    raise UserError(present[0], reason, "Give --overwrite, or another output folder")

@@ -17,8 +17,13 @@ from cldm_jax.methods.base import Method
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.registry import make_method
 from cldm_jax.models.conv import prepare_params
+from cldm_jax.runtime import weights
 from cldm_jax.runtime.checkpoint import BEST, restore_for_inference
 from cldm_jax.runtime.train_state import TrainState
+
+
+# Settings that trainings of earlier versions do not name, at the value they had then.
+SAMPLING_BEFORE = {"noise_slices": 0.0}
 
 
 class Run(NamedTuple):
@@ -54,10 +59,44 @@ class ReadOut(NamedTuple):
     seconds_per_slice: float | None  # without compilation; None where one batch was all
 
 
+class Stored(NamedTuple):
+    """What a training or an exported folder holds of a model."""
+
+    config: dict[str, Any]
+    manifest: dict[str, Any]
+    step: int
+    params: dict  # averaged; as stored, in no machine's form
+    frozen: dict
+
+
 def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
     """Opens a training's checkpoint with the best validation, or the newest one where nothing was
-    validated (damaged ones are passed over). `sampling` replaces its sampling settings.
+    validated (damaged ones are passed over), or a folder that `export` made. `sampling` replaces its
+    sampling settings.
     """
+    stored = read_stored(workdir)
+    if weights.is_exported(workdir):
+        _check_fit(workdir, stored)
+    config, manifest, step, params, frozen = stored
+    method, codec = stored_method(stored, sampling)
+    # Kernels in the form that inference wants: once per checkpoint, not once per call.
+    params, frozen = prepare_params(params), prepare_params(frozen)
+    state = TrainState(np.int32(step), (), params, (), (), frozen)
+    return Run(str(workdir), config["name"], config, manifest, step, method, state, codec)
+
+
+def read_stored(workdir: str) -> Stored:
+    """Of a training's workdir or an exported folder, verified. Raises UserError for anything else."""
+    if weights.is_exported(workdir):
+        card = weights.read_card(workdir)
+        weights.read_file(workdir, card, "metrics.jsonl")  # for `learning_curves`
+        tree = weights.load(workdir, card)
+        # People are not handed on: evaluation looks here where it is not told of a dataset.
+        data = {**card["config"]["data"], "prepared": f"{workdir}/prepared", "root": ""}
+        config = {**card["config"], "data": data}
+        return Stored(
+            config, card["training"], card["step"], tree["params"], tree.get("frozen", {})
+        )
     config = read_run_config(workdir)
     found = restore_for_inference(f"{workdir}/{BEST}")
     found = found or restore_for_inference(f"{workdir}/checkpoints")
@@ -65,21 +104,46 @@ def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
         raise UserError(
             workdir, "holds no checkpoint", "Train it first (the same command that made it)."
         )
-    step, params, frozen = found
+    return Stored(config, files.read_json(f"{workdir}/run.json"), *found)
+
+
+def stored_method(
+    stored: Stored, sampling: Mapping[str, Any] | None = None
+) -> tuple[Method, Codec | None]:
+    """The stored model's method and, for a latent one, its codec."""
+    config = stored.config
     optim = {**config["recipe"]["optim"], "num_train_steps": config["train"]["num_train_steps"]}
     recipe = {**config["recipe"], "optim": optim}
-    if "sampling" in recipe and sampling is not None:
-        recipe["sampling"] = dict(sampling)
-    manifest = files.read_json(f"{workdir}/run.json")
+    if "sampling" in recipe:
+        own = recipe["sampling"] if sampling is None else sampling
+        recipe["sampling"] = {**SAMPLING_BEFORE, **own}
     codec = None
     if config["data"]["kind"] == "latents":
-        recipe["autoencoder"] = manifest["autoencoder"]
+        recipe["autoencoder"] = stored.manifest["autoencoder"]
         codec = make_codec(recipe["autoencoder"])
-    method = make_method(config["method"], **recipe)
-    # Kernels in the form that inference wants: once per checkpoint, not once per call.
-    params, frozen = prepare_params(params), prepare_params(frozen)
-    state = TrainState(np.int32(step), (), params, (), (), frozen)
-    return Run(str(workdir), config["name"], config, manifest, step, method, state, codec)
+    return make_method(config["method"], **recipe), codec
+
+
+def _check_fit(workdir: str, stored: Stored) -> None:
+    """Traces the first read-out. Raises UserError where that fails: the settings or the arrays are not
+    those of this code's networks, because another version exported them.
+    """
+    try:
+        method, _ = stored_method(stored)
+        state = TrainState(np.int32(stored.step), (), stored.params, (), (), stored.frozen)
+        h, w = stored.manifest["data"]["grid"]["size"]
+        batch = {
+            "source": np.zeros((1, h, w, stored.config["data"]["context"]), np.float32),
+            **{key: np.zeros(1, np.int32) for key in ("label", "subject", "slice")},
+        }
+        predict = next(iter(method.predict.values()))
+        jax.eval_shape(predict, state, batch, jax.random.key(0))
+    except Exception as error:  # whatever another version's card runs into
+        message = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = f"does not fit this version of the code ({message})"
+        version = stored.manifest["versions"]["cldm_jax"]
+        remedy = f"Use cldm_jax {version}, or export the run again."
+        raise UserError(workdir, reason, remedy) from error
 
 
 def make_entrants(runs: list[Run], targets: tuple[str, ...]) -> list[Entrant]:

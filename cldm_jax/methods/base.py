@@ -39,10 +39,12 @@ def with_mirror(predict: Callable) -> Callable:
     return predict_mirrored
 
 
-def example_keys(rng, batch: dict[str, Any]):
-    """One key per example from its subject and slice: independent of batch size, order and device."""
+def example_keys(rng, batch: dict[str, Any], ahead: int = 0):
+    """One key per example from its subject and slice (+ ahead): independent of batch size, order and
+    device.
+    """
     fold = jax.vmap(lambda s, z: jax.random.fold_in(jax.random.fold_in(rng, s), z))
-    return fold(batch["subject"], batch["slice"])
+    return fold(batch["subject"], batch["slice"] + ahead)
 
 
 def normal_like(keys, shape):

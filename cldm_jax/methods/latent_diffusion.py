@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from cldm_jax.diffusion import guidance, parametrisation, samplers
+from cldm_jax.diffusion.noise import through_plane_weights
 from cldm_jax.diffusion.schedule import SCHEDULES
 from cldm_jax.methods.base import Method, Prediction, example_keys, normal_like, with_mirror
 from cldm_jax.methods.codec import Codec, make_codec
@@ -54,7 +55,8 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
     num_timesteps, target, class_dropout_prob, onestep_share (first, last), onestep_ramp (begin, end),
     onestep_weight_power, noisy_weight_power, min_snr_gamma (0 = off), bridge_variance, null_code,
     source_code. sampling: num_sampling_steps, num_samples (K of each mean), eta, guidance_scale,
-    sdedit_strength. Raises ValueError for combinations that cannot work.
+    sdedit_strength, noise_slices (SD in slices of the filter that correlates a patient's noise through
+    plane; 0: every slice has its own). Raises ValueError for combinations that cannot work.
     """
     d, s = diffusion, sampling
     if d["conditioning"] not in CONDITIONINGS:
@@ -226,12 +228,13 @@ class _Cldm:
         z = samplers.onestep(denoise_fn, start, self.alphas_bar(), target=target)
         return Prediction(self.decode(state, z, label), None)
 
-    def sample_latents(self, state, source, label, keys):
-        """One standardised latent per row; the noise of a row comes from its key alone."""
+    def sample_latents(self, state, source, label, noise_fn):
+        """One standardised latent per row. noise_fn(i, shape) -> standard normal [rows, *shape]: the
+        start's for i = 0, sampling step i - 1's where eta > 0.
+        """
         d, s = self.diffusion, self.sampling
         shape = (*source.shape[1:3], self.codec.latent_channels)
-        fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-        start = normal_like(fold(keys, 0), shape)
+        start = noise_fn(0, shape)
         denoise_fn, steps = self.denoiser(state, source, label), s["num_sampling_steps"]
         if self.is_bridge:
             return samplers.bridge(
@@ -254,18 +257,34 @@ class _Cldm:
             target=d["target"],
             num_sampling_steps=steps,
             eta=s["eta"],
-            noise_fn=lambda i: normal_like(fold(keys, i + 1), shape),
+            noise_fn=lambda i: noise_fn(i + 1, shape),
             t_start=t_start,
         )
+
+    def noise(self, batch, rng, num_samples: int):
+        """noise_fn of `sample_latents` for K samples of each example: fields that are correlated from
+        slice to slice, though a row is computed from its own subject and slice number alone.
+        """
+        weights = through_plane_weights(self.sampling["noise_slices"])
+        number = jnp.tile(jnp.arange(num_samples), batch["label"].shape[0])
+        fold = jax.vmap(jax.random.fold_in)
+
+        def draw(i, shape, ahead: int):
+            keys = fold(jnp.repeat(example_keys(rng, batch, ahead), num_samples), number)
+            return normal_like(fold(keys, jnp.full(number.shape, i)), shape)
+
+        def noise_fn(i, shape):
+            return sum(w * draw(i, shape, ahead) for ahead, w in enumerate(weights))
+
+        return noise_fn
 
     def predict_samples(self, state, batch, rng, *, num_samples: int):
         """Mean and SD of K *decoded* samples (the decoder is not linear), K folded into the batch."""
         b, label = batch["label"].shape[0], batch["label"]
         source = jnp.repeat(self.image_source(state.frozen, batch["source"]), num_samples, axis=0)
-        keys = jnp.repeat(example_keys(rng, batch), num_samples)
-        keys = jax.vmap(jax.random.fold_in)(keys, jnp.tile(jnp.arange(num_samples), b))
         labels = jnp.repeat(label, num_samples)
-        images = self.decode(state, self.sample_latents(state, source, labels, keys), labels)
+        latents = self.sample_latents(state, source, labels, self.noise(batch, rng, num_samples))
+        images = self.decode(state, latents, labels)
         images = images.reshape(b, num_samples, *images.shape[1:])
         sd = images.std(axis=1) if num_samples > 1 else None
         return Prediction(images.mean(axis=1), sd)

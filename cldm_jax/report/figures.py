@@ -110,7 +110,7 @@ def _show(axes, picture, box, limits, colour_map):
     )
 
 
-def _bar(figure, shown, axes, limits, label, *, middle=None) -> None:
+def add_bar(figure, shown, axes, limits, label, *, middle=None) -> None:
     """A colour bar with the window's ends printed on it, taking its space from `axes`."""
     low, high = limits
     bar = figure.colorbar(shown, ax=axes, fraction=0.05, pad=0.01, aspect=12)
@@ -167,7 +167,7 @@ def case_figure(target: dict, case: dict) -> Figure:
     shown = [
         _show(grid[0, 1 + i], picture, box, window, IMAGE_MAP) for i, picture in enumerate(pictures)
     ]
-    _bar(figure, shown[-1], grid[0, :].tolist(), window, units)
+    add_bar(figure, shown[-1], grid[0, :].tolist(), window, units)
 
     for row in grid[1:]:
         for axes in (row[0], row[-1]):
@@ -179,7 +179,7 @@ def case_figure(target: dict, case: dict) -> Figure:
         axes.set_title(_error_text(case, predictions[key], target), fontsize=7, color=INK)
     if keys:
         limits = (-error_limit, error_limit)
-        _bar(figure, last, grid[1, :].tolist(), limits, f"error, {units}", middle=0)
+        add_bar(figure, last, grid[1, :].tolist(), limits, f"error, {units}", middle=0)
     _row_name(grid[1, 0], "prediction\nminus real")
     inset = grid[1, 0].inset_axes([0.1, 0.12, 0.8, 0.06])
     bar = figure.colorbar(source, cax=inset, orientation="horizontal", ticks=[-1, 1])
@@ -206,7 +206,7 @@ def _deviation_row(figure, row, keys, deviations, mask, box, units) -> None:
             _show(axes, None, box, limits, SD_MAP)
             continue
         last = _show(axes, np.where(mask, sd, 0.0), box, limits, SD_MAP)
-    _bar(figure, last, row.tolist(), limits, f"SD, {units}")
+    add_bar(figure, last, row.tolist(), limits, f"SD, {units}")
 
 
 def overview_figure(gallery: dict) -> Figure:
@@ -234,7 +234,7 @@ def overview_figure(gallery: dict) -> Figure:
             axes.axis("on")
             shown = _show(axes, picture, box, limits, colour_map)
             axes.set_title(title, fontsize=10, color=INK)
-        _bar(figure, shown, row.tolist(), window, target["units"])
+        add_bar(figure, shown, row.tolist(), window, target["units"])
     return figure
 
 

@@ -38,6 +38,14 @@ def write_report(folder, summary: dict, scores: list[dict], gallery: dict, *, ti
     files.write_text(folder / "scores.csv", _csv(scores))
     scores = [row for row in scores if row["method"] != "reference"]
     drawn = _draw(folder / "figures", summary, scores, gallery)
+    page = render("page.html", _context(summary, scores, gallery, drawn, title))
+    files.write_text(folder / "index.html", page)
+    files.write_json(folder / "summary.json", summary)
+    return str(folder / "index.html")
+
+
+def render(template: str, context: dict) -> str:
+    """The page of a template; every name of it must be given."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("cldm_jax.report", "templates"),
         autoescape=True,
@@ -45,12 +53,7 @@ def write_report(folder, summary: dict, scores: list[dict], gallery: dict, *, ti
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    page = environment.get_template("page.html").render(
-        _context(summary, scores, gallery, drawn, title)
-    )
-    files.write_text(folder / "index.html", page)
-    files.write_json(folder / "summary.json", summary)
-    return str(folder / "index.html")
+    return environment.get_template(template).render(context)
 
 
 def json_ready(value):

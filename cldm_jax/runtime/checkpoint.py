@@ -8,6 +8,7 @@ import logging
 import pathlib
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -62,8 +63,13 @@ class Checkpoints:
 
     def _restore(self, step: int, abstract):
         if abstract is None:
-            with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
-                return checkpointer.restore(self.folder / str(step) / "default")
+            # As NumPy arrays, whatever devices wrote them: a run is opened on other machines too.
+            handler = ocp.PyTreeCheckpointHandler()
+            with ocp.Checkpointer(handler) as checkpointer:
+                path = self.folder / str(step) / "default"
+                tree = handler.metadata(path).tree
+                wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+                return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))
         return self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
     def _hashes(self, step: int) -> dict[str, str]:

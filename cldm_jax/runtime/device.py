@@ -80,6 +80,20 @@ def trim_heap() -> None:
     trim(0)
 
 
+def check(wanted: str) -> None:
+    """UserError where the device that was asked for ("cuda") is not there; JAX starts here."""
+    import jax
+
+    try:
+        jax.devices()
+    except (RuntimeError, AssertionError) as e:  # the latter where jaxlib was built without it
+        raise UserError(
+            f"device {wanted!r}",
+            "not found by JAX",
+            "Use --device cpu, or install requirements-cuda.txt and check nvidia-smi",
+        ) from e
+
+
 def choose_kernels(mode: str) -> None:
     """config.kernels: "native" (compiled CPU kernels where they can be had) or "xla"."""
     from cldm_jax.kernels import library

@@ -1,0 +1,86 @@
+"""What a person hands in for prediction: a NIfTI file, a DICOM series or a BIDS dataset of PET images."""
+
+import pathlib
+import re
+from typing import NamedTuple
+
+from cldm_jax.data import bids, nifti
+from cldm_jax.errors import UserError
+
+_NIFTI = re.compile(r"\.nii(\.gz)?$")
+_UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
+
+
+class PetInput(NamedTuple):
+    """One PET image that was found and not opened yet.
+
+    name    start of its outputs' file names and how progress and errors call it
+    folder  of its outputs, below the output folder: "" or "sub-01/ses-a" (BIDS)
+    path    the file, or the folder or zip of a DICOM series
+    kind    "nifti" | "dicom"
+    """
+
+    name: str
+    folder: str
+    path: pathlib.Path
+    kind: str
+
+
+def find_inputs(path) -> list[PetInput]:
+    """Every PET image of `path`: one, or all of a BIDS dataset in the order of their names.
+
+    BIDS: `sub-*/[ses-*/]pet/*_pet.nii[.gz]`, several to a session where it has them. Names of DICOM
+    inputs never come from the folder, which may be called after the patient. UserError where there is
+    none.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir():
+        found = _bids(path)
+        if found:
+            return found
+        if _is_dicom(path):
+            return [PetInput("pet", "", path, "dicom")]
+        reason = "holds no BIDS PET (sub-*/[ses-*/]pet/*_pet.nii.gz) and no DICOM files"
+        raise UserError(path, reason, "Give a NIfTI file, a DICOM series or a BIDS dataset")
+    if not path.exists():
+        raise UserError(path, "no such file or folder", "Check the path")
+    if not _NIFTI.search(path.name) and _is_dicom(path):
+        return [PetInput("pet", "", path, "dicom")]
+    stem = _UNSAFE.sub("_", _NIFTI.sub("", path.name)).strip("._") or "pet"
+    return [PetInput(stem, "", path, "nifti")]
+
+
+def read_input(found: PetInput) -> tuple[nifti.Volume, dict]:
+    """(volume, facts of the acquisition: JSON-able, nothing that identifies a person)."""
+    if found.kind == "nifti":
+        return nifti.read_volume(found.path), {}
+    from cldm_jax.data import dicom
+
+    series = dicom.read_series(found.path)
+    if series.facts["modality"] not in ("PT", "NM"):
+        reason = f"a DICOM series of modality {series.facts['modality']}, not of a PET"
+        raise UserError(found.path, reason, "Give the folder of the PET series")
+    return series.volume, series.facts
+
+
+def _is_dicom(path: pathlib.Path) -> bool:
+    from cldm_jax.data import dicom
+
+    return dicom.is_dicom(path)
+
+
+def _bids(root: pathlib.Path) -> list[PetInput]:
+    found = []
+    for person in sorted(p for p in root.glob("sub-*") if p.is_dir()):
+        bids.check_id(person.name, person)
+        sessions = sorted(p for p in person.glob("ses-*") if p.is_dir())
+        for session in sessions or [person]:
+            if session != person:
+                bids.check_id(session.name, session)
+            for path in sorted((session / "pet").glob("*_pet.nii*")):
+                if _NIFTI.search(path.name):
+                    name = _NIFTI.sub("", path.name).removesuffix("_pet")
+                    bids.check_id(name, path)
+                    folder = session.relative_to(root).as_posix()
+                    found.append(PetInput(name, folder, path, "nifti"))
+    return found

@@ -1,0 +1,201 @@
+"""The files of a prediction: BIDS-derivative names, images, sidecars, and what says they are whole."""
+
+import datetime
+import importlib.metadata
+import pathlib
+
+import numpy as np
+
+from cldm_jax import __version__, files
+from cldm_jax.data import convert, intensity, nifti
+from cldm_jax.runtime import device
+
+DISCLAIMER = "Synthetic image. Research use only, not for clinical use."
+SUFFIX = {"ct": ("ct", "ct"), "mr": ("anat", "T1w")}  # BIDS folder of a dataset, suffix
+BIDS_VERSION = "1.10.0"
+
+
+class Names:
+    """Paths of what one input becomes. Beside a lone file's all lie in the output folder itself."""
+
+    def __init__(self, out, found, targets: tuple[str, ...], has_sd: bool):
+        self.out, self.found = pathlib.Path(out), found
+        self.kinds = ("synth", "synthsd") if has_sd else ("synth",)
+        self.targets = targets
+
+    def image(self, target: str, kind: str) -> pathlib.Path:
+        folder, suffix = SUFFIX[target]
+        below = pathlib.Path(self.found.folder, folder) if self.found.folder else pathlib.Path()
+        return self.out / below / f"{self.found.name}_desc-{kind}_{suffix}.nii.gz"
+
+    def images(self) -> list[pathlib.Path]:
+        return [self.image(target, kind) for target in self.targets for kind in self.kinds]
+
+    def report(self) -> pathlib.Path:
+        return self.out / self.found.folder / f"{self.found.name}_desc-synth_report.html"
+
+    def partial(self) -> pathlib.Path:
+        """There while the files are being written: what lies beside it may be overwritten."""
+        return self.out / self.found.folder / f"{self.found.name}_desc-synth_unfinished.json"
+
+    def all(self, with_report: bool) -> list[pathlib.Path]:
+        paths = [p for image in self.images() for p in (image, sidecar(image))]
+        return [*paths, self.report()] if with_report else paths
+
+    def is_whole(self, key: str, with_report: bool) -> bool:
+        """Every file is there, of the run `key`, and the images are the bytes that were written."""
+        if not all(p.is_file() for p in self.all(with_report)):
+            return False
+        for image in self.images():
+            try:
+                found = files.read_json(sidecar(image))
+            except ValueError:
+                return False
+            if found.get("RunKey") != key or found.get("SHA256") != files.sha256_file(image):
+                return False
+        return True
+
+
+def sidecar(image: pathlib.Path) -> pathlib.Path:
+    return image.with_name(image.name.removesuffix(".nii.gz") + ".json")
+
+
+def model_identity(checkpoint, run) -> str:
+    """SHA-256 of an export's card (which holds its files'), or of the hashes of the opened checkpoint."""
+    folder = pathlib.Path(checkpoint)
+    if (folder / "model.json").is_file():
+        return files.read_json(folder / "model.json")["card_sha256"]
+    for name in ("best", "checkpoints"):
+        hashes = folder / name / f"sha256-{run.step}.json"
+        if hashes.is_file():
+            return files.sha256_json(files.read_json(hashes))
+    raise FileNotFoundError(f"{checkpoint}: no hashes of step {run.step}")
+
+
+def run_key(request, model, input_sha256: str) -> str:
+    """Hash of all that decides the images' content: input, weights, read-outs and their settings."""
+    sampling = model.sampling and {**model.sampling, "num_samples": model.samples}
+    return files.sha256_json(
+        {
+            "input": input_sha256,
+            "model": model.identity,
+            "modes": [model.mode, model.sd_mode],
+            "sampling": sampling if model.samples else None,
+            "seed": request.seed,
+            "version": __version__,
+        }
+    )
+
+
+def write(names: Names, request, model, pet, facts, checks, volumes, timings: dict) -> None:
+    """Images, then the report, then sidecars; each whole or not at all, `names.partial()` meanwhile."""
+    key = run_key(request, model, pet.sha256)
+    files.write_json(names.partial(), {"RunKey": key})
+    _describe_dataset(names.out)
+    common = _provenance(request, model, pet, facts, checks, timings) | {"RunKey": key}
+    sidecars = {}
+    for target, synthetic in volumes.items():
+        images = {"synth": synthetic.image, "synthsd": synthetic.sd}
+        for kind in names.kinds:
+            path = names.image(target, kind)
+            whole_hu = target == "ct" and kind == "synth"
+            nifti.write_volume(
+                path,
+                images[kind],
+                pet.affine,
+                dtype=np.int16 if whole_hu else np.float32,
+                like=pet,
+                description="synthetic, not for clinical use",
+            )
+            sidecars[sidecar(path)] = {
+                **_about(target, kind, model),
+                **common,
+                "SHA256": files.sha256_file(path),
+            }
+    if request.report:
+        _write_page(names, pet, volumes, checks, common)
+    for path, value in sidecars.items():
+        files.write_json(path, value)
+    names.partial().unlink()
+
+
+def _write_page(names: Names, pet, volumes, checks, provenance: dict) -> None:
+    from cldm_jax.report import volume_page
+
+    ras = nifti.canonical(pet)
+
+    def turn(array):
+        return None if array is None else nifti.to_canonical(array, pet)
+
+    views = volume_page.make_views(
+        ras.array, {t: {"image": turn(v.image), "sd": turn(v.sd)} for t, v in volumes.items()}
+    )
+    centre = np.linalg.solve(ras.affine, [*convert.pet_center_mm(ras), 1.0])[:3]
+    last = np.array(ras.array.shape) - 1
+    facts = {k: v for k, v in provenance.items() if k not in ("InputChecks", "GeneratedBy")}
+    volume_page.write(
+        names.report(),
+        names.found.name,
+        views,
+        ras.spacing,
+        np.clip(np.rint(centre), 0, last).astype(int),
+        checks,
+        facts | {"Software": f"cldm_jax {__version__}"},
+        simulated=provenance["TrainedOnContrast"] == "simulated",
+    )
+
+
+def _about(target: str, kind: str, model) -> dict:
+    units = intensity.MODALITIES[target].units
+    if target == "mr":
+        units = "a.u. of a typical training scan: contrast is meant, absolute values are not"
+    words = {
+        "synth": "image",
+        "synthsd": f"standard deviation over samples ({model.sd_mode}), not a confidence interval",
+    }
+    return {
+        "Description": DISCLAIMER,
+        "Units": units,
+        "Kind": words[kind],
+        "ClassCode": model.setting.codes[target],
+    }
+
+
+def _provenance(request, model, pet, facts, checks, timings: dict) -> dict:
+    data = model.run.manifest["data"]
+    return {
+        "Method": model.run.name,
+        "Mode": model.mode,
+        "Samples": model.samples,
+        "SamplingSteps": model.sampling["num_sampling_steps"] if model.samples else None,
+        "Seed": request.seed,
+        "ModelSHA256": model.identity,
+        "ModelStep": model.run.step,
+        "TrainedOn": data["name"],
+        "TrainedOnContrast": data["contrast"],
+        "InputSHA256": pet.sha256,
+        "InputFacts": facts,
+        "InputChecks": [{"Name": c.name, "Value": c.value, "Warning": c.warning} for c in checks],
+        "SpatialReference": "orig",
+        "Seconds": timings,
+        "Hardware": device.describe(),
+        "Written": datetime.date.today().isoformat(),
+        "GeneratedBy": [
+            {"Name": "cldm_jax", "Version": __version__},
+            *({"Name": n, "Version": importlib.metadata.version(n)} for n in ("jax", "nibabel")),
+        ],
+    }
+
+
+def _describe_dataset(out: pathlib.Path) -> None:
+    path = out / "dataset_description.json"
+    if path.exists():  # the user's own, or ours from the image before
+        return
+    value = {
+        "Name": "cldm_jax: synthetic CT and MR from PET",
+        "BIDSVersion": BIDS_VERSION,
+        "DatasetType": "derivative",
+        "GeneratedBy": [{"Name": "cldm_jax", "Version": __version__}],
+        "Description": DISCLAIMER,
+    }
+    files.write_json(path, value)

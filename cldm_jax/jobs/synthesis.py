@@ -1,0 +1,142 @@
+"""One PET volume -> CT and MR volumes on its own voxels: resample in, predict slices, resample out."""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from cldm_jax.data import convert, grid, intensity, nifti
+from cldm_jax.jobs.readouts import ReadOut, Run, predict_rows
+
+CONTEXT_MARGIN = 1  # slices kept beyond the last one with PET
+
+
+class Setting(NamedTuple):
+    """A run's own grid and normalisers, as its manifest keeps them."""
+
+    grid: grid.ModelGrid
+    center: str
+    normalisers: dict[str, intensity.Normaliser]
+    codes: dict[str, int]
+
+
+def read_setting(run: Run) -> Setting:
+    data = run.manifest["data"]
+    modalities = data["modalities"]
+    return Setting(
+        grid.ModelGrid.from_index(data["grid"]),
+        data["grid"]["center"],
+        {name: intensity.from_json(m["normaliser"]) for name, m in modalities.items()},
+        {name: m["code"] for name, m in modalities.items()},
+    )
+
+
+class PetSlices:
+    """A new person's PET as the rows of a source for `predict_rows`: every slice for every target."""
+
+    def __init__(self, slices: np.ndarray, picks: np.ndarray, context: int, codes, subject: int):
+        """slices [Z, H, W] in model range; picks: slice numbers to predict; codes: of the targets.
+
+        subject: keys the noise with the slice number.
+        """
+        self.slices, self.context, self.subject = slices, context, subject
+        self.slice = np.tile(picks, len(codes))
+        self.label = np.repeat(np.asarray(codes, np.int32), len(picks))
+
+    def __len__(self) -> int:
+        return len(self.slice)
+
+    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        z = self.slice[rows]
+        reach = np.arange(self.context) - self.context // 2
+        picks = np.clip(z[:, None] + reach, 0, len(self.slices) - 1)
+        blank = np.zeros((len(rows), *self.slices.shape[1:], 1), np.float32)
+        return {
+            "source": np.moveaxis(self.slices[picks], 1, 3),
+            "target": blank,  # unknown; read-outs do not look at it
+            "mask": blank,
+            "label": self.label[rows],
+            "subject": np.full(len(rows), self.subject, np.int32),
+            "slice": z.astype(np.int32),
+        }
+
+
+class Source(NamedTuple):
+    """A PET on a run's grid."""
+
+    slices: np.ndarray  # [Z, H, W] model range
+    affine: np.ndarray  # of the grid
+    picks: np.ndarray  # slices that hold PET
+
+
+class Synthetic(NamedTuple):
+    """One target on the PET's voxels, in units."""
+
+    image: np.ndarray  # float32 [x, y, z]
+    sd: np.ndarray | None  # over samples
+
+
+def make_source(pet: nifti.Volume, setting: Setting) -> Source:
+    """The PET as the run saw its training people's. Slices below and above the PET are not predicted:
+    training had none of them.
+    """
+    spec = setting.normalisers["pet"]
+    slices, affine = convert.source_slices(pet, setting.grid, setting.center, spec)
+    empty = intensity.to_model(spec, np.float32(convert.PET_EMPTY), 1.0)
+    filled = np.flatnonzero(slices.max((1, 2)) > empty)
+    first, last = (filled[0], filled[-1]) if len(filled) else (0, len(slices) - 1)
+    first = max(0, first - CONTEXT_MARGIN)
+    last = min(len(slices) - 1, last + CONTEXT_MARGIN)
+    return Source(slices, affine, np.arange(first, last + 1))
+
+
+def synthesise(
+    run: Run,
+    setting: Setting,
+    pet: nifti.Volume,
+    source: Source,
+    *,
+    targets: tuple[str, ...],
+    mode: str,
+    sd_mode: str,
+    batch_size: int,
+    seed: int,
+    progress=None,
+) -> tuple[dict[str, Synthetic], float]:
+    """({target: volumes}, seconds of prediction).
+
+    mode: the read-out of the images. sd_mode: the read-out whose SD over samples is returned, "" for
+    none. The noise depends on (seed, the PET file's content, slice, sample) alone: a patient's result is
+    the same alone, in a dataset, and in any order.
+    """
+    codes = [setting.codes[t] for t in targets]
+    subject = int(pet.sha256[:8], 16) & 0x7FFFFFFF
+    rows = PetSlices(source.slices, source.picks, run.config["data"]["context"], codes, subject)
+    options = dict(batch_size=batch_size, seed=seed, progress=progress)
+    began = time.monotonic()
+    readout = predict_rows(run, mode, rows, **options)
+    sd = None
+    if sd_mode:
+        drawn = readout if sd_mode == mode else predict_rows(run, sd_mode, rows, **options)
+        sd = drawn.sd
+    seconds = time.monotonic() - began
+    made = {}
+    for i, target in enumerate(targets):
+        part = slice(i * len(source.picks), (i + 1) * len(source.picks))
+        own = ReadOut(readout.images[part], None if sd is None else sd[part], None)
+        made[target] = _to_pet(own, setting.normalisers[target], target, pet, source)
+    return made, seconds
+
+
+def _to_pet(readout: ReadOut, spec, target: str, pet: nifti.Volume, source: Source) -> Synthetic:
+    """Model range on the grid -> units on the PET's voxels; air where nothing was predicted."""
+    affine = source.affine.copy()
+    affine[:3, 3] += affine[:3, 2] * source.picks[0]
+    shape, air = pet.array.shape, intensity.MODALITIES[target].fill
+    image = intensity.from_model(spec, np.clip(readout.images, -1, 1))
+    image = grid.from_grid(image, affine, shape, pet.affine, fill=air)
+    if readout.sd is None:
+        return Synthetic(image, None)
+    zero, one = intensity.from_model(spec, np.float32([0, 1]))  # model range -> units is affine
+    sd = grid.from_grid(readout.sd * (one - zero), affine, shape, pet.affine, fill=0.0)
+    return Synthetic(image, np.maximum(sd, 0))

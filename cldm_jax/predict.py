@@ -1,0 +1,91 @@
+"""The second door: from a PET to synthetic CT and MR volumes on the same grid.
+
+python -m cldm_jax.predict -i pet.nii.gz -o out
+"""
+
+import argparse
+import os
+import sys
+
+from cldm_jax.errors import UserError
+
+MODES = ("onestep", "mirror", "sample", "mean", "predict")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cldm-predict",
+        description="Synthesise CT and MR volumes from a brain PET, on the PET's own grid: CT in HU "
+        "(int16), MR in arbitrary units (float32). Research use only, not for clinical use.",
+        epilog="A dataset is gone through to its end: an image that fails is reported, and a rerun skips "
+        "what is finished. Exit status 0: all written; 2: something was not.",
+    )
+    add = parser.add_argument
+    add("-i", "--input", required=True, metavar="PET",
+        help="NIfTI file, DICOM folder or .zip of one PET series, or BIDS dataset")  # fmt: skip
+    add("-o", "--out", required=True, metavar="FOLDER", help="output folder, made if missing")
+    add("--checkpoint", default="", metavar="RUN",
+        help="workdir of a training, or an exported model; default: the small model that comes along, "
+        "trained on simulated heads: to try the command, not to read anatomy from")  # fmt: skip
+    add("--target", nargs="+", default=(), choices=("ct", "mr"),
+        help="default: all that the model makes")  # fmt: skip
+    add("--mode", default="", choices=MODES,
+        help="onestep: one network evaluation, the mean. mirror: mean of that and of the mirrored PET's. "
+        "sample: one diffusion sample, sharp. mean: of K samples. predict: of a U-Net or GAN. "
+        "Default: mirror, or the model's only one")  # fmt: skip
+    add("--samples", type=int, default=4, metavar="K", help="of mean and --uncertainty (default 4)")
+    add("--steps", type=int, default=0, metavar="N", help="DDIM steps (default: the model's own)")
+    add("--seed", type=int, default=0, metavar="S", help="of the samples' noise (default 0)")
+    add("--uncertainty", action="store_true",
+        help="also write the SD over K samples (*_desc-synthsd_*)")  # fmt: skip
+    add("--report", action="store_true", help="also write one HTML page: views, checks, provenance")
+    add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
+    add(
+        "--batch-size",
+        type=int,
+        default=0,
+        metavar="B",
+        help="slices at a time (default 16; GPU 64)",
+    )
+    add("--overwrite", action="store_true", help="replace results of other inputs or settings")
+    add("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def main(argv=None) -> None:
+    args = _parser().parse_args(argv)
+    if args.device != "auto":
+        os.environ["JAX_PLATFORMS"] = args.device
+    from cldm_jax.runtime import device
+
+    try:
+        device.use_huge_pages()
+        device.enable_compilation_cache()
+        device.choose_kernels("native")
+        device.check(args.device)
+        from cldm_jax.jobs import predict
+
+        request = predict.Request(
+            input=args.input,
+            out=args.out,
+            checkpoint=args.checkpoint,
+            targets=tuple(args.target),
+            mode=args.mode,
+            samples=args.samples,
+            steps=args.steps,
+            seed=args.seed,
+            uncertainty=args.uncertainty,
+            batch_size=args.batch_size,
+            report=args.report,
+            overwrite=args.overwrite,
+        )
+        predict.predict(request)
+    except UserError as error:
+        if args.debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

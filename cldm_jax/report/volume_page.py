@@ -1,0 +1,128 @@
+"""One self-contained page about one predicted volume: views, input checks, provenance."""
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cldm_jax import files
+from cldm_jax.report import figures, page
+
+PLANES = ("axial", "coronal", "sagittal")
+_WIDTH = 2.3  # inches of a panel
+_MARGIN_MM = 35.0  # around the brain: skull and scalp
+
+
+class View(NamedTuple):
+    """One image of the page."""
+
+    title: str
+    array: np.ndarray  # [x, y, z] in RAS order
+    units: str
+    window: tuple[float, float]
+    colour_map: object
+
+
+def make_views(pet: np.ndarray, synthetic: dict) -> list[View]:
+    """The PET, and of each target {"image", "sd" (or None)} in units, as views with fixed windows.
+
+    CT -200 to 1300 HU; PET and MR to their own 99.5th percentile, which the bar says.
+    """
+    views = [View("PET", pet, "as given", (0.0, _top(pet)), figures.SOURCE_MAP)]
+    for target, made in synthetic.items():
+        image, units = made["image"], "HU" if target == "ct" else "a.u."
+        window = (-200.0, 1300.0) if target == "ct" else (0.0, _top(image))
+        views.append(View(target.upper(), image, units, window, figures.IMAGE_MAP))
+        if made["sd"] is not None:
+            limits = (0.0, _top(made["sd"]))
+            views.append(View(f"{target.upper()} SD", made["sd"], units, limits, figures.SD_MAP))
+    return views
+
+
+def views_figure(views: Sequence[View], spacing, centre) -> Figure:
+    """Rows: views; columns: planes through voxel `centre`, cut to the head. spacing: mm per voxel."""
+    box = _box(views[0], spacing)
+    views = [view._replace(array=view.array[box]) for view in views]
+    centre = [
+        int(np.clip(c - b.start, 0, b.stop - b.start - 1)) for c, b in zip(centre, box, strict=True)
+    ]
+    shape = np.array(views[0].array.shape)
+    sizes = [_extent(plane, shape, spacing) for plane in PLANES]
+    widths = [w for w, _ in sizes]
+    height = _WIDTH * max(h for _, h in sizes) / max(widths)
+    total = _WIDTH * sum(widths) / max(widths)
+    figure = figures.new_figure(total + 1.0, (height + 0.1) * len(views) + 0.3)
+    grid = figure.subplots(len(views), 3, squeeze=False, width_ratios=widths)
+    for row, view in zip(grid, views, strict=True):
+        for axes, plane, (width, tall) in zip(row, PLANES, sizes, strict=True):
+            cut = _cut(view.array, plane, centre)
+            shown = axes.imshow(
+                np.clip(cut, *view.window),
+                cmap=view.colour_map,
+                vmin=view.window[0],
+                vmax=view.window[1],
+                extent=(0, width, 0, tall),
+                interpolation="nearest",
+                interpolation_stage="data",
+            )
+            axes.set(xticks=[], yticks=[])
+            for spine in axes.spines.values():
+                spine.set_visible(False)
+        row[0].set_ylabel(view.title, fontsize=10, color=figures.INK)
+        figures.add_bar(figure, shown, row.tolist(), view.window, view.units)
+    for axes, plane in zip(grid[0], PLANES, strict=True):
+        axes.set_title(plane, fontsize=9, color=figures.INK)
+    return figure
+
+
+def write(path, name: str, views, spacing, centre, checks, facts: dict, *, simulated: bool) -> None:
+    """Writes the page. checks: records with name, value, warning ("" = fine); facts: {words: value}."""
+    buffer = io.BytesIO()
+    figure = views_figure(views, spacing, centre)
+    figure.set_dpi(120)
+    figure.canvas.print_png(buffer)
+    image = base64.b64encode(buffer.getvalue()).decode()
+    checks = [c._replace(warning=c.warning[:1].upper() + c.warning[1:]) for c in checks]
+    context = {
+        "name": name,
+        "titles": [f"synthetic {v.title}" for v in views[1:] if not v.title.endswith("SD")],
+        "has_sd": any(v.title.endswith("SD") for v in views),
+        "simulated": simulated,
+        "checks": checks,
+        "figure": f"data:image/png;base64,{image}",
+        "facts": list(facts.items()),
+    }
+    files.write_text(path, page.render("volume.html", context))
+
+
+def _box(pet: View, spacing) -> tuple[slice, ...]:
+    """The brain, which is bright in the PET, and _MARGIN_MM around it."""
+    bright = np.argwhere(pet.array > 0.3 * pet.window[1])
+    margin = _MARGIN_MM / np.asarray(spacing)
+    low = np.maximum(np.floor(bright.min(0) - margin), 0).astype(int)
+    high = np.minimum(np.ceil(bright.max(0) + margin) + 1, pet.array.shape).astype(int)
+    return tuple(slice(a, b) for a, b in zip(low, high, strict=True))
+
+
+def _top(array) -> float:
+    positive = array[array > 0]
+    return float(f"{np.percentile(positive, 99.5):.2g}") if positive.size else 1.0
+
+
+def _extent(plane: str, shape, spacing) -> tuple[float, float]:
+    """(width, height) of a plane in mm."""
+    x, y, z = (float(n * s) for n, s in zip(shape, spacing, strict=True))
+    return {"axial": (x, y), "coronal": (x, z), "sagittal": (y, z)}[plane]
+
+
+def _cut(array, plane: str, centre) -> np.ndarray:
+    """[rows, columns]: up is anterior or superior, left is the patient's left or anterior."""
+    x, y, z = centre
+    if plane == "axial":
+        return array[:, ::-1, z].T
+    if plane == "coronal":
+        return array[:, y, ::-1].T
+    return array[x, ::-1, ::-1].T

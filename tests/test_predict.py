@@ -1,0 +1,292 @@
+"""Prediction as a user meets it: files in, files out, on the trained tiny study."""
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import data_heads
+import nibabel as nib
+import numpy as np
+import pytest
+
+from cldm_jax import predict as cli
+from cldm_jax.data import convert, grid, nifti
+from cldm_jax.data.pipeline import make_source
+from cldm_jax.data.shards import Prepared
+from cldm_jax.errors import UserError
+from cldm_jax.jobs import derivatives, predict, synthesis
+from cldm_jax.jobs.readouts import open_run, predict_rows
+from configs import predict as predict_config
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def run(study, source, out, **fields):
+    request = predict.Request(str(source), str(out), checkpoint=str(study.ldm))
+    return predict.predict(request._replace(**fields))
+
+
+@pytest.fixture(scope="module")
+def bids(tmp_path_factory):
+    """Three people, one of them with two sessions and one with a file that is cut short."""
+    root = tmp_path_factory.mktemp("bids")
+    for number, name in enumerate(("sub-01", "sub-02/ses-a", "sub-02/ses-b", "sub-03")):
+        stem = name.replace("/", "_")
+        folder = root / name / "pet"
+        path = folder / f"{stem}_trc-18FFDG_pet.nii.gz"
+        array = data_heads.make_head(number)["pet"]
+        nifti.write_volume(path, array, data_heads.affine_of(), dtype=np.float32)
+    path = root / "sub-01" / "pet" / "sub-01_trc-18FFDG_pet.nii.gz"
+    path.write_bytes(path.read_bytes()[:-4000])
+    return root
+
+
+def pet_path(bids):
+    return bids / "sub-03" / "pet" / "sub-03_trc-18FFDG_pet.nii.gz"
+
+
+class TestOutputs:
+    def test_images_and_sidecars(self, study, bids, tmp_path):
+        out = tmp_path / "out"
+        run(study, pet_path(bids), out, mode="mean", samples=2, uncertainty=True, report=True)
+        stem = "sub-03_trc-18FFDG_pet_desc"
+        ct, sd = (nifti.read_volume(out / f"{stem}-{k}_ct.nii.gz") for k in ("synth", "synthsd"))
+        assert ct.array.min() >= -1024 and ct.array.max() <= 3071 and (ct.array % 1 == 0).all()
+        image = nib.load(out / f"{stem}-synth_ct.nii.gz")
+        assert image.header.get_data_dtype() == np.int16
+        assert (image.dataobj.slope, image.dataobj.inter) == (1.0, 0.0)
+        mr = nib.load(out / f"{stem}-synth_T1w.nii.gz")
+        assert mr.header.get_data_dtype() == np.float32
+        assert sd.array.min() == 0 < sd.array.max()
+        found = json.loads((out / f"{stem}-synth_ct.json").read_text())
+        assert found["Units"] == "HU" and "not for clinical use" in found["Description"]
+        assert (found["Mode"], found["Samples"], found["SamplingSteps"]) == ("mean2", 2, 4)
+        assert found["Seed"] == 0 and found["ClassCode"] == 1
+        assert not list(out.glob("*unfinished*"))
+        page = (out / f"{stem}-synth_report.html").read_text()
+        assert "not for clinical use" in page and 'src="data:image/png' in page
+        assert "http://" not in page and "https://" not in page and str(tmp_path) not in page
+
+    def test_the_uncertainty_of_another_readout(self, study, bids, tmp_path):
+        """--uncertainty adds the SD of K samples to the one-step image and leaves that as it is."""
+        run(study, pet_path(bids), tmp_path / "a", mode="onestep")
+        run(
+            study,
+            pet_path(bids),
+            tmp_path / "b",
+            mode="onestep",
+            uncertainty=True,
+            samples=2,
+            batch_size=32,  # 16 slices of two samples each
+        )
+        name = "sub-03_trc-18FFDG_pet_desc-synth_ct.nii.gz"
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+        assert len(list((tmp_path / "b").glob("*synthsd*.nii.gz"))) == 2
+
+    def test_number_of_steps_is_used_and_recorded(self, study, bids, tmp_path):
+        arrays = []
+        for steps in (2, 3):
+            out = tmp_path / str(steps)
+            paths = run(study, pet_path(bids), out, mode="sample", steps=steps, targets=("ct",))
+            arrays.append(nifti.read_volume(paths[0]).array)
+            assert json.loads(derivatives.sidecar(paths[0]).read_text())["SamplingSteps"] == steps
+        assert np.abs(arrays[0] - arrays[1]).max() > 1
+
+    def test_seed_changes_the_samples(self, study, bids, tmp_path):
+        options = dict(mode="sample", targets=("ct",))
+        first, again, other = (
+            run(study, pet_path(bids), tmp_path / name, seed=seed, **options)[0].read_bytes()
+            for name, seed in (("a", 0), ("b", 0), ("c", 1))
+        )
+        assert first == again != other
+
+    def test_the_config_door_is_the_same(self, study, bids, tmp_path):
+        config = predict_config.get_config("tiny")
+        config.input, config.checkpoint = str(pet_path(bids)), str(study.ldm)
+        config.targets, config.mode = ("ct",), "onestep"
+        predict.run(config, str(tmp_path / "a"))
+        run(study, pet_path(bids), tmp_path / "b", targets=("ct",), mode="onestep")
+        name = "sub-03_trc-18FFDG_pet_desc-synth_ct.nii.gz"
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_prediction_equals_evaluation(study, tmp_path):
+    """The same person through the NIfTI door and through the prepared shards: one answer."""
+    prepared = Prepared(study.prepared)
+    rows_of = make_source(
+        prepared, split="test", targets=("ct",), context=3, latents=None, source_kind="image"
+    )
+    subject = int(rows_of.keys["subject"][0])
+    pet = study.data_root / "cohort" / prepared.index["subjects"][subject]["id"] / "pet.nii.gz"
+    run(study, pet, tmp_path, targets=("ct",), mode="onestep")
+    volume = nifti.canonical(nifti.read_volume(tmp_path / "pet_desc-synth_ct.nii.gz"))
+    trained = open_run(str(study.ldm))
+    images = predict_rows(trained, "onestep", rows_of, batch_size=8, seed=0).images
+    rows = np.flatnonzero(rows_of.keys["subject"] == subject)
+    z = rows_of.keys["slice"][rows]
+    center = convert.pet_center_mm(nifti.canonical(nifti.read_volume(pet)))
+    slices, _ = grid.to_grid(
+        volume.array,
+        volume.affine,
+        synthesis.read_setting(trained).grid,
+        center_mm=center,
+        fill=-1024.0,
+    )
+    hu = np.clip((images[rows] + 1) / 2 * 4095 - 1024, -1024, 3071)
+    inside = slices[z] > -1024  # the PET's field of view is smaller than the grid here and there
+    assert np.abs(slices[z] - hu)[inside].max() <= 2.5  # rounding of HU and of stored PET
+
+
+class TestDataset:
+    def test_a_bad_image_does_not_stop_the_others(self, study, bids, tmp_path, capsys):
+        with pytest.raises(UserError, match="1 of 4 images failed: sub-01_trc-18FFDG"):
+            run(study, bids, tmp_path, mode="sample")
+        assert "cut short" in capsys.readouterr().err
+        person = tmp_path / "sub-02" / "ses-b"
+        assert (person / "ct" / "sub-02_ses-b_trc-18FFDG_desc-synth_ct.nii.gz").is_file()
+        assert (person / "anat" / "sub-02_ses-b_trc-18FFDG_desc-synth_T1w.json").is_file()
+        described = json.loads((tmp_path / "dataset_description.json").read_text())
+        assert described["DatasetType"] == "derivative"
+        before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nii.gz")}
+        assert len(before) == 6
+        with pytest.raises(UserError, match="1 of 4"):
+            run(study, bids, tmp_path, mode="sample")
+        assert capsys.readouterr().out.count("skipped") == 3
+        assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nii.gz")}
+
+    def test_a_person_alone_or_among_others_is_the_same_to_the_bit(self, study, bids, tmp_path):
+        """Samples included: the noise is keyed by the image's content, not by its place."""
+        alone = run(study, pet_path(bids), tmp_path / "alone", mode="sample")
+        with pytest.raises(UserError):
+            run(study, bids, tmp_path / "all", mode="sample")
+        shutil.copytree(bids / "sub-03", tmp_path / "first" / "sub-03")
+        shutil.copytree(bids / "sub-02", tmp_path / "first" / "sub-99")
+        run(study, tmp_path / "first", tmp_path / "turned", mode="sample")
+        for path in alone:
+            name = path.name.replace("FDG_pet_desc", "FDG_desc")
+            for other in ("all", "turned"):
+                (found,) = (tmp_path / other / "sub-03").rglob(name)
+                assert found.read_bytes() == path.read_bytes()
+
+    def test_other_sessions_get_other_noise(self, study, bids):
+        a, b = (
+            nifti.read_volume(next((bids / "sub-02" / s / "pet").iterdir()))
+            for s in ("ses-a", "ses-b")
+        )
+        assert a.sha256[:8] != b.sha256[:8]
+
+
+class TestNothingIsLost:
+    def test_other_results_are_not_replaced_unasked(self, study, bids, tmp_path, capsys):
+        options = dict(targets=("ct",), mode="onestep")
+        (path,) = run(study, pet_path(bids), tmp_path, **options)
+        before = path.read_bytes()
+        run(study, pet_path(bids), tmp_path, **options)
+        assert "skipped" in capsys.readouterr().out
+        with pytest.raises(UserError, match="exists already.*--overwrite"):
+            run(study, pet_path(bids), tmp_path, targets=("ct",), mode="mirror")
+        assert path.read_bytes() == before
+        run(study, pet_path(bids), tmp_path, targets=("ct",), mode="mirror", overwrite=True)
+        assert path.read_bytes() != before
+
+    def test_a_damaged_result_is_not_taken_for_finished(self, study, bids, tmp_path):
+        options = dict(targets=("ct",), mode="onestep")
+        (path,) = run(study, pet_path(bids), tmp_path, **options)
+        path.write_bytes(path.read_bytes()[:-1])
+        with pytest.raises(UserError, match="exists already"):
+            run(study, pet_path(bids), tmp_path, **options)
+
+    def test_an_interrupted_one_is_finished_by_the_same_command(
+        self, study, bids, tmp_path, monkeypatch
+    ):
+        real, calls = nifti.write_volume, []
+
+        def fails_at_the_second(path, *args, **keywords):
+            calls.append(path)
+            if len(calls) == 2:
+                raise OSError("disk full")
+            real(path, *args, **keywords)
+
+        monkeypatch.setattr(nifti, "write_volume", fails_at_the_second)
+        with pytest.raises(OSError, match="disk full"):
+            run(study, pet_path(bids), tmp_path, mode="onestep")
+        assert not list(tmp_path.glob("*_ct.json"))  # no sidecar calls it whole
+        monkeypatch.setattr(nifti, "write_volume", real)
+        paths = run(study, pet_path(bids), tmp_path, mode="onestep")
+        assert all(derivatives.sidecar(p).is_file() for p in paths)
+        assert not list(tmp_path.glob("*unfinished*"))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"input": ""}, "none given"),
+        ({"input": "/nowhere/pet.nii.gz"}, "no such file"),
+        ({"checkpoint": "/nowhere/run"}, "no such folder"),
+        ({"mode": "predict"}, "not a read-out.*onestep, mirror, sample, mean"),
+        ({"mode": "mean", "samples": 1}, "mean of one"),
+        ({"uncertainty": True, "samples": 1}, "at least two samples"),
+        ({"samples": 0}, "positive"),
+        ({"targets": ("flair",)}, "makes: ct, mr"),
+    ],
+)
+def test_impossible_requests_are_refused(study, bids, tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        run(
+            study,
+            **{
+                "source": pet_path(bids),
+                "out": tmp_path / "out",
+                **fields,
+                **({"source": fields["input"]} if "input" in fields else {}),
+            },
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_unet_has_one_readout_and_no_uncertainty(study, bids, tmp_path):
+    paths = run(study, pet_path(bids), tmp_path, checkpoint=str(study.unet), mode="predict")
+    sidecar = json.loads(derivatives.sidecar(paths[0]).read_text())
+    assert (sidecar["Method"], sidecar["Samples"], sidecar["SamplingSteps"]) == ("unet", None, None)
+    for fields in ({"uncertainty": True}, {"steps": 5}):
+        with pytest.raises(UserError, match="samples|sample"):
+            run(study, pet_path(bids), tmp_path / "x", checkpoint=str(study.unet), **fields)
+
+
+def test_the_input_folder_is_not_written_into(study, bids):
+    with pytest.raises(UserError, match="input folder itself"):
+        run(study, bids, bids)
+
+
+class TestCommand:
+    def test_prints_what_it_wrote(self, study, bids, tmp_path, capsys):
+        out = tmp_path / "out"
+        cli.main(
+            ["-i", str(pet_path(bids)), "-o", str(out), "--checkpoint", str(study.ldm)]
+            + ["--target", "ct", "--mode", "onestep"]
+        )
+        written = [line for line in capsys.readouterr().out.splitlines() if "wrote" in line]
+        assert written == [f"wrote {out / 'sub-03_trc-18FFDG_pet_desc-synth_ct.nii.gz'}"]
+
+    def test_an_error_is_one_line_and_status_2(self, tmp_path, capsys):
+        with pytest.raises(SystemExit) as end:
+            cli.main(["-i", str(tmp_path / "pet.nii.gz"), "-o", str(tmp_path / "out")])
+        assert end.value.code == 2
+        err = capsys.readouterr().err
+        assert err.startswith("error: ") and err.count("\n") == 1 and "no such file" in err
+
+    def test_a_missing_gpu_is_said(self):
+        if "cuda" in {d.platform for d in __import__("jax").devices()}:
+            pytest.skip("there is one")
+        command = [sys.executable, "-m", "cldm_jax.predict", "-i", "x", "-o", "y"]
+        done = subprocess.run(
+            [*command, "--device", "cuda"],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+        assert done.returncode == 2 and "device 'cuda': not found by JAX" in done.stderr
+        assert "Traceback" not in done.stderr
