@@ -54,6 +54,8 @@ def get_config(preset: str = "a6000") -> ml_collections.ConfigDict:
     # Prepared folder whose constants to use, with split_mode external: a test set from elsewhere.
     config.normalisers_from = ""
     config.allow_misaligned = False  # True: resample CT and MR to the PET through the affines
+    # "" refuses targets that are not on the PET's voxels | rigid registers every target to its PET
+    config.register = ""
     config.mi_threshold = 0.05  # normalised mutual information of PET and target, at least
     config.shard_items = 2048  # slices per shard file; one shard per modality is held in memory
     config.workers = 2  # processes; 0 = none; changes no number

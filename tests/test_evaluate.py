@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cldm_jax import files
-from cldm_jax.data import nifti
 from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError

@@ -18,6 +18,7 @@ _MIN_HEAD_ML = 50.0  # of PET foreground; a brain has over 1000
 _GAIN = 1.05  # a turned or moved target that fits this much better: as given, it is wrong
 _MI_SPACING_MM = 4.0
 _MI_BINS = 32
+_REGISTER = "To have it registered to the PET, add --config.register=rigid"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,38 +56,54 @@ def audit_subject(
     Never raises for bad data: what cannot be read is a finding and is left out of `volumes`.
     `mi_threshold` bounds normalised mutual information (see `overlap`) from below.
     """
-    notes = _Notes(subject)
-    volumes = {}
-    for name, path in subject.files.items():
-        try:
-            volumes[name] = nifti.read_volume(path)
-        except UserError as e:
-            notes.append(Finding("error", subject.id, e.what, e.reason, e.remedy))
-            continue
-        for note in volumes[name].notes:
-            notes.add("warning", name, note, "Check the orientation in a viewer")
-    if "pet" not in subject.files:
-        notes.add("error", "pet", "no PET image", "Every subject needs one: it is the source")
-    if not {"ct", "mr"} & set(subject.files):
-        notes.add("error", "ct, mr", "neither CT nor MR", "Give at least one of them")
-    for name, volume in volumes.items():
-        _check_content(notes, name, volume)
+    notes, volumes = _read(subject)
     if "pet" not in volumes:
         return list(notes), {}
     for name in volumes:
         _check_geometry(notes, name, volumes, allow_misaligned)
     if notes.errors():
         return list(notes), volumes
-    volumes = _align(volumes)
-    for name in volumes:
-        if name != "pet":
-            _check_overlap(notes, name, volumes, mi_threshold)
+    volumes = align(volumes)
+    return [*notes, *check_overlap(subject, volumes, mi_threshold, _REGISTER)], volumes
+
+
+def read_subject(subject: bids.Subject) -> tuple[list[Finding], dict[str, nifti.Volume]]:
+    """(findings, volumes as given): for registration, which asks nothing of the geometry."""
+    notes, volumes = _read(subject)
     return list(notes), volumes
 
 
 def load_aligned(subject: bids.Subject) -> dict[str, nifti.Volume]:
     """The volumes of a subject that has passed: RAS order, on the PET's voxels."""
-    return _align({name: nifti.read_volume(path) for name, path in subject.files.items()})
+    return align(load(subject))
+
+
+def load(subject: bids.Subject) -> dict[str, nifti.Volume]:
+    """The volumes of a subject that has passed, as given."""
+    return {name: nifti.read_volume(path) for name, path in subject.files.items()}
+
+
+def align(volumes: dict[str, nifti.Volume]) -> dict[str, nifti.Volume]:
+    """RAS order, all on the PET's voxels: through the affines where they differ."""
+    pet = nifti.canonical(volumes["pet"])
+    out = {}
+    for name, volume in volumes.items():
+        volume = nifti.canonical(volume)
+        fill = intensity.MODALITIES[intensity.base_modality(name)].fill
+        array = grid.resample(volume.array, volume.affine, pet.array.shape, pet.affine, fill=fill)
+        out[name] = dataclasses.replace(volume, array=array, affine=pet.affine, spacing=pet.spacing)
+    return out
+
+
+def check_overlap(
+    subject: bids.Subject, volumes: dict[str, nifti.Volume], mi_threshold: float, advice: str
+) -> list[Finding]:
+    """Do PET and targets, on the PET's voxels, show one head in one place? `advice`: if they do not."""
+    notes = _Notes(subject)
+    for name in volumes:
+        if name != "pet":
+            _check_overlap(notes, name, volumes, mi_threshold, advice)
+    return list(notes)
 
 
 def check_field_of_view(
@@ -183,6 +200,27 @@ def _entropy(p: np.ndarray) -> float:
     return float(-(p * np.log(p)).sum())
 
 
+def _read(subject: bids.Subject) -> tuple[_Notes, dict[str, nifti.Volume]]:
+    """Every file that can be read, and what its header and content give to say."""
+    notes = _Notes(subject)
+    volumes = {}
+    for name, path in subject.files.items():
+        try:
+            volumes[name] = nifti.read_volume(path)
+        except UserError as e:
+            notes.append(Finding("error", subject.id, e.what, e.reason, e.remedy))
+            continue
+        for note in volumes[name].notes:
+            notes.add("warning", name, note, "Check the orientation in a viewer")
+    if "pet" not in subject.files:
+        notes.add("error", "pet", "no PET image", "Every subject needs one: it is the source")
+    if not {"ct", "mr"} & set(subject.files):
+        notes.add("error", "ct, mr", "neither CT nor MR", "Give at least one of them")
+    for name, volume in volumes.items():
+        _check_content(notes, name, volume)
+    return notes, volumes
+
+
 def _check_content(notes: _Notes, name: str, volume: nifti.Volume) -> None:
     """Is it the kind of image its name says?"""
     array, kind = volume.array, intensity.base_modality(name)
@@ -245,25 +283,11 @@ def _check_geometry(notes: _Notes, name: str, volumes, allow_misaligned: bool) -
     if allow_misaligned:
         notes.add("warning", name, reason, "It is resampled through the affines, as was allowed")
     else:
-        remedy = (
-            "Register and resample it to the PET, or set allow_misaligned if both affines are right"
-        )
+        remedy = f"{_REGISTER}, or set allow_misaligned if both affines are right"
         notes.add("error", name, reason, remedy)
 
 
-def _align(volumes: dict[str, nifti.Volume]) -> dict[str, nifti.Volume]:
-    """RAS order, all on the PET's voxels: through the affines where they differ."""
-    pet = nifti.canonical(volumes["pet"])
-    out = {}
-    for name, volume in volumes.items():
-        volume = nifti.canonical(volume)
-        fill = intensity.MODALITIES[intensity.base_modality(name)].fill
-        array = grid.resample(volume.array, volume.affine, pet.array.shape, pet.affine, fill=fill)
-        out[name] = dataclasses.replace(volume, array=array, affine=pet.affine, spacing=pet.spacing)
-    return out
-
-
-def _check_overlap(notes: _Notes, name: str, volumes, mi_threshold: float) -> None:
+def _check_overlap(notes: _Notes, name: str, volumes, mi_threshold: float, advice: str) -> None:
     """Do PET and target show the same head in the same place and the same way round?"""
     spacing = volumes["pet"].spacing
     stride = np.maximum(1, np.rint(_MI_SPACING_MM / spacing)).astype(int)
@@ -274,7 +298,7 @@ def _check_overlap(notes: _Notes, name: str, volumes, mi_threshold: float) -> No
         reason = (
             f"its content does not match the PET (mutual information {here:.3f} < {mi_threshold:g})"
         )
-        notes.add("error", name, reason, "Check that both are of one person and registered")
+        notes.add("error", name, reason, f"Check that both are of one person. {advice}")
         return
     flips = {
         f"with {word} exchanged": _normalised_mi(pet, np.flip(target, axis))
@@ -295,4 +319,4 @@ def _check_overlap(notes: _Notes, name: str, volumes, mi_threshold: float) -> No
         if best in flips:
             notes.add("error", name, reason, "Check its affine against the PET's in a viewer")
         else:
-            notes.add("warning", name, reason, "Check the registration in a viewer")
+            notes.add("warning", name, reason, f"Check it in a viewer. {advice}")

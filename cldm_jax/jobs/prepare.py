@@ -11,23 +11,28 @@ import shutil
 from collections.abc import Iterable
 
 from cldm_jax import files
-from cldm_jax.data import audit, bids, grid, intensity, parallel, shards, splits
+from cldm_jax.data import audit, bids, grid, intensity, parallel, register, shards, splits
 from cldm_jax.data.convert import Facts, Settings, inspect, make_slices
 from cldm_jax.errors import UserError
+from cldm_jax.report import overlay
 from cldm_jax.runtime.progress import Progress
 
 FREE = ("job", "preset", "cohort", "workers")  # settings that do not change the data
+YOUNGER = {"register": ""}  # settings that older folders do not name, and what those did
+REGISTRATION, OVERLAYS = "registration.json", "overlays"
 
 
 def run(config, workdir: str) -> None:
     """Prepares config.cohort (a folder or a manifest .csv) into the folder workdir.
 
     Does nothing when it is there already, from the same files and settings. Raises UserError for bad
-    settings, for audit errors (the list goes to stdout and <workdir>/audit.json and nothing else is
-    written), and for a folder of other data or settings.
+    settings, for audit errors (the list goes to stdout and <workdir>/audit.json; besides it only what
+    the registrations looked like is written), and for a folder of other data or settings.
     """
     root = pathlib.Path(workdir)
     settings = _settings(config)
+    if settings.register:
+        register.require()
     subjects = bids.read_cohort(config.cohort)
     if (root / shards.INDEX).exists():
         _check_reuse(root, config, subjects)
@@ -65,6 +70,12 @@ def run(config, workdir: str) -> None:
 def _settings(config) -> Settings:
     if config.center not in ("pet", "fov"):
         raise UserError("center", f"unknown centre {config.center!r}", "Known: pet, fov")
+    if config.register not in ("", "rigid"):
+        reason = f"unknown registration {config.register!r}"
+        raise UserError("register", reason, "Known: rigid, or nothing")
+    if config.register and config.allow_misaligned:
+        reason = "one moves the targets, the other takes their affines as right"
+        raise UserError("register, allow_misaligned", reason, "Give one of them")
     height, width = config.size
     if min(height, width) < 8 or min(config.spacing_mm) <= 0:
         reason = f"size {config.size}, spacing {config.spacing_mm} mm"
@@ -74,6 +85,7 @@ def _settings(config) -> Settings:
         model_grid,
         config.center,
         config.allow_misaligned,
+        config.register,
         config.mi_threshold,
         config.min_head_fraction,
         _rules(config),
@@ -105,11 +117,14 @@ def _rules(config) -> dict[str, intensity.Normaliser]:
 
 def _audit(config, settings, subjects, root: pathlib.Path, mapper) -> dict[str, Facts]:
     """Facts by subject id; raises UserError with every finding when one is an error."""
-    findings, facts = [], {}
+    findings, facts, record = [], {}, {}
     tasks = [(settings, s) for s in subjects]
     with Progress(len(tasks), "prepare: audit", "subject") as progress:
-        for subject, (found, fact) in zip(subjects, mapper(inspect, tasks), strict=True):
+        results = mapper(inspect, tasks)
+        for subject, (found, fact, registered) in zip(subjects, results, strict=True):
             findings += found
+            if registered:
+                record[subject.id] = _draw(root, subject, registered)
             if fact is not None:
                 facts[subject.id] = fact
             progress.update()
@@ -120,6 +135,11 @@ def _audit(config, settings, subjects, root: pathlib.Path, mapper) -> dict[str, 
     report["findings"] = [dataclasses.asdict(f) for f in findings]
     files.write_json(root / "audit.json", report)
     print(text, flush=True)
+    if settings.register:
+        convention = "matrix: PET world mm -> target world mm, RAS+"
+        files.write_json(root / REGISTRATION, {"convention": convention, "subjects": record})
+        pairs = sum(map(len, record.values()))
+        print(f"prepare: {pairs} pairs registered: look at {root / OVERLAYS}", flush=True)
     errors = [f for f in findings if f.severity == "error"]
     if errors:
         listing = "; ".join(f"{f.subject}: {f.what}: {f.reason}" for f in errors)
@@ -127,6 +147,15 @@ def _audit(config, settings, subjects, root: pathlib.Path, mapper) -> dict[str, 
         remedy = f"Repair them, or leave those subjects out. The list is in {root / 'audit.json'}"
         raise UserError(config.cohort, reason, remedy)
     return facts
+
+
+def _draw(root: pathlib.Path, subject: bids.Subject, registered) -> dict:
+    """Draws each pair; returns what registration.json holds of this person."""
+    for name, pair in registered.items():
+        path = root / OVERLAYS / f"{subject.id}_{name}.png"
+        kind = intensity.base_modality(name)
+        overlay.save(path, f"{subject.id}: PET and {name}", pair.views, pair.qc, kind=kind)
+    return {n: {"matrix": p.matrix.tolist(), **p.qc} for n, p in registered.items()}
 
 
 def _fit(config, settings: Settings, facts: dict[str, Facts], train: set[str]):
@@ -248,7 +277,9 @@ def _check_reuse(root: pathlib.Path, config, subjects) -> None:
     old = shards.Prepared(root).index
     asked = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the index
     # A setting that the folder's version did not know yet has no say: its default changes nothing.
-    differing = sorted(k for k, v in old["config"].items() if v != asked.get(k))
+    # One that is asked for by name, in vain, is another matter.
+    known = YOUNGER | old["config"]
+    differing = sorted(k for k, v in known.items() if v != asked.get(k))
     differing = [k for k in differing if k not in FREE]
     if differing:
         reason = f"was prepared with other settings: {', '.join(differing)}"
@@ -269,10 +300,15 @@ def _check_folder(root: pathlib.Path) -> None:
     if root.exists() and not root.is_dir():
         raise UserError(root, "is a file", "Give a folder as the workdir")
     leftovers = [*root.glob("*-[0-9][0-9][0-9][0-9][0-9].npy"), *root.glob("audit.json")]
-    leftovers += root.glob(".tmp-*")
-    if root.exists() and set(root.iterdir()) - set(leftovers):
+    leftovers += [*root.glob(".tmp-*"), *root.glob(REGISTRATION)]
+    folder = root / OVERLAYS
+    pictures = [p for name in bids.VOLUMES for p in folder.glob(f"*_{name}.png")]
+    ours = {*leftovers, *pictures}
+    if folder.is_dir() and set(folder.iterdir()) <= ours:
+        ours.add(folder)
+    if root.exists() and set(root.iterdir()) - ours:
         raise UserError(root, "holds other files", "Give a new or empty folder as the workdir")
-    for path in leftovers:
+    for path in [*leftovers, *pictures]:
         path.unlink()
 
 

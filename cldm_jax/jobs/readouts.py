@@ -21,7 +21,6 @@ from cldm_jax.runtime import weights
 from cldm_jax.runtime.checkpoint import BEST, restore_for_inference
 from cldm_jax.runtime.train_state import TrainState
 
-
 # Settings that trainings of earlier versions do not name, at the value they had then.
 SAMPLING_BEFORE = {"noise_slices": 0.0}
 
