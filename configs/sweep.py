@@ -1,4 +1,5 @@
-"""Sampling of a trained CLDM: error and sharpness over K and DDIM steps, and calibration of its spread.
+"""Sampling of a trained CLDM: error and sharpness over K and DDIM steps, and calibration of its spread;
+one volume's flicker from slice to slice.
 
     python -m cldm_jax.main --config=configs/sweep.py:quick --config.run=runs/ldm-quick
 
@@ -19,6 +20,8 @@ def get_config(preset: str = "a6000"):
     c.num_samples = common.pick(preset, tiny=2, a6000=4)  # draws at each of them
     c.main_steps = common.pick(preset, tiny=3, quick=10, cpu=10, a6000=10)
     c.main_samples = common.pick(preset, tiny=4, quick=8, cpu=16, a6000=32)  # draws here
+    # SD in slices of the noise's filter through plane, for one person's whole volume
+    c.noise_slices = common.pick(preset, tiny=(0.0, 2.0), a6000=(0.0, 1.0, 2.0, 4.0))
     c.slice_stride = common.pick(preset, tiny=2, quick=8, cpu=30, a6000=20)
     c.slice_run = 1
     c.people_per_group = 1

@@ -135,6 +135,11 @@ def test_sweep_of_steps_and_samples(study, tmp_path):
         levels = list(row["coverage"].values())
         assert levels == sorted(levels) and 0 < levels[0] and levels[-1] <= 1
     assert (tmp_path / "ct_sweep.png").stat().st_size > 5000
+    flicker = {(t["target"], t["noise_slices"]): t["consistency"] for t in record["through_plane"]}
+    assert flicker.keys() == {(t, n) for t in ("ct", "mr") for n in (None, 0.0, 2.0)}
+    for target in ("ct", "mr"):  # noise in common: neighbours change together
+        assert flicker[target, 2.0] < 0.8 * flicker[target, 0.0]
+    assert (tmp_path / "mr_through_plane.png").stat().st_size > 2000
 
 
 def test_sweep_refuses_a_method_without_samples(study, tmp_path):

@@ -179,7 +179,7 @@ def learning_curves(entrant: Entrant) -> dict[str, list[tuple[float, float]]]:
     return curves
 
 
-class _Rows:
+class Rows:
     """Some rows of a source."""
 
     def __init__(self, source: SliceSource, rows: np.ndarray):
@@ -208,7 +208,7 @@ def predict_entrant(
         rows = np.flatnonzero(np.isin(label, wanted))
         if not len(rows):  # nobody here has this target
             continue
-        out = predict_rows(run, mode, _Rows(source, rows), **options)
+        out = predict_rows(run, mode, Rows(source, rows), **options)
         if images is None:
             images = np.full((len(label), *out.images.shape[1:]), np.nan, np.float32)
             sd = None if out.sd is None else images.copy()

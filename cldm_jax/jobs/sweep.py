@@ -6,6 +6,7 @@ import numpy as np
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
+from cldm_jax.jobs import through_plane
 from cldm_jax.jobs.inputs import ensure_prepared, read_run_config
 from cldm_jax.jobs.readouts import open_run, predict_rows
 from cldm_jax.jobs.scoring import Scorer
@@ -18,7 +19,8 @@ SHOWN = ("psnr", "ssim", "sharpness", "bone_edge", "sulcal_csf")
 
 
 def run(config, workdir: str) -> None:
-    """Samples `config.run` with every number of steps and writes <workdir>/sweep.json and its figures.
+    """Samples `config.run` with every number of steps, and one whole volume with noise that is more and
+    less correlated through plane. Writes <workdir>/sweep.json and its figures.
 
     Draws are independent: sample k of a slice comes from seed k. UserError where the run has no samples.
     """
@@ -57,6 +59,7 @@ def run(config, workdir: str) -> None:
                 points += _points(scorer, mean, f"mean{k}_steps{steps}", steps=steps, samples=k)
             if steps == config.main_steps:
                 spread = _calibration(scorer, stack)
+        found = through_plane.measure(config, trained, prepared, names)
     record = {
         "run": str(config.run),
         "checkpoint": opened.step,
@@ -67,12 +70,20 @@ def run(config, workdir: str) -> None:
         "protocol": scorer.protocol.name,
         "points": points,
         "calibration": spread,
+        "through_plane": found.rows,
     }
     folder = pathlib.Path(workdir)
     files.write_json(folder / "sweep.json", record)
     for target in config.targets:
         figure = charts.sweep_figure(record, target)
         figures.save(figure, folder / f"{target}_sweep.png", indexed=False)
+    for code, target in names.items():
+        if target in found.planes:
+            planes = {
+                k: scorer.units(code, found.subject, v) for k, v in found.planes[target].items()
+            }
+            figure = figures.planes_figure(planes, config.windows[target].to_dict(), found.aspect)
+            figures.save(figure, folder / f"{target}_through_plane.png", indexed=True)
     _print(record)
     print(f"sweep: {folder / 'sweep.json'}")
 
@@ -115,5 +126,9 @@ def _calibration(scorer, stack) -> list[dict]:
 def _print(record: dict) -> None:
     for p in record["points"]:
         print(f"{p['target']} {p['name']}: {p['psnr']:.2f} dB, sharpness {p['sharpness']:.2f}")
+    for t in record["through_plane"]:
+        print(
+            f"{t['target']} {t['name']}: slices change {t['consistency']:.2f} times the real ones"
+        )
     for c in record["calibration"]:
         print(f"{c['target']}: 90 % interval covers {100 * c['coverage']['0.9']:.0f} % of pixels")

@@ -1,0 +1,76 @@
+"""Do a sampled volume's slices fit each other? One person, all slices, noise more and less correlated."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cldm_jax.data import pipeline
+from cldm_jax.jobs.readouts import Rows, open_run, predict_rows
+from cldm_jax.metrics import anatomy, image
+
+
+class ThroughPlane(NamedTuple):
+    rows: list[dict]  # {"name", "noise_slices", "target", "consistency", "psnr"}, model range
+    planes: dict[str, dict[str, np.ndarray]]  # target -> label -> coronal plane [Z, W], model range
+    subject: int
+    aspect: float  # slice spacing over column spacing
+
+
+def measure(config, trained: dict, prepared, names: dict[int, str]) -> ThroughPlane:
+    """The first scored person, sampled once with each of `config.noise_slices`, beside the real volume
+    and the one-step read-out. consistency: mean change from slice to slice over that of the real
+    volume, above 1 flickers. psnr: in the mask, range 2.
+    """
+    source = pipeline.make_source(
+        prepared,
+        split=config.split,
+        targets=tuple(names.values()),
+        context=trained["data"]["context"],
+        latents=None,
+        source_kind="image",
+        people_per_group=1,
+    )
+    subject = int(source.keys["subject"][0])
+    person = Rows(source, np.flatnonzero(source.keys["subject"] == subject))
+    batch = person.read(np.arange(len(person)))
+    real, mask = batch["target"][..., 0], batch["mask"][..., 0] > 0
+    volumes = {"real": (None, real)}
+    for noise_slices in config.noise_slices:
+        sampling = {
+            **trained["recipe"]["sampling"],
+            "num_samples": (1,),
+            "num_sampling_steps": config.main_steps,
+            "noise_slices": noise_slices,
+        }
+        opened = open_run(config.run, sampling)
+        options = dict(batch_size=config.batch_size, seed=0)
+        if "onestep" in opened.method.predict and "onestep" not in volumes:
+            volumes["onestep"] = (None, predict_rows(opened, "onestep", person, **options).images)
+        images = predict_rows(opened, "sample", person, **options).images
+        label = (
+            "sample, independent noise" if not noise_slices else f"sample, noise {noise_slices:g}"
+        )
+        volumes[label] = (noise_slices, images)
+    rows, planes = [], {}
+    for code, target in names.items():
+        own = batch["label"] == code
+        if not own.any():
+            continue
+        line = int(np.median(np.nonzero(mask[own])[1]))
+        planes[target] = {label: images[own][:, line] for label, (_, images) in volumes.items()}
+        for label, (noise_slices, images) in volumes.items():
+            if label == "real":
+                continue
+            args = images[own], real[own], mask[own]
+            rows.append(
+                {
+                    "name": label,
+                    "noise_slices": noise_slices,
+                    "target": target,
+                    "consistency": anatomy.consistency(*args, batch["slice"][own]),
+                    "psnr": image.psnr(*args[:2], mask=args[2], data_range=2.0),
+                }
+            )
+    affine = np.array(prepared.index["subjects"][subject]["grid_affine"])
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    return ThroughPlane(rows, planes, subject, float(spacing[2] / spacing[0]))
