@@ -94,5 +94,5 @@ def sampling(preset: str) -> dict:
         "guidance_scale": 1.0,  # more lowers PSNR
         "sdedit_strength": 0.6,  # t0 / T, for conditioning sdedit
         # SD in slices of the filter that correlates a patient's noise through plane; 0 = independent
-        "noise_slices": 2.0,
+        "noise_slices": 1.5,
     }

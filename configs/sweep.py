@@ -21,7 +21,7 @@ def get_config(preset: str = "a6000"):
     c.main_steps = common.pick(preset, tiny=3, quick=10, cpu=10, a6000=10)
     c.main_samples = common.pick(preset, tiny=4, quick=8, cpu=16, a6000=32)  # draws here
     # SD in slices of the noise's filter through plane, for one person's whole volume
-    c.noise_slices = common.pick(preset, tiny=(0.0, 2.0), a6000=(0.0, 1.0, 2.0, 4.0))
+    c.noise_slices = common.pick(preset, tiny=(0.0, 2.0), a6000=(0.0, 1.0, 1.5, 2.0))
     c.slice_stride = common.pick(preset, tiny=2, quick=8, cpu=30, a6000=20)
     c.slice_run = 1
     c.people_per_group = 1
