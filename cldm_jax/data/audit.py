@@ -18,7 +18,7 @@ _MIN_HEAD_ML = 50.0  # of PET foreground; a brain has over 1000
 _GAIN = 1.05  # a turned or moved target that fits this much better: as given, it is wrong
 _MI_SPACING_MM = 4.0
 _MI_BINS = 32
-_REGISTER = "To have it registered to the PET, add --config.register=rigid"
+REGISTER = "To have it registered to the PET, add --config.register=rigid"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def audit_subject(
     if notes.errors():
         return list(notes), volumes
     volumes = align(volumes)
-    return [*notes, *check_overlap(subject, volumes, mi_threshold, _REGISTER)], volumes
+    return [*notes, *check_overlap(subject, volumes, mi_threshold, REGISTER)], volumes
 
 
 def read_subject(subject: bids.Subject) -> tuple[list[Finding], dict[str, nifti.Volume]]:
@@ -283,7 +283,7 @@ def _check_geometry(notes: _Notes, name: str, volumes, allow_misaligned: bool) -
     if allow_misaligned:
         notes.add("warning", name, reason, "It is resampled through the affines, as was allowed")
     else:
-        remedy = f"{_REGISTER}, or set allow_misaligned if both affines are right"
+        remedy = f"{REGISTER}, or set allow_misaligned if both affines are right"
         notes.add("error", name, reason, remedy)
 
 

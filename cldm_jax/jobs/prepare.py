@@ -14,7 +14,6 @@ from cldm_jax import files
 from cldm_jax.data import audit, bids, grid, intensity, parallel, register, shards, splits
 from cldm_jax.data.convert import Facts, Settings, inspect, make_slices
 from cldm_jax.errors import UserError
-from cldm_jax.report import overlay
 from cldm_jax.runtime.progress import Progress
 
 FREE = ("job", "preset", "cohort", "workers")  # settings that do not change the data
@@ -145,12 +144,16 @@ def _audit(config, settings, subjects, root: pathlib.Path, mapper) -> dict[str, 
         listing = "; ".join(f"{f.subject}: {f.what}: {f.reason}" for f in errors)
         reason = f"the audit found {len(errors)} errors: {listing}"
         remedy = f"Repair them, or leave those subjects out. The list is in {root / 'audit.json'}"
+        if any(audit.REGISTER in f.remedy for f in errors):
+            remedy = f"{audit.REGISTER}. {remedy}"
         raise UserError(config.cohort, reason, remedy)
     return facts
 
 
 def _draw(root: pathlib.Path, subject: bids.Subject, registered) -> dict:
     """Draws each pair; returns what registration.json holds of this person."""
+    from cldm_jax.report import overlay  # with matplotlib: half of the job's start, for nobody else
+
     for name, pair in registered.items():
         path = root / OVERLAYS / f"{subject.id}_{name}.png"
         kind = intensity.base_modality(name)
