@@ -401,3 +401,33 @@ def test_presets():
         get_config("huge")
     with pytest.raises(AttributeError):
         config.mi_treshold = 1
+
+
+def test_dicom_series_may_stand_in_a_manifest(cohort, tmp_path, capsys):
+    """A folder and a zip in place of a NIfTI file: the same slices, and a rerun knows them."""
+    import test_data_dicom
+
+    root = tmp_path / "mixed"
+    shutil.copytree(cohort, root)
+    pet = nifti.read_volume(root / "p2" / "pet.nii.gz")
+    low, slope = float(pet.array.min()), float(np.ptp(pet.array)) / 65000
+    stored = np.rint((pet.array - low) / slope).astype(np.uint16)
+    for z in range(stored.shape[2]):
+        ds = test_data_dicom._slice(z, stored=stored, affine=pet.affine)
+        ds.RescaleSlope, ds.RescaleIntercept = f"{slope:.10g}", f"{low:.10g}"
+        test_data_dicom._save(ds, root / "p2" / "series" / f"{z}.dcm")
+    shutil.make_archive(str(root / "p2" / "series"), "zip", root / "p2" / "series")
+    text = (root / "manifest.csv").read_text()
+    slices = []
+    for number, name in enumerate(("pet.nii.gz", "series", "series.zip")):
+        (root / "manifest.csv").write_text(text.replace("p2/pet.nii.gz", f"p2/{name}"))
+        config = _config(root)
+        prepare.run(config, str(tmp_path / str(number)))
+        prepare.run(config, str(tmp_path / str(number)))
+        assert "nothing to do" in capsys.readouterr().out
+        prepared = shards.Prepared(tmp_path / str(number))
+        person = next(i for i, s in enumerate(prepared.index["subjects"]) if s["id"] == "p2")
+        slices.append([prepared.read(person, v) for v in ("pet", "ct")])
+    for other in slices[1:]:
+        np.testing.assert_allclose(other[0], slices[0][0], atol=2e-3)
+        np.testing.assert_array_equal(other[1], slices[0][1])

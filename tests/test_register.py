@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 from cldm_jax.data import grid, nifti, register, shards
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import prepare
+from configs import cermep
 from configs.prepare import get_config
 
 needs_itk = pytest.mark.skipif(
@@ -256,3 +257,43 @@ def test_without_simpleitk_it_says_what_to_install(aligned, tmp_path, monkeypatc
 def test_refused_settings(aligned, tmp_path, changes, fragment):
     with pytest.raises(UserError, match=fragment):
         prepare.run(_config(aligned, **changes), str(tmp_path / "work"))
+
+
+MOVED = _motion((4, -3, 6), (6, -8, 5))
+
+
+@needs_itk
+def test_a_bids_tree_in_native_spaces(tmp_path):
+    """The layout of CERMEP-IDB-MRXFDG: CT and T1w on grids of their own, FLAIR and derivatives beside."""
+    root = tmp_path / "bids"
+    spacing = (4.0, 4.0, 4.0)
+    shape = (45, 55, 40)
+    for number in range(3):
+        person = f"sub-{number + 1:04d}"
+        head = make_head(number, shape, spacing)
+        affine = affine_of(shape, spacing)
+        moved = MOVED @ affine
+        for folder, suffix, name, where in (
+            ("pet", "pet", "pet", affine),
+            ("ct", "ct", "ct", moved),
+            ("anat", "T1w", "mr", moved),
+            ("anat", "FLAIR", "mr", moved),
+        ):
+            path = root / person / folder / f"{person}_{suffix}.nii.gz"
+            nifti.write_volume(path, head[name], where, dtype=np.float32)
+            if suffix != "FLAIR":
+                path = root / "derivatives" / "mni" / person / folder / path.name
+                nifti.write_volume(path, head[name], affine, dtype=np.float32)
+    config = cermep.get_config("tiny")
+    config.cohort, config.slice_spacing_mm = str(root), None
+    prepare.run(config, str(tmp_path / "prepared"))
+    prepared = shards.Prepared(tmp_path / "prepared")
+    people = prepared.index["subjects"]
+    assert [p["id"] for p in people] == ["sub-0001", "sub-0002", "sub-0003"]
+    assert all({"pet", "ct", "mr", "mask"} <= p["volumes"].keys() for p in people)
+    found = json.loads((tmp_path / "prepared" / "registration.json").read_text())["subjects"]
+    corners = np.array([[x, y, z, 1] for x in (-60, 60) for y in (-75, 75) for z in (-50, 50)])
+    for person in found.values():
+        for target in ("ct", "mr"):
+            off = (np.array(person[target]["matrix"]) - MOVED) @ corners.T
+            assert np.linalg.norm(off[:3], axis=0).max() < 3  # mm, of 10 to 20 that it lay off

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from cldm_jax.data import bids, grid, intensity, nifti
+from cldm_jax.data.volumes import read_volume
 from cldm_jax.errors import UserError
 
 AFFINE_TOLERANCE_MM = 0.1  # at the corners of the volume
@@ -80,7 +81,7 @@ def load_aligned(subject: bids.Subject) -> dict[str, nifti.Volume]:
 
 def load(subject: bids.Subject) -> dict[str, nifti.Volume]:
     """The volumes of a subject that has passed, as given."""
-    return {name: nifti.read_volume(path) for name, path in subject.files.items()}
+    return {name: read_volume(path) for name, path in subject.files.items()}
 
 
 def align(volumes: dict[str, nifti.Volume]) -> dict[str, nifti.Volume]:
@@ -206,12 +207,12 @@ def _read(subject: bids.Subject) -> tuple[_Notes, dict[str, nifti.Volume]]:
     volumes = {}
     for name, path in subject.files.items():
         try:
-            volumes[name] = nifti.read_volume(path)
+            volumes[name] = read_volume(path)
         except UserError as e:
             notes.append(Finding("error", subject.id, e.what, e.reason, e.remedy))
             continue
         for note in volumes[name].notes:
-            notes.add("warning", name, note, "Check the orientation in a viewer")
+            notes.add("warning", name, note, "Check the image in a viewer")
     if "pet" not in subject.files:
         notes.add("error", "pet", "no PET image", "Every subject needs one: it is the source")
     if not {"ct", "mr"} & set(subject.files):

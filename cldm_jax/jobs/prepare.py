@@ -12,6 +12,7 @@ from collections.abc import Iterable
 
 from cldm_jax import files
 from cldm_jax.data import audit, bids, grid, intensity, parallel, register, shards, splits
+from cldm_jax.data import volumes as volume_files
 from cldm_jax.data.convert import Facts, Settings, inspect, make_slices
 from cldm_jax.errors import UserError
 from cldm_jax.runtime.progress import Progress
@@ -289,10 +290,10 @@ def _check_reuse(root: pathlib.Path, config, subjects) -> None:
         raise UserError(root, reason, "Give another workdir, or delete this folder")
     sha256 = {}
     for s in subjects:
-        missing = [str(p) for p in s.files.values() if not p.is_file()]
+        missing = [str(p) for p in s.files.values() if not p.exists()]
         if missing:
             raise UserError(missing[0], "no such file", "Check the path in the manifest")
-        sha256[s.id] = {m: files.sha256_file(p) for m, p in s.files.items()}
+        sha256[s.id] = {m: volume_files.sha256(p) for m, p in s.files.items()}
     if _inputs_hash(subjects, sha256) != old["inputs"]:
         reason = f"was prepared from other files or people than {config.cohort} holds now"
         raise UserError(root, reason, "Give another workdir, or delete this folder")
