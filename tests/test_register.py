@@ -242,7 +242,7 @@ def test_a_picture_of_somebody_else_is_left_alone(aligned, tmp_path):
 
 def test_without_simpleitk_it_says_what_to_install(aligned, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
-    with pytest.raises(UserError, match=r"pip install 'cldm_jax\[register\]'"):
+    with pytest.raises(UserError, match="pip install SimpleITK"):
         prepare.run(_config(aligned, register="rigid"), str(tmp_path / "work"))
     assert not (tmp_path / "work").exists()
 

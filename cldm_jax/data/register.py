@@ -63,7 +63,7 @@ def require():
     try:
         import SimpleITK
     except ImportError as e:
-        remedy = "pip install 'cldm_jax[register]'"
+        remedy = "pip install SimpleITK"
         raise UserError("register", "rigid registration needs SimpleITK", remedy) from e
     return SimpleITK
 
