@@ -4,15 +4,18 @@ python -m cldm_jax.main --config=configs/ae.py:quick
 python -m cldm_jax.main --config=configs/ldm.py:quick --config.train.batch_size=16
 """
 
+import difflib
 import importlib
 import logging
+import math
 import os
 import pathlib
+import re
 import sys
 
 from absl import app, flags
 from absl import logging as absl_logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from cldm_jax.errors import UserError
 from cldm_jax.runtime import device
@@ -29,6 +32,44 @@ JOBS = {
     "sweep": True,
     "export": True,
 }
+# What a setting may be, by the end of its name, so that hours are not spent before it is refused:
+# lowest and highest number, or the words there are. Jobs check the rest themselves.
+_ANY, _SHARE, _COUNT = (0, math.inf), (0, 1), (1, math.inf)
+LIMITS = {
+    **dict.fromkeys(("seed", "split_seed", "workers", "num_workers", "warmup_steps"), _ANY),
+    **dict.fromkeys(("batch_size", "steps", "weight_decay", "people_per_group", "folds"), _ANY),
+    **dict.fromkeys(("train.batch_size", "encode_batch_size", "num_train_steps"), _COUNT),
+    **dict.fromkeys(("log_every", "val_every", "save_every", "num_threads", "init_items"), _COUNT),
+    **dict.fromkeys(("slice_stride", "val_slice_stride", "train_slice_stride", "context"), _COUNT),
+    **dict.fromkeys(("num_timesteps", "num_sampling_steps", "num_samples", "samples"), _COUNT),
+    **dict.fromkeys(("base_channels", "latent_channels", "channel_mult", "groups"), _COUNT),
+    **dict.fromkeys(("num_classes", "n_subjects", "variants_per_head", "shard_items"), _COUNT),
+    **dict.fromkeys(("b1", "b2", "ema_decay", "class_dropout_prob", "onestep_share"), _SHARE),
+    **dict.fromkeys(("onestep_ramp", "eta", "sdedit_strength", "min_head_fraction"), _SHARE),
+    **dict.fromkeys(("mi_threshold", "split_fractions"), _SHARE),
+    **dict.fromkeys(("learning_rate", "clip_norm", "spacing_mm"), (sys.float_info.min, math.inf)),
+    "noise_slices": (0, 20),
+    "fold": (-1, math.inf),  # of reproduce: -1, none
+}
+CHOICES = {
+    "job": tuple(JOBS),
+    "method": ("autoencoder", "ldm", "unet", "cyclegan", "pix2pix"),
+    "kernels": ("native", "xla"),
+    "kind": ("images", "latents"),
+    "source_kind": ("image", "latent"),
+    "targets": ("pet", "ct", "mr"),
+    "conditioning": ("concat", "sdedit", "bridge"),
+    "source_encoding": ("s2d", "latent"),
+    "schedule": ("cosine", "scaled_linear"),
+    "diffusion.target": ("v", "x0", "eps"),
+    "decay": ("cosine", "second_half"),
+    "recipe.loss": ("l1", "l2"),
+    "dtype": ("float32", "float16", "bfloat16"),
+}
+# Lists that are as long as their default.
+FIXED = (
+    "size spacing_mm shape fold split_fractions ct_window window onestep_share onestep_ramp".split()
+)
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and preset, e.g. configs/ldm.py:quick.", lock_config=True
@@ -45,17 +86,12 @@ _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a user error."
 
 
 def main(argv) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; settings look like --config.seed=1")
     absl_logging.use_absl_handler()
     logging.getLogger().setLevel(logging.WARNING)
     config = _CONFIG.value
     stem = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = _WORKDIR.value or os.path.join("runs", f"{stem}-{config.preset}")
     try:
-        if config.job not in JOBS:
-            known = ", ".join(JOBS)
-            raise UserError(f"config.job={config.job!r}", "not a job", f"Choose one of: {known}.")
         if JOBS[config.job]:
             device.use_huge_pages()
             device.enable_compilation_cache(_CACHE.value)
@@ -64,10 +100,158 @@ def main(argv) -> None:
     except UserError as error:
         if _DEBUG.value:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """absl's parsing, with one line for what is misspelt or impossible: the flags_parser of `app.run`."""
+    try:
+        return _parse(argv)
+    except UserError as error:
+        if "--debug" in argv:
+            raise
+        _refuse(error)
+
+
+def _refuse(error: UserError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    if any(a.lstrip("-") in ("help", "helpshort", "helpfull", "helpxml") for a in argv):
+        return app.parse_flags_with_usage(argv)
+    known = _names(_load_config(argv))
+    for argument in argv[1:]:
+        match = re.match(r"--?(?:no)?config\.([^=\[]+)", argument)
+        if match and match[1] not in known:
+            name = match[1]
+            raise UserError(f"--config.{name}", "no such setting", _meant(name, known, "--config."))
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.UnrecognizedFlagError as error:
+        names = [*(f"config.{n}" for n in known), "config", "workdir", "cache", "debug"]
+        remedy = _meant(error.flagname, names, "--")
+        raise UserError(f"--{error.flagname}", "no such flag", remedy) from error
+    except (flags.Error, TypeError, ValueError) as error:
+        raise UserError(*_wrong_type(str(error), argv, known)) from error
+    if len(rest) > 1:
+        remedy = "Settings look like --config.seed=1"
+        raise UserError(repr(rest[1]), "neither a flag nor a setting", remedy)
+    check_settings(_names(_CONFIG.value), known)
+    _check_sampling(_CONFIG.value, "")
+    return rest
+
+
+def _load_config(argv: list[str]):
+    """The config that argv names, before its overrides. Raises UserError where it names none."""
+    given = ""
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+        if re.match(r"--?config(=|$)", argument):
+            given = argument.partition("=")[2] if "=" in argument else following
+    path, _, preset = given.partition(":")
+    if not pathlib.Path(path).is_file():
+        known = {str(p): p for p in pathlib.Path("configs").glob("*.py")}
+        example = "Give a config file and a preset, like --config=configs/ldm.py:quick"
+        remedy = _meant(path, known, "--config=") if path in known or known and path else example
+        raise UserError(f"--config={given}", "no such config file", remedy)
+    try:
+        return flags.FLAGS["config"].parser.parse(given)
+    except Exception as error:  # a config is a program
+        own = error.__context__ or error  # ml_collections quotes a whole traceback
+        words = re.findall(r"\w+", str(own).partition("known:")[2])
+        if preset and preset not in words and words:
+            remedy = _meant(preset, words, "the preset ")
+            raise UserError(f"--config={given}", str(own), remedy) from error
+        reason = f"cannot be loaded ({type(own).__name__}: {own})"
+        raise UserError(path, reason, "Repair it; --debug shows where") from error
+
+
+def _names(config, prefix: str = "") -> dict[str, object]:
+    """{dotted name: value} of every setting and section."""
+    found = {}
+    for key, value in config.items(preserve_field_references=False):
+        found[prefix + key] = value
+        if isinstance(value, config_dict.ConfigDict):
+            found |= _names(value, f"{prefix}{key}.")
+    return found
+
+
+def _meant(name: str, known, prefix: str) -> str:
+    """The nearest of the `known` names: as it is written, else by its last part."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.6)
+    leaf = name.rpartition(".")[2]
+    leaves = difflib.get_close_matches(leaf, [k.rpartition(".")[2] for k in known], 1, 0.75)
+    if leaves and (not close or close[0].rpartition(".")[2] != leaves[0]):
+        close = [min((k for k in known if k.rpartition(".")[2] == leaves[0]), key=len)]
+    if close:
+        return f"Did you mean {prefix}{close[0]}?"
+    tops = [k for k in known if "." not in k]
+    return f"Known: {', '.join(tops[:30])}"
+
+
+def _wrong_type(message: str, argv: list[str], known) -> tuple[str, str, str]:
+    """(what, reason, remedy) of a value that cannot be read as its setting's type."""
+    named = re.search(r"flag (--\S+?)=", message)
+    name = named[1] if named else ""
+    argument = next((a for a in argv[1:] if name and a.startswith(name)), "a flag's value")
+    own = known.get(name.removeprefix("--config."))
+    reason = message.splitlines()[0].partition(f"{argument}: ")[2] or message.splitlines()[0]
+    if isinstance(own, config_dict.ConfigDict):
+        return argument, "a section, not one setting", f"Give one of: {', '.join(own)}"
+    if own is None:
+        return argument, reason.rstrip("."), "--help lists the flags"
+    kind = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a list"}
+    return argument, f"not {kind.get(type(own), 'a text')}", f"The default is {own!r}"
+
+
+def check_settings(settings: dict[str, object], defaults: dict[str, object]) -> None:
+    """UserError for a number out of its range, a word that is none of its setting's, a list of another
+    length than it must have. Both by dotted name; `defaults` before the command line changed any.
+    """
+    for name, value in settings.items():
+        ends = (".".join(name.split(".")[-2:]), name.rpartition(".")[2])
+        default = defaults.get(name)
+        if isinstance(value, tuple):
+            _check_list(name, value, default, fixed=ends[1] in FIXED)
+        low, high = next((LIMITS[e] for e in ends if e in LIMITS), (-math.inf, math.inf))
+        words = next((CHOICES[e] for e in ends if e in CHOICES), None)
+        for item in value if isinstance(value, tuple) else (value,):
+            given = f"--config.{name}={item}"
+            if isinstance(item, int | float) and not low <= item <= high:
+                limit = f"a number from {low} to {high}"
+                if high == math.inf:
+                    limit = f"{low} or more" if low in (0, 1) else "a number above 0"
+                raise UserError(given, "out of range", f"Give {limit}")
+            if words and isinstance(item, str) and item not in words:
+                close = difflib.get_close_matches(item, words, 1, 0.5)
+                hint = f"Did you mean {close[0]}? " if close else ""
+                raise UserError(given, "not known", f"{hint}Known: {', '.join(words)}")
+
+
+def _check_list(name: str, value: tuple, default, *, fixed: bool) -> None:
+    if not isinstance(default, tuple) or not default:
+        return
+    given = f"--config.{name}={','.join(map(str, value))}"
+    if fixed and len(value) != len(default):
+        raise UserError(given, f"needs {len(default)} values", f"The default is {default!r}")
+    if any(isinstance(item, str) != isinstance(default[0], str) for item in value):
+        kind = "words" if isinstance(default[0], str) else "numbers"
+        raise UserError(given, f"needs {kind}", f"The default is {default!r}")
+
+
+def _check_sampling(section, prefix: str) -> None:
+    """No sampler takes more steps than its diffusion has."""
+    for key, value in section.items():
+        if isinstance(value, config_dict.ConfigDict):
+            _check_sampling(value, f"{prefix}{key}.")
+    if "sampling" in section and "diffusion" in section:
+        steps, most = section.sampling.num_sampling_steps, section.diffusion.num_timesteps
+        if steps > most:
+            what = f"--config.{prefix}sampling.num_sampling_steps={steps}"
+            reason = f"more than {prefix}diffusion.num_timesteps={most}"
+            raise UserError(what, reason, f"Give at most {most}")
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -4,6 +4,7 @@ python -m cldm_jax.predict -i pet.nii.gz -o out
 """
 
 import argparse
+import difflib
 import os
 import sys
 
@@ -52,8 +53,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _parse(argv=None) -> argparse.Namespace:
+    parser = _parser()
+    known = [option for action in parser._actions for option in action.option_strings]
+    for word in sys.argv[1:] if argv is None else argv:
+        option = word.partition("=")[0]
+        if option.startswith("--") and not any(k.startswith(option) for k in known):
+            close = difflib.get_close_matches(option, known, 1)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            parser.error(f"no such option: {option}{hint}")
+    return parser.parse_args(argv)
+
+
 def main(argv=None) -> None:
-    args = _parser().parse_args(argv)
+    args = _parse(argv)
     if args.device != "auto":
         os.environ["JAX_PLATFORMS"] = args.device
     from cldm_jax.runtime import device
@@ -83,8 +96,24 @@ def main(argv=None) -> None:
     except UserError as error:
         if args.debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _refuse(error)
+    except OSError as error:  # the disk of the outputs; inputs are refused by name above
+        if args.debug:
+            raise
+        what = error.filename2 or error.filename or args.out
+        remedy = "Mend the disk (space, permissions); the same command goes on from there"
+        _refuse(UserError(what, error.strerror or str(error), remedy))
+    except MemoryError:
+        if args.debug:
+            raise
+        _refuse(
+            UserError("memory", "not enough", "Give a smaller --batch-size, or crop to the head")
+        )
+
+
+def _refuse(error: UserError) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 if __name__ == "__main__":

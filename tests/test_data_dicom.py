@@ -599,6 +599,10 @@ BAD = {
         lambda d: _series(d, _set(ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"])),
         "localizer",
     ),
+    "mosaic": (
+        lambda d: _series(d, _set(ImageType=["ORIGINAL", "PRIMARY", "M", "MOSAIC"])),
+        "mosaics",
+    ),
     "colour": (lambda d: _series(d, _colour), "colour"),
     "palette": (lambda d: _series(d, _set(PhotometricInterpretation="PALETTE COLOR")), "colour"),
     "JPEG lossless": (lambda d: _series(d, _syntax("1.2.840.10008.1.2.4.70")), "JPEG Lossless"),
@@ -651,6 +655,12 @@ def test_absent_end_slices_are_noted(tmp_path):
     """No gap shows them; only the number that the header allows does."""
     notes = dicom.read_series(_series(tmp_path, keep=range(5))).volume.notes
     assert notes == ("the header allows 6 slices, 5 were found",)
+
+
+@pytest.mark.parametrize("value, said", [("YES", True), ("CANARY", True), ("NO", False)])
+def test_text_burned_into_the_pixels_is_noted(tmp_path, value, said):
+    notes = dicom.read_series(_series(tmp_path, _set(BurnedInAnnotation=value))).volume.notes
+    assert ("BurnedInAnnotation" in " ".join(notes)) == said
 
 
 def test_rounded_positions_are_regular(tmp_path):
@@ -859,5 +869,5 @@ def test_without_pydicom(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pydicom", None)
     with pytest.raises(UserError) as caught:
         dicom.read_series(tmp_path)
-    assert caught.value.what == "DICOM input" and "cldm_jax[dicom]" in caught.value.remedy
+    assert caught.value.what == "DICOM input" and "pip install pydicom" in caught.value.remedy
     assert dicom.is_dicom(tmp_path) is False

@@ -224,6 +224,8 @@ def test_unusual_but_good_files(tmp_path):
     assert "guess" in nifti.read_volume(lost).notes[0]
     torn = _file(tmp_path, "torn.nii", qform_code=1, qoffset_x=99.0)
     assert "disagree" in nifti.read_volume(torn).notes[0]
+    odd = _file(tmp_path, "odd.nii", qform_code=1, quatern_b=1e38)  # nibabel raises ValueError
+    assert "disagree" in nifti.read_volume(odd).notes[0]
 
 
 def test_max_bytes(tmp_path):

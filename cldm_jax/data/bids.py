@@ -13,6 +13,9 @@ VOLUMES = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
 COLUMNS = ("subject", "group", "split", *VOLUMES)
 SPLITS = ("train", "val", "test")
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")  # safe as a file name anywhere
+_DEVICE = re.compile(
+    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
+)  # not a file on Windows
 _LAYOUT = (  # BIDS: modality, folder, end of the file name
     ("pet", "pet", "_pet"),
     ("ct", "ct", "_ct"),
@@ -39,7 +42,11 @@ def read_cohort(path) -> list[Subject]:
     misspelt columns.
     """
     path = pathlib.Path(path)
-    if path.is_file():
+    try:
+        is_file = path.is_file()
+    except OSError as e:  # a name that is too long, a folder that may not be entered
+        raise UserError(path, f"cannot be read ({e.strerror})", "Check the path") from e
+    if is_file:
         subjects = _read_csv(path)
     elif (path / "manifest.csv").is_file():
         subjects = _read_csv(path / "manifest.csv")
@@ -58,7 +65,7 @@ def read_cohort(path) -> list[Subject]:
 
 
 def check_id(value: str, where) -> str:
-    if not _ID.fullmatch(value) or ".." in value:
+    if not _ID.fullmatch(value) or ".." in value or _DEVICE.fullmatch(value):
         reason = f"{value[:80]!r} is not a usable subject or group id"
         raise UserError(where, reason, "Use 1 to 64 of A-Z a-z 0-9 . _ - (no leading . or -)")
     return value
@@ -76,7 +83,7 @@ def provenance(path) -> tuple[str, str]:
                     found.get("name") or found["Name"],
                     found.get("contrast", "unknown"),
                 )
-            except (ValueError, KeyError, AttributeError) as e:
+            except (OSError, ValueError, KeyError, AttributeError, RecursionError) as e:
                 raise UserError(
                     folder / file, f"not readable ({e!r})", "Repair or remove it"
                 ) from e
@@ -93,6 +100,8 @@ def _read_csv(path: pathlib.Path) -> list[Subject]:
             rows = list(reader)
     except (csv.Error, UnicodeDecodeError) as e:
         raise UserError(path, f"not a readable CSV file ({e})", "Save it as CSV, UTF-8") from e
+    except OSError as e:
+        raise UserError(path, f"cannot be read ({e.strerror})", "Check the permissions") from e
     _check_columns(path, columns)
     subjects = []
     for number, row in enumerate(rows, 2):

@@ -46,8 +46,8 @@ _TAGS = [
         "SeriesInstanceUID SeriesNumber Modality InstanceNumber ImageType Manufacturer "
         "ImagePositionPatient ImageOrientationPatient PixelSpacing FrameOfReferenceUID "
         "RescaleSlope RescaleIntercept RescaleType LossyImageCompression NumberOfSlices "
-        "PerFrameFunctionalGroupsSequence SeriesDate SeriesTime AcquisitionDate AcquisitionTime "
-        "Units SUVType CorrectedImage DecayCorrection PatientWeight "
+        "BurnedInAnnotation PerFrameFunctionalGroupsSequence SeriesDate SeriesTime "
+        "AcquisitionDate AcquisitionTime Units SUVType CorrectedImage DecayCorrection PatientWeight "
         "RadiopharmaceuticalInformationSequence"
     ).split(),
     *((0x7053, element) for element in (0x0010, 0x1000, 0x1009)),
@@ -95,7 +95,9 @@ class _Slice:
     shape: tuple[int, int]  # rows, columns
     multiframe: bool
     localizer: bool
+    mosaic: bool
     lossy: bool
+    burned_in: bool
     syntax: str
     samples: int
     photometric: str
@@ -111,12 +113,15 @@ class _Slice:
 
 
 def is_dicom(path) -> bool:
-    """Whether `path` is a folder with a DICOM file anywhere in it, or a zip; decided by content."""
+    """Whether `path` is a folder with a DICOM file anywhere in it, a zip, or one DICOM file (which
+    `read_series` refuses by name); decided by content.
+    """
     path = pathlib.Path(path)
     try:
         if path.is_dir():
             return any(_begins(f, _MARK, b"DICM") for f in _walk(path))
-        return path.is_file() and _begins(path, slice(0, 4), b"PK\x03\x04")
+        marks = ((slice(0, 4), b"PK\x03\x04"), (_MARK, b"DICM"))
+        return path.is_file() and any(_begins(path, *mark) for mark in marks)
     except (OSError, ValueError):  # ValueError: a NUL byte in the name
         return False
 
@@ -160,7 +165,7 @@ def _pydicom():
         import pydicom
         import pydicom.pixels
     except ImportError:
-        remedy = "pip install 'cldm_jax[dicom]'"
+        remedy = "pip install pydicom"
         raise UserError("DICOM input", "needs the package pydicom", remedy) from None
     return pydicom
 
@@ -307,7 +312,9 @@ def _parse(index: int, data: bytes) -> list[_Slice]:
             multiframe=(_integer(ds, "NumberOfFrames") or 1) > 1
             or "PerFrameFunctionalGroupsSequence" in ds,
             localizer="LOCALIZER" in _list(ds, "ImageType"),
+            mosaic="MOSAIC" in _list(ds, "ImageType"),
             lossy=_text(ds, "LossyImageCompression") == "01",
+            burned_in=_text(ds, "BurnedInAnnotation") not in ("", "NO"),
             syntax=str(ds.file_meta.get("TransferSyntaxUID", "")),
             samples=_integer(ds, "SamplesPerPixel") or 1,
             photometric=_text(ds, "PhotometricInterpretation"),
@@ -457,6 +464,8 @@ def _check_slices(path, slices: list[_Slice], max_bytes: int) -> None:
         raise UserError(path, "enhanced (multi-frame) DICOM is not supported", _DCM2NIIX)
     if any(s.localizer for s in slices):
         raise UserError(path, "holds localizer images", "Give the folder of the volume's series")
+    if any(s.mosaic for s in slices):
+        raise UserError(path, "holds mosaics (many slices tiled in one image)", _DCM2NIIX)
     if any(s.samples != 1 or not s.photometric.startswith("MONOCHROME") for s in slices):
         raise UserError(path, "the images are in colour", "Export the original greyscale series")
     for s in slices:
@@ -644,6 +653,8 @@ def _quantify(path, slices: list[_Slice], require: bool):
     }
     if any(s.lossy for s in slices):
         notes.append("the images were compressed with loss before")
+    if any(s.burned_in for s in slices):
+        notes.append("text may be burned into the images (BurnedInAnnotation): look before sharing")
     if first.modality != "PT":
         if require:
             raise UserError(path, f"modality {first.modality} has no SUV", "Give a PET series")

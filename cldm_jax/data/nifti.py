@@ -7,6 +7,7 @@ checksum, and loads NaN, 2D, RGB and constant images without complaint.
 
 import dataclasses
 import gzip
+import logging
 import pathlib
 import zlib
 
@@ -26,6 +27,8 @@ _GEOMETRY = (  # header fields that say where the voxels are
 )
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by sizeof_hdr
 _FIX_FILE = "Export or copy the file again"
+# What nibabel finds wrong in a header is raised, and said once, by the reader below.
+logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,14 +179,14 @@ def _read_header(path, stream):
     if len(block) < 348 or not code:
         raise UserError(path, "not a NIfTI file", "Convert it to .nii.gz (dcm2niix for DICOM)")
     length = code.pop()
+    if block[{348: 344, 540: 4}[length] :][:2] != b"n+":
+        reason = "a header of an .hdr/.img pair or of Analyze, not a single-file NIfTI"
+        raise UserError(path, reason, "Convert it to one .nii.gz file")
     try:
         header = _HEADERS[length](block[:length], check=True)
         stream.seek(length)  # what the header's own length left over is read again
     except (nib.spatialimages.HeaderDataError, ValueError) as e:
         raise UserError(path, f"the NIfTI header is damaged ({e})", _FIX_FILE) from e
-    if bytes(header["magic"].item())[:2] != b"n+":
-        reason = "a header of an .hdr/.img pair or of Analyze, not a single-file NIfTI"
-        raise UserError(path, reason, "Convert it to one .nii.gz file")
     return header
 
 
@@ -241,7 +244,11 @@ def _read_voxels(path, stream, header, shape, file_size: int | None) -> np.ndarr
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf and is refused below
             return raw.astype(np.float32, copy=False)
     wide = np.float64 if dtype.itemsize > 2 else np.float32
-    return (raw.astype(wide) * wide(slope) + wide(inter)).astype(np.float32, copy=False)
+    scaled = np.empty(shape, np.float32, order="F")
+    with np.errstate(over="ignore"):
+        for z in range(shape[2]):  # slice by slice: three whole copies would not fit the bound
+            scaled[:, :, z] = raw[:, :, z].astype(wide) * wide(slope) + wide(inter)
+    return scaled
 
 
 def _check_affine(path, header):
@@ -270,7 +277,11 @@ def _check_affine(path, header):
     if q_code == 0 and s_code == 0:
         notes.append("no qform or sform: left and right are a guess")
     elif q_code > 0 and s_code > 0:
-        gap = np.abs(np.asarray(header.get_qform()) - affine).max()
+        try:
+            with np.errstate(all="ignore"):
+                gap = np.abs(np.asarray(header.get_qform()) - affine).max()
+        except ValueError:  # no rotation has these numbers
+            gap = np.inf
         if not gap < 0.5 * spacing.min():
             notes.append(f"qform and sform disagree (up to {gap:.2f}); the sform is used")
     return affine, spacing, tuple(notes)

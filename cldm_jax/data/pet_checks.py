@@ -9,6 +9,7 @@ from cldm_jax.data import grid, intensity, nifti
 HEAD_ML = (700.0, 6000.0)  # PET foreground of an adult head: brain to whole head
 HEAD_MM = (110.0, 330.0)  # its extent from below to above
 MAX_NEGATIVE = 0.02  # share of voxels below -5 % of the scale; filtered back-projection has them
+CT_AIR_HU, MAX_AIR = -500.0, 0.05  # more voxels than this below that: a CT, as the audit has it
 MAX_CUT = 0.01  # share of the foreground outside the model's grid
 COARSE = 2.0  # times the model's spacing
 
@@ -92,6 +93,9 @@ def _edges(index, pet) -> Check:
 
 
 def _negative(pet, inside) -> Check:
+    air = float((pet.array < CT_AIR_HU).mean())
+    if air > MAX_AIR:
+        return Check("negative voxels", f"{air:.1%}", "it looks like CT in HU: is this the PET?")
     scale = float(np.percentile(pet.array[inside], 99))
     share = float((pet.array < -0.05 * scale).mean())
     warning = "filtered back-projection? Streaks look like tissue to a model that has not seen them"

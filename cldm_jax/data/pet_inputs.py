@@ -1,5 +1,7 @@
 """What a person hands in for prediction: a NIfTI file, a DICOM series or a BIDS dataset of PET images."""
 
+import hashlib
+import os
 import pathlib
 import re
 from typing import NamedTuple
@@ -7,7 +9,10 @@ from typing import NamedTuple
 from cldm_jax.data import bids, nifti
 from cldm_jax.errors import UserError
 
-_NIFTI = re.compile(r"\.nii(\.gz)?$")
+_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+MAX_NAME = (
+    160  # letters of an input's name in its outputs', which add to it; a disk takes 255 bytes
+)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -34,6 +39,13 @@ def find_inputs(path) -> list[PetInput]:
     none.
     """
     path = pathlib.Path(path)
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(path, "no such file or folder", "Check the path") from None
+    except (OSError, ValueError) as e:  # too long, links in a circle, no permission; a NUL byte
+        reason = f"cannot be read ({getattr(e, 'strerror', None) or e})"
+        raise UserError(repr(str(path))[1:-1], reason, "Check the path") from e
     if path.is_dir():
         found = _bids(path)
         if found:
@@ -42,11 +54,11 @@ def find_inputs(path) -> list[PetInput]:
             return [PetInput("pet", "", path, "dicom")]
         reason = "holds no BIDS PET (sub-*/[ses-*/]pet/*_pet.nii.gz) and no DICOM files"
         raise UserError(path, reason, "Give a NIfTI file, a DICOM series or a BIDS dataset")
-    if not path.exists():
-        raise UserError(path, "no such file or folder", "Check the path")
     if not _NIFTI.search(path.name) and _is_dicom(path):
         return [PetInput("pet", "", path, "dicom")]
-    stem = _UNSAFE.sub("_", _NIFTI.sub("", path.name)).strip("._") or "pet"
+    stem = _UNSAFE.sub("_", _NIFTI.sub("", path.name)).strip("._-") or "pet"
+    if len(stem) > MAX_NAME:  # of two long names that begin alike, each keeps its own outputs
+        stem = f"{stem[:MAX_NAME]}-{hashlib.sha256(path.name.encode()).hexdigest()[:8]}"
     return [PetInput(stem, "", path, "nifti")]
 
 

@@ -7,6 +7,7 @@ describes every key.
 
 import os
 import pathlib
+import re
 
 import numpy as np
 
@@ -19,6 +20,7 @@ ENCODINGS = {
     "float16": {"dtype": "float16", "scale": 1.0, "offset": 0.0},  # latents
 }
 INDEX = "index.json"
+_SHARD = re.compile(r"\w[\w.-]*\.npy")  # in the folder itself: no "..", no other folder
 _AGAIN = "Delete the folder and run the job that made it again"
 
 
@@ -160,8 +162,17 @@ class Prepared:
     def shard(self, name: str) -> np.ndarray:
         """The stored numbers of a shard [N, ...], memory-mapped, read-only."""
         if name not in self._shards:
+            path, expected = self.folder / name, self.index["shards"][name]
+            try:
+                mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+            except (ValueError, EOFError, OSError) as e:
+                raise UserError(path, f"not a shard of numbers ({e})", _AGAIN) from e
+            if not isinstance(mapped, np.ndarray):  # an .npz
+                raise UserError(path, "not a shard but an archive", _AGAIN)
+            if list(mapped.shape) != expected["shape"] or mapped.dtype != expected["dtype"]:
+                reason = f"holds {mapped.dtype} {list(mapped.shape)}, against its index"
+                raise UserError(path, reason, _AGAIN)
             # A plain view: indexing np.memmap itself costs several times more per slice.
-            mapped = np.load(self.folder / name, mmap_mode="r", allow_pickle=False)
             self._shards[name] = mapped.view(np.ndarray)
         return self._shards[name]
 
@@ -189,9 +200,60 @@ def _read_index(path: pathlib.Path) -> dict:
         raise UserError(path.parent, "no index.json: not prepared, or not finished", "Run prepare")
     try:
         index = files.read_json(path)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise UserError(path, f"not JSON ({e})", _AGAIN) from e
+    except OSError as e:
+        raise UserError(path, f"cannot be read ({e.strerror})", _AGAIN) from e
+    if not isinstance(index, dict):
+        raise UserError(path, "not the index of a prepared folder", _AGAIN)
     if index.get("format") != FORMAT or index.get("version") != VERSION:
         found = f"{index.get('format')} version {index.get('version')}"
         raise UserError(path, f"{found}, this program reads {FORMAT} {VERSION}", _AGAIN)
+    _check_form(path, index)
     return index
+
+
+def _check_form(path: pathlib.Path, index: dict) -> None:
+    """UserError unless everything that a reader looks up is there and points into the shards.
+
+    A folder may come from elsewhere: its hashes say that it is whole, not that it makes sense.
+    """
+    try:
+        problem = _problem(index)
+    except (KeyError, TypeError, AttributeError) as e:
+        problem = f"something is missing or of another kind ({type(e).__name__}: {e})"
+    if problem:
+        raise UserError(path, f"not an index that prepare writes: {problem}", _AGAIN)
+
+
+def _problem(index: dict) -> str:
+    scale, offset = index["encoding"]["scale"], index["encoding"]["offset"]
+    if not (0 < scale < 1e6 and -1e6 < offset < 1e6 and isinstance(index["fingerprint"], str)):
+        return "encoding or fingerprint"
+    for name, shard in index["shards"].items():
+        shape = shard["shape"]
+        if not (_SHARD.fullmatch(name) and isinstance(shard["sha256"], str)):
+            return f"shard {name!r}"
+        if not (len(shape) in (3, 4) and all(_is_count(n) for n in shape)):
+            return f"shape of {name}"
+        if shard["dtype"] not in ("uint8", "uint16", "float16"):
+            return f"type of {name}"
+    if not all(_is_count(m["code"] + 1) for m in index["modalities"].values()):
+        return "modalities"
+    for subject in index["subjects"]:
+        count = subject["n_slices"]
+        if not (isinstance(subject["id"], str) and _is_count(count)):
+            return f"subject {subject['id']!r}"
+        for name, volume in subject["volumes"].items():
+            shape, start = index["shards"][volume["shard"]]["shape"], volume["offset"]
+            if not (_is_count(start + 1) and start + count <= shape[0]):
+                return f"{name} of {subject['id']} lies outside its shard"
+    ids, splits = [s["id"] for s in index["subjects"]], index["splits"]
+    train, rest = set(splits["train"]), {*splits["val"], *splits["test"]}
+    if len(set(ids)) < len(ids) or not train | rest <= set(ids):
+        return "a subject is there twice, or in a split and not there"
+    return f"{min(train & rest)} is in train and in another split" if train & rest else ""
+
+
+def _is_count(value) -> bool:
+    return type(value) is int and 0 < value < 1 << 40

@@ -2,12 +2,14 @@
 
 import datetime
 import importlib.metadata
+import os
 import pathlib
 
 import numpy as np
 
 from cldm_jax import __version__, files
 from cldm_jax.data import convert, intensity, nifti
+from cldm_jax.errors import UserError
 from cldm_jax.runtime import device
 
 DISCLAIMER = "Synthetic image. Research use only, not for clinical use."
@@ -16,12 +18,25 @@ BIDS_VERSION = "1.10.0"
 
 
 class Names:
-    """Paths of what one input becomes. Beside a lone file's all lie in the output folder itself."""
+    """Paths of what one input becomes. Beside a lone file's all lie in the output folder itself.
+
+    UserError where one of them would lie outside: a folder in there may be a link to elsewhere.
+    """
 
     def __init__(self, out, found, targets: tuple[str, ...], has_sd: bool):
         self.out, self.found = pathlib.Path(out), found
         self.kinds = ("synth", "synthsd") if has_sd else ("synth",)
         self.targets = targets
+        self._check_inside()
+
+    def _check_inside(self) -> None:
+        if self.out.exists() and not self.out.is_dir():
+            raise UserError(self.out, "is a file", "Give a folder as the output")
+        root = self.out.resolve()
+        for path in self.all(with_report=True):
+            if not path.parent.resolve().is_relative_to(root):
+                reason = f"leads out of the output folder, to {path.parent.resolve()}"
+                raise UserError(path.parent, reason, "Remove the link, or give another folder")
 
     def image(self, target: str, kind: str) -> pathlib.Path:
         folder, suffix = SUFFIX[target]
@@ -49,9 +64,11 @@ class Names:
         for image in self.images():
             try:
                 found = files.read_json(sidecar(image))
-            except ValueError:
+            except (ValueError, RecursionError):
                 return False
-            if found.get("RunKey") != key or found.get("SHA256") != files.sha256_file(image):
+            if not isinstance(found, dict) or found.get("RunKey") != key:
+                return False
+            if found.get("SHA256") != files.sha256_file(image):
                 return False
         return True
 
@@ -90,6 +107,7 @@ def run_key(request, model, input_sha256: str) -> str:
 def write(names: Names, request, model, pet, facts, checks, volumes, timings: dict) -> None:
     """Images, then the report, then sidecars; each whole or not at all, `names.partial()` meanwhile."""
     key = run_key(request, model, pet.sha256)
+    _sweep(names)
     files.write_json(names.partial(), {"RunKey": key})
     _describe_dataset(names.out)
     common = _provenance(request, model, pet, facts, checks, timings) | {"RunKey": key}
@@ -117,6 +135,25 @@ def write(names: Names, request, model, pet, facts, checks, volumes, timings: di
     for path, value in sidecars.items():
         files.write_json(path, value)
     names.partial().unlink()
+
+
+def _sweep(names: Names) -> None:
+    """Removes what a killed process left of these files: see `files.atomic_path` for the name."""
+    for path in (*names.all(with_report=True), names.partial()):
+        for left in path.parent.glob(f".tmp-*-{path.name}"):
+            number = left.name.removeprefix(".tmp-").removesuffix(f"-{path.name}")
+            if number.isdecimal() and not _is_running(int(number)):
+                left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _write_page(names: Names, pet, volumes, checks, provenance: dict) -> None:

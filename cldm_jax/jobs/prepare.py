@@ -187,17 +187,23 @@ def _check_external(config, settings: Settings, subjects, facts: dict[str, Facts
     if asked != home["grid"]:
         reason = f"{asked} is not the grid of {config.normalisers_from}"
         raise UserError("size, spacing_mm, slice_spacing_mm, center", reason, f"Use {home['grid']}")
-    seen = {
-        volume["sha256"]: f"{s['id']} {name} ({s['split']})"
-        for s in home["subjects"]
-        for name, volume in s["volumes"].items()
-        if name != "mask"
-    }
+    seen = {}
+    for s in home["subjects"]:
+        for name, volume in s["volumes"].items():
+            if name != "mask":
+                whose = f"{s['id']} {name} ({s['split']})"
+                seen[volume["sha256"]] = ("file", whose)
+                # Saved again, a file has other bytes and the same voxels. Older folders do not say.
+                seen[home.get("pixels", {}).get(s["id"], {}).get(name)] = ("image", whose)
     for subject in subjects:
-        for name, sha256 in facts[subject.id].sha256.items():
-            if sha256 in seen:
-                reason = f"the same file as {seen[sha256]} of {config.normalisers_from}"
-                raise UserError(subject.files[name], reason, "An external set needs other people")
+        fact = facts[subject.id]
+        for name in fact.sha256:
+            for digest in (fact.sha256[name], fact.pixels[name]):
+                if digest in seen:
+                    what, whose = seen[digest]
+                    reason = f"the same {what} as {whose} of {config.normalisers_from}"
+                    remedy = "An external set needs other people"
+                    raise UserError(subject.files[name], reason, remedy)
 
 
 # Second pass: write
@@ -262,6 +268,7 @@ def _index(config, settings: Settings, subjects, facts, parts, entries, written)
         "modalities": modalities,
         "encoding": shards.ENCODINGS["uint16"],
         "inputs": _inputs_hash(subjects, {k: f.sha256 for k, f in facts.items()}),
+        "pixels": {k: f.pixels for k, f in facts.items()},  # of the images, whatever their files
         "subjects": entries,
         "splits": parts,
         "shards": written,

@@ -1,0 +1,278 @@
+"""The input half of the promises, at counts the suite has time for: `faults` runs them at full counts."""
+
+import contextlib
+import io
+import json
+import pathlib
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cldm_jax import main
+from cldm_jax.data import dicom, pet_inputs
+from cldm_jax.errors import UserError
+from cldm_jax.jobs import derivatives
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # faults is no package of the installation
+
+from faults import corpus, inputs, outputs, security  # noqa: E402
+
+FUZZ = settings(
+    max_examples=25,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def identity(tmp_path_factory):
+    inputs._warm_up(tmp_path_factory.mktemp("warm") / "up")
+    with corpus.identity_model():
+        yield
+
+
+KINDS = inputs.kinds(quick=True)
+
+
+@pytest.mark.parametrize("where, kind", KINDS, ids=[f"{w}: {k.name}" for w, k in KINDS])
+def test_kind(tmp_path, where, kind):
+    result = (inputs.check_pair if where == "pair" else inputs.check)(kind, tmp_path)
+    assert result["ok"], result["why"]
+
+
+def test_the_corpus_is_large():
+    assert len(corpus.NIFTI) >= 45 and len(corpus.DICOM) >= 30 and len(corpus.PAIRS) >= 20
+
+
+def test_a_dataset_goes_on_and_lists_what_failed(tmp_path):
+    result = inputs.run_batch(tmp_path)
+    assert result["ok"], result["why"]
+
+
+def test_flipped_bits_pass_through_another_reader(tmp_path):
+    theirs, ours = inputs.silently_wrong(tmp_path, 30)
+    assert theirs > 15 and ours == 0
+
+
+@pytest.fixture
+def good(tmp_path):
+    return inputs.seeds(tmp_path)
+
+
+class TestMutants:
+    @pytest.mark.parametrize("kind", inputs.FUZZED)
+    @FUZZ
+    @given(
+        edits=st.lists(
+            st.tuples(
+                st.sampled_from(("set", "flip", "cut", "drop", "insert")),
+                st.one_of(st.floats(0, 1), st.floats(0, 0.05)),
+                st.integers(0, 255),
+            ),
+            min_size=1,
+            max_size=6,
+        ),
+        hashes=st.booleans(),
+    )
+    def test_bytes(self, tmp_path, good, kind, edits, hashes):
+        data = inputs.mutate(good[kind], edits)
+        if hashes and kind in ("index", "card"):
+            data = inputs.with_own_hashes(kind, data)
+        with contextlib.suppress(UserError):
+            inputs.read_mutant(kind, data, tmp_path)
+
+    @FUZZ
+    @given(data=st.binary(max_size=200), text=st.text(max_size=80))
+    def test_manifests(self, tmp_path, data, text):
+        for content in (data, text.encode(errors="replace"), b"subject,pet\n" + data):
+            with contextlib.suppress(UserError):
+                inputs.read_mutant("manifest", content, tmp_path)
+
+    @pytest.mark.parametrize("kind", ["index", "card"])
+    def test_every_value_of_another_kind(self, tmp_path, kind):
+        assert inputs.fuzz_json(tmp_path, kind) == []
+
+    @pytest.mark.parametrize("kind", inputs.FUZZED)
+    def test_the_unchanged_are_read(self, tmp_path, good, kind):
+        inputs.read_mutant(kind, good[kind], tmp_path)
+
+
+@pytest.mark.parametrize("attempt", [security.no_code, security.no_escape, security.nobody_named])
+def test_security(tmp_path, attempt):
+    with contextlib.redirect_stderr(io.StringIO()):
+        (tmp_path / "own").mkdir()
+        outcome = attempt(tmp_path / "own", True)
+    assert outcome.survived == outcome.injected and outcome.negative_control, outcome.notes
+
+
+LEAKS = [name for name in outputs.LEAKS if name != "read-outs ignore the target"]
+
+
+@pytest.mark.parametrize("name", LEAKS)
+def test_no_leakage(tmp_path, name):
+    assert outputs.LEAKS[name](tmp_path) == ""
+
+
+def test_killed_while_preparing(tmp_path):
+    outputs._set_up("prepare", tmp_path)
+    outputs._job("prepare", tmp_path)
+    truth = outputs._finals(tmp_path / "out")
+    assert outputs._attempt("prepare", tmp_path, truth, 9, 0.0) == ""
+
+
+def test_what_a_killed_prediction_left_is_swept(tmp_path):
+    path = corpus.save(tmp_path / "pet.nii.gz")
+    out = tmp_path / "out"
+    out.mkdir()
+    dead, alive = (out / f".tmp-{n}-pet_desc-synth_ct.nii.gz" for n in (4194304 + 7, 1))
+    for left in (dead, alive, out / ".tmp-x-pet_desc-synth_ct.nii.gz", out / ".tmp-1-other.nii.gz"):
+        left.write_bytes(b"half")
+    inputs._predict(path, out)
+    assert not dead.exists() and len(list(out.glob(".tmp-*"))) == 3
+    assert derivatives.sidecar(out / "pet_desc-synth_ct.nii.gz").is_file()
+
+
+class TestNames:
+    def test_long_names_that_begin_alike_stay_apart(self, tmp_path):
+        names = [
+            pet_inputs.find_inputs(corpus.raw(tmp_path / ("n" * 230 + f"{i}.nii"), b"x"))[0].name
+            for i in range(2)
+        ]
+        assert len(set(names)) == 2 and max(map(len, names)) < 200
+
+    def test_a_lone_dicom_file_is_called_one(self, tmp_path):
+        path = next(corpus.series(tmp_path / "s", keep=[0]).iterdir())
+        assert dicom.is_dicom(path)
+        with pytest.raises(UserError, match="one DICOM file, not a series"):
+            pet_inputs.read_input(pet_inputs.find_inputs(path)[0])
+
+
+class TestSettings:
+    def refuse(self, config: str, fragment: str, **changes):
+        with pytest.raises(UserError) as refused:
+            loaded = main._load_config(["main", f"--config={config}"])
+            known = main._names(loaded)
+            main.check_settings({**known, **changes}, known)
+        assert fragment in str(refused.value) and "\n" not in str(refused.value)
+
+    @pytest.mark.parametrize(
+        "config, fragment",
+        [
+            ("configs/ldm.py:tny", "Did you mean the preset tiny?"),
+            ("configs/ldn.py:tiny", "Did you mean --config=configs/ldm.py?"),
+            ("", "like --config=configs/ldm.py:quick"),
+        ],
+    )
+    def test_file_and_preset(self, config, fragment, monkeypatch):
+        monkeypatch.chdir(ROOT)
+        self.refuse(config, fragment)
+
+    @pytest.mark.parametrize(
+        "name, value, fragment",
+        [
+            ("train.batch_size", 0, "Give 1 or more"),
+            ("recipe.optim.learning_rate", float("nan"), "above 0"),
+            ("recipe.optim.ema_decay", 1.5, "from 0 to 1"),
+            ("recipe.diffusion.schedule", "cosin", "Did you mean cosine?"),
+            ("data.targets", ("ct", "flair"), "Known: pet, ct, mr"),
+            ("data.prepare.size", (40,), "needs 2 values"),
+            ("data.prepare.size", (40, "wide"), "needs numbers"),
+            ("job", "trian", "Did you mean train?"),
+        ],
+    )
+    def test_value(self, name, value, fragment, monkeypatch):
+        monkeypatch.chdir(ROOT)
+        self.refuse("configs/ldm.py:tiny", fragment, **{name: value})
+
+    @pytest.mark.parametrize(
+        "name, meant",
+        [
+            ("train.batch_sise", "train.batch_size"),
+            ("batch_size", "train.batch_size"),
+            ("recipe.optim.learnig_rate", "recipe.optim.learning_rate"),
+            ("sede", "seed"),
+        ],
+    )
+    def test_the_nearest_name(self, name, meant, monkeypatch):
+        monkeypatch.chdir(ROOT)
+        known = main._names(main._load_config(["main", "--config=configs/ldm.py:tiny"]))
+        assert main._meant(name, known, "--config.") == f"Did you mean --config.{meant}?"
+
+    @pytest.mark.parametrize("path", sorted(p.stem for p in (ROOT / "configs").glob("*.py")))
+    def test_every_preset_passes(self, path, monkeypatch):
+        monkeypatch.chdir(ROOT)
+        if "def get_config" not in (ROOT / "configs" / f"{path}.py").read_text():
+            pytest.skip("no config")
+        for preset in ("tiny", "a6000"):
+            config = main._load_config(["main", f"--config=configs/{path}.py:{preset}"])
+            main.check_settings(main._names(config), main._names(config))
+            main._check_sampling(config, "")
+
+    def test_the_methods_are_the_registrys(self):
+        from cldm_jax.methods.registry import METHODS
+
+        assert set(main.CHOICES["method"]) == set(METHODS)
+
+    @FUZZ
+    @given(data=st.data())
+    def test_any_value_is_taken_or_refused_by_name(self, data):
+        from configs import ldm
+
+        known = main._names(ldm.get_config("tiny"))
+        name = data.draw(st.sampled_from(sorted(known)))
+        strange = st.one_of(
+            st.integers(), st.floats(), st.text(max_size=20), st.none(), st.booleans(),
+            st.tuples(st.integers(), st.text(max_size=5)), st.tuples(),
+        )  # fmt: skip
+        with contextlib.suppress(UserError):
+            main.check_settings({**known, name: data.draw(strange)}, known)
+
+    def test_through_the_real_command(self):
+        done = inputs.command("cldm_jax.main", outputs.LDM, "--config.train.batch_sise=3")
+        assert inputs._is_one_line(done, "Did you mean --config.train.batch_size?"), done.stderr
+
+
+def test_predict_names_the_nearest_option(capsys):
+    from cldm_jax import predict
+
+    with pytest.raises(SystemExit):
+        predict.main(["-i", "x", "-o", "y", "--smaples", "4"])
+    assert "did you mean --samples?" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
+    from cldm_jax import predict
+    from cldm_jax.data import nifti
+
+    def full(*arguments, **keywords):
+        raise OSError(28, "No space left on device", str(tmp_path / "out" / "x.nii.gz"))
+
+    monkeypatch.setattr(nifti, "write_volume", full)
+    path = corpus.save(tmp_path / "pet.nii.gz")
+    words = ["-i", str(path), "-o", str(tmp_path / "out"), "--checkpoint", str(tmp_path)]
+    with pytest.raises(SystemExit) as end:
+        predict.main([*words, "--mode", "onestep"])
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert end.value.code == 2 and line.startswith("error: ") and "No space left" in line
+
+
+def test_sidecars_say_what_was_noted(tmp_path):
+    """Burned-in text reaches the person who might share the images."""
+    edit = corpus._set(BurnedInAnnotation="YES")
+    (path, *_) = inputs._predict(corpus.series(tmp_path / "s", edit), tmp_path / "out")
+    found = json.loads(derivatives.sidecar(path).read_text())
+    assert any("burned" in check["Warning"] for check in found["InputChecks"])
+
+
+def test_scaled_integers_are_exact(tmp_path):
+    """The reader scales slice by slice, to stay within twice the volume's memory."""
+    array = np.random.default_rng(0).integers(-(2**20), 2**20, (7, 8, 9)).astype(np.int32)
+    path = corpus.patched(tmp_path / "a.nii", array, scl_slope=0.37, scl_inter=-2.5)
+    expected = (array.astype(np.float64) * np.float64(np.float32(0.37)) - 2.5).astype(np.float32)
+    np.testing.assert_array_equal(inputs.nifti.read_volume(path).array, expected)
