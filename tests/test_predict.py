@@ -255,6 +255,14 @@ def test_a_unet_has_one_readout_and_no_uncertainty(study, bids, tmp_path):
             run(study, pet_path(bids), tmp_path / "x", checkpoint=str(study.unet), **fields)
 
 
+@pytest.mark.parametrize("name", ["config.json", "run.json"])
+def test_a_damaged_run_is_one_line(study, bids, tmp_path, name):
+    shutil.copytree(study.unet, tmp_path / "run")
+    (tmp_path / "run" / name).write_text("{")
+    with pytest.raises(UserError, match=f"{name}: not readable as JSON"):
+        run(study, pet_path(bids), tmp_path / "out", checkpoint=str(tmp_path / "run"))
+
+
 def test_the_input_folder_is_not_written_into(study, bids):
     with pytest.raises(UserError, match="input folder itself"):
         run(study, bids, bids)

@@ -169,7 +169,8 @@ def _write_page(names: Names, pet, volumes, checks, provenance: dict) -> None:
     )
     centre = np.linalg.solve(ras.affine, [*convert.pet_center_mm(ras), 1.0])[:3]
     last = np.array(ras.array.shape) - 1
-    facts = {k: v for k, v in provenance.items() if k not in ("InputChecks", "GeneratedBy")}
+    hidden = ("InputChecks", "GeneratedBy", "SpatialReference")
+    facts = {k: _words(v) for k, v in provenance.items() if k not in hidden and v not in (None, {})}
     volume_page.write(
         names.report(),
         names.found.name,
@@ -180,6 +181,13 @@ def _write_page(names: Names, pet, volumes, checks, provenance: dict) -> None:
         facts | {"Software": f"cldm_jax {__version__}"},
         simulated=provenance["TrainedOnContrast"] == "simulated",
     )
+
+
+def _words(value) -> str:
+    """A value for people: {"a": 1, "b": [2, 3]} -> "a 1, b 2 3"."""
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {_words(v)}" for k, v in value.items())
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _about(target: str, kind: str, model) -> dict:

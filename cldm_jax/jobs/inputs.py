@@ -49,14 +49,20 @@ def ensure_prepared(data) -> Prepared:
 
 def read_run_config(workdir) -> dict:
     """The resolved config a finished or running training left in its workdir."""
-    path = pathlib.Path(workdir) / "config.json"
+    return read_run_json(workdir, "config.json")
+
+
+def read_run_json(workdir, name: str) -> dict:
+    """One of the JSON files of a training's workdir."""
+    path = pathlib.Path(workdir) / name
     if not path.is_file():
-        raise UserError(
-            workdir,
-            "not a run folder (config.json is missing)",
-            "Give the --workdir of a training.",
-        )
-    return files.read_json(path)
+        reason = f"not a run folder ({name} is missing)"
+        raise UserError(workdir, reason, "Give the --workdir of a training.")
+    try:
+        return files.read_json(path)
+    except ValueError as e:
+        remedy = "Restore it from a copy, or train again in another folder."
+        raise UserError(path, f"not readable as JSON ({e})", remedy) from e
 
 
 def load_autoencoder(workdir) -> tuple[dict, dict, int]:

@@ -78,7 +78,7 @@ def predict(request: Request) -> list[pathlib.Path]:
         for found in inputs:
             try:
                 written += _one(request, model, found, alone=False)
-            except UserError as error:
+            except (UserError, MemoryError) as error:
                 failed.append(found.name)
                 print(f"error: {found.name}: {error}", file=sys.stderr, flush=True)
             progress.update(last=found.name)

@@ -9,10 +9,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from cldm_jax import files
 from cldm_jax.data.pipeline import SliceSource
 from cldm_jax.errors import UserError
-from cldm_jax.jobs.inputs import read_run_config
+from cldm_jax.jobs.inputs import read_run_config, read_run_json
 from cldm_jax.methods.base import Method
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.registry import make_method
@@ -103,7 +102,7 @@ def read_stored(workdir: str) -> Stored:
         raise UserError(
             workdir, "holds no checkpoint", "Train it first (the same command that made it)."
         )
-    return Stored(config, files.read_json(f"{workdir}/run.json"), *found)
+    return Stored(config, read_run_json(workdir, "run.json"), *found)
 
 
 def stored_method(
