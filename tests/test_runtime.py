@@ -1,7 +1,9 @@
 """Checkpoints that notice damage, one writer per folder, signals, metric files, the optimiser."""
 
+import errno
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,13 +15,15 @@ import optax
 import pytest
 
 from cldm_jax import files
+from cldm_jax.errors import UserError
 from cldm_jax.runtime import device, optim
 from cldm_jax.runtime.checkpoint import Checkpoints, restore_for_inference
+from cldm_jax.runtime.finite import guarded
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.runtime.signals import StopRequest
 from cldm_jax.runtime.train_state import TrainState
-from cldm_jax.runtime.writers import MetricWriter
+from cldm_jax.runtime.writers import MetricWriter, read_rows
 
 
 def state_of(value: float) -> TrainState:
@@ -58,9 +62,7 @@ def test_damaged_checkpoint_falls_back_and_is_kept(tmp_path, damage, caplog):
         checkpoints.save(step, state_of(step))
     victim = data_file(tmp_path / "2")
     if damage == "bit":
-        data = bytearray(victim.read_bytes())
-        data[len(data) // 2] ^= 1
-        victim.write_bytes(bytes(data))
+        flip(victim)
     elif damage == "truncate":
         victim.write_bytes(victim.read_bytes()[: victim.stat().st_size // 2])
     elif damage == "delete":
@@ -79,11 +81,82 @@ def test_nothing_to_restore(tmp_path):
     assert restore_for_inference(tmp_path / "absent") is None
 
 
+def flip(path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_nothing_starts_over_where_all_is_damaged(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step))
+        flip(data_file(tmp_path / str(step)))
+    for _ in range(2):  # the second time they lie aside already
+        with pytest.raises(UserError, match="no checkpoint is sound"):
+            Checkpoints(tmp_path).restore_latest(abstract_of(state_of(0)))
+    assert {p.name for p in tmp_path.glob("*.corrupt*")} == {"1.corrupt", "2.corrupt"}
+    assert (tmp_path / "2.corrupt" / "sha256.json").is_file()
+
+
+def test_an_interrupted_first_save_starts_over(tmp_path):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state_of(1))
+    (tmp_path / "sha256-1.json").unlink()
+    assert checkpoints.restore_latest(abstract_of(state_of(0))) is None
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe{", b"{", b"[]", b"{}"])
+def test_a_manifest_that_cannot_be_read_is_damage(tmp_path, content):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step))
+    (tmp_path / "sha256-2.json").write_bytes(content)
+    assert checkpoints.restore_latest(abstract_of(state_of(0)))[0] == 1
+
+
+def test_inference_only_reads(tmp_path, caplog):
+    """A training may be in the middle of a save in this folder."""
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.save(step, state_of(step))
+    (tmp_path / "sha256-2.json").unlink()
+    (tmp_path / "3.orbax-checkpoint-tmp").mkdir()
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    assert restore_for_inference(tmp_path)[0] == 1 and "passed over" in caplog.text
+    assert sorted(str(p) for p in tmp_path.rglob("*")) == before
+    flip(data_file(tmp_path / "1"))
+    with pytest.raises(UserError, match="none of its 2 checkpoints is sound"):
+        restore_for_inference(tmp_path)
+
+
+def test_a_save_that_fails_keeps_the_last_good_step(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, state_of(1))
+
+    def no_space(path, value):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write_json", no_space)
+        with pytest.raises(UserError, match=r"No space left.*Step 1 is intact"):
+            checkpoints.save(2, state_of(2))
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 9, 1000))
+        with pytest.raises(UserError, match=r"0 MB are free.*Step 1 is intact"):
+            checkpoints.save(3, state_of(3))
+    again = Checkpoints(tmp_path)
+    assert again.restore_latest(abstract_of(state_of(0)))[0] == 1
+    again.save(2, state_of(2))
+    assert again.restore_latest(abstract_of(state_of(0)))[0] == 2
+
+
 def test_second_writer_is_refused_and_told_who_holds_it(tmp_path):
     code = f"from cldm_jax.runtime.runlock import run_lock\nwith run_lock({str(tmp_path)!r}): pass"
     with run_lock(tmp_path):
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
         assert "UserError" in result.stderr and f"process {os.getpid()} on" in result.stderr
+        assert " since 20" in result.stderr
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -91,9 +164,16 @@ def test_signal_is_remembered_and_handlers_restored():
     before = signal.getsignal(signal.SIGTERM)
     with StopRequest() as stop:
         assert stop.signal is None
+        stop.hold()
         signal.raise_signal(signal.SIGTERM)
         assert stop.signal == signal.SIGTERM and stop.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_before_there_is_anything_to_save_ends_the_process(capsys):
+    with pytest.raises(SystemExit) as ended, StopRequest():
+        signal.raise_signal(signal.SIGINT)
+    assert ended.value.code == 130 and "nothing new to save" in capsys.readouterr().out
 
 
 def test_metrics_are_cut_at_the_resumed_step(tmp_path):
@@ -200,3 +280,29 @@ def test_process_starts_again_with_huge_pages_only_where_they_help(
     assert ("again ['-c'" in done.stdout) == starts_again
     if starts_again:
         assert device.HUGE_PAGES in done.stdout and env.get("GLIBC_TUNABLES", "") in done.stdout
+
+
+def test_a_torn_line_of_metrics_is_passed_over(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1, "a": 2.0}\n{"ste\n[3]\n\xff\n{"step": 2')
+    assert read_rows(tmp_path) == [{"step": 1, "a": 2.0}]
+    assert caplog.text.count("no row") == 4
+    MetricWriter(tmp_path, resume_step=1).close()
+    assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "a": 2.0}\n'
+
+
+@pytest.mark.parametrize("where", ["loss", "params"])
+def test_an_update_that_is_not_finite_is_not_applied_nor_any_after_it(where):
+    def train_step(state, batch, rng):
+        params = jax.tree.map(lambda p: p + (batch if where == "params" else 1.0), state.params)
+        new = state._replace(step=state.step + 1, params=params, ema_params=params)
+        return new, {"loss": batch if where == "loss" else jnp.float32(0)}
+
+    step = jax.jit(guarded(train_step))
+    start, bad = state_of(4), jnp.int32(0)
+    good, bad, _ = step(start, bad, jnp.float32(1), None)
+    assert bad == 0 and good.step == 5 and not np.array_equal(good.params["b"], start.params["b"])
+    kept = good
+    for value in (jnp.nan, 1.0, jnp.inf):
+        kept, bad, _ = step(kept, bad, jnp.float32(value), None)
+        assert bad == 6
+        assert all(jax.tree.leaves(jax.tree.map(np.array_equal, kept, good)))

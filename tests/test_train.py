@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,6 +16,7 @@ from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import encode, inputs, train
 from cldm_jax.runtime.checkpoint import restore_for_inference
+from cldm_jax.runtime.writers import read_rows
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -25,8 +27,6 @@ def losses(workdir) -> dict[int, float]:
 
 
 def parameters(workdir) -> list[np.ndarray]:
-    import jax
-
     return jax.tree.leaves(restore_for_inference(pathlib.Path(workdir) / "checkpoints")[1])
 
 
@@ -105,6 +105,56 @@ def test_sigterm_saves_the_step_and_resumes_exactly(study, tmp_path, monkeypatch
     assert losses(tmp_path) == losses(study.unet)
 
 
+def test_a_signal_in_validation_leaves_it_to_the_resumed_run(study, tmp_path, monkeypatch):
+    make = train.make_validation
+
+    def interrupted(*args):
+        validate = make(*args)
+
+        def call(state, stop):
+            os.kill(os.getpid(), signal.SIGINT)
+            return validate(state, stop)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "make_validation", interrupted)
+        with pytest.raises(SystemExit) as stopped:
+            train.run(study.config("unet"), str(tmp_path))
+    assert stopped.value.code == 130
+    assert files.read_json(tmp_path / "run.json")["step"] == 10
+    assert not any("val/psnr_ct" in row for row in read_rows(tmp_path))
+    train.run(study.config("unet"), str(tmp_path))
+    assert read_rows(tmp_path) == read_rows(study.unet)
+    best = [files.read_json(p / "run.json")["best"] for p in (tmp_path, study.unet)]
+    assert best[0] == best[1] and best[0]["step"]
+
+
+def test_people_of_a_batch_with_nan_are_named(study, tmp_path, monkeypatch):
+    read = train.pipeline.SliceSource.read
+    ids = [s["id"] for s in inputs.ensure_prepared(study.config("unet").data).index["subjects"]]
+    keys = [s["split"] for s in files.read_json(study.prepared / "index.json")["subjects"]]
+    victim = keys.index("train")
+
+    def poisoned(self, rows):
+        batch = read(self, rows)
+        if len(rows) == 4:  # not the items that constants are fitted on
+            batch["source"][batch["subject"] == victim, 0, 0, 0] = np.nan
+        return batch
+
+    monkeypatch.setattr(train.pipeline.SliceSource, "read", poisoned)
+    with pytest.raises(UserError, match=f"in the images of {ids[victim]}; its update was not"):
+        train.run(study.config("unet"), str(tmp_path))
+    found = restore_for_inference(tmp_path / "checkpoints")
+    assert found is None or all(np.isfinite(x).all() for x in jax.tree.leaves(found[1]))
+
+
+def test_what_the_system_refuses_is_one_line(study, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file.*(file exists|not a directory).*resumes"):
+        train.run(study.config("unet"), str(tmp_path / "file" / "run"))
+
+
 def test_resume_check_can_fail(study, tmp_path):
     """Negative control: another seed gives other losses."""
     config = study.config("unet")
@@ -117,9 +167,13 @@ def test_resume_check_can_fail(study, tmp_path):
 def test_nan_stops_the_run_before_a_checkpoint(study, tmp_path):
     config = study.config("unet")
     config.recipe.optim.learning_rate = 1e30  # overflows float32 in a step or two
-    with pytest.raises(UserError, match="the loss is nan"):
+    with pytest.raises(UserError, match=r"step [23]: NaN .* its update was not applied") as refused:
         train.run(config, str(tmp_path))
-    assert restore_for_inference(tmp_path / "checkpoints") is None
+    step = int(refused.value.what.removeprefix("step "))
+    saved, params, _ = restore_for_inference(tmp_path / "checkpoints")
+    assert saved == step - 1 and all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+    items = files.read_json(tmp_path / f"nonfinite-step-{step}.json")["items"]
+    assert len(items) == 4 and all(item["input_is_finite"] for item in items)
 
 
 def test_batch_size_must_suit_the_devices(study, tmp_path):

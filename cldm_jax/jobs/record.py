@@ -142,6 +142,33 @@ def keep_best(workdir, manifest: dict, step: int, scalars: dict, state) -> None:
     write_manifest(workdir, manifest, manifest["step"], finished=False)
 
 
+def refuse_nonfinite(workdir, step: int, batch: dict, prepared) -> None:
+    """Raises the UserError of a step whose update is not finite, after naming its slices in
+    <workdir>/nonfinite-step-<step>.json.
+    """
+    people = [prepared.index["subjects"][int(i)]["id"] for i in batch["subject"]]
+    slices, labels = batch["slice"].tolist(), batch["label"].tolist()
+    is_sound = np.isfinite(batch["source"]).all((1, 2, 3)) & np.isfinite(batch["target"]).all(
+        (1, 2, 3)
+    )
+    items = [
+        {"subject": who, "slice": z, "class": label, "input_is_finite": bool(sound)}
+        for who, z, label, sound in zip(people, slices, labels, is_sound, strict=True)
+    ]
+    path = pathlib.Path(workdir) / f"nonfinite-step-{step}.json"
+    if jax.process_index() == 0:
+        files.write_json(path, {"step": step, "items": items})
+    bad = sorted({item["subject"] for item in items if not item["input_is_finite"]})
+    where = f"in the images of {', '.join(bad)}" if bad else "in the loss or its gradient"
+    raise UserError(
+        f"step {step}",
+        f"NaN or infinity {where}; its update was not applied"
+        + (f" and step {step - 1} is saved" if step > 1 else ""),
+        f"{path} names the slices. Check them with configs/prepare.py, or lower "
+        "config.recipe.optim.learning_rate in a new --workdir.",
+    )
+
+
 def write_manifest(workdir, manifest: dict, step: int, finished: bool) -> None:
     manifest.update(step=step, finished=finished)
     if jax.process_index() == 0:

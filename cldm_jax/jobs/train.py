@@ -5,12 +5,13 @@ signals; it does not know what a loss is. Step k's batch and noise depend on (se
 resumed run repeats the uninterrupted one bit for bit.
 """
 
+import contextlib
 import logging
-import math
 import pathlib
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cldm_jax.data import pipeline
@@ -21,18 +22,22 @@ from cldm_jax.jobs.validation import make_validation
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runtime import device, sharding
 from cldm_jax.runtime.checkpoint import Checkpoints
+from cldm_jax.runtime.finite import guarded
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.runtime.signals import StopRequest
-from cldm_jax.runtime.writers import MetricWriter
+from cldm_jax.runtime.writers import MetricWriter, read_rows
 
 
 def run(config, workdir: str) -> None:
-    """Trains `config.method` to `config.train.num_train_steps`, resuming what `workdir` holds."""
+    """Trains `config.method` to `config.train.num_train_steps`, resuming what `workdir` holds.
+
+    UserError: what stops a run is named (another writer or config, damage, a full disk, a NaN).
+    """
     sharding.check_batch_size(config.train.batch_size)
     _warn_if_gpu_preset(config)
     resolved = record.comparable(config)
-    with run_lock(workdir), StopRequest() as stop:
+    with _write_errors_named(workdir), run_lock(workdir), StopRequest() as stop:
         record.check_same_config(workdir, resolved)
         inputs = inputs_lib.open_inputs(config)
         method = make_method(config.method, **inputs.recipe)
@@ -42,8 +47,20 @@ def run(config, workdir: str) -> None:
         sys.exit(stop.exit_code)
 
 
+@contextlib.contextmanager
+def _write_errors_named(workdir):
+    """What the system refuses (a full disk, a missing right) is the user's to mend, not a traceback."""
+    try:
+        yield
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        remedy = "Mend that; saved steps are intact and the same command resumes."
+        raise UserError(error.filename or workdir, reason, remedy) from error
+
+
 def _train(config, workdir, resolved, inputs, method, stop) -> bool:
-    total = config.train.num_train_steps
+    """Whether it came to the last step; False where a signal ended it before."""
+    total, every = config.train.num_train_steps, config.train
     batch_sharding, replicated = sharding.make_shardings()
     rng = jax.random.key(config.seed)
     source = inputs_lib.train_source(config, inputs)
@@ -59,83 +76,127 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         start, state = found
         print(f"resuming {workdir} at step {start} of {total}", flush=True)
     manifest = record.make_manifest(config, workdir, inputs, state, resolved)
-    if start >= total:
+    owes_validation = _owes_validation(config, workdir, inputs, start)
+    if start >= total and not owes_validation:
         checkpoints.close()
         record.finish(workdir, manifest, start)
         print(f"{workdir}: already trained to step {start}", flush=True)
         return True
     _print_overview(config, state)
 
-    train_step = _make_step(method, replicated)
-    rng = jax.device_put(rng, replicated)
-    validate = make_validation(config, inputs.prepared, method)
     writer = MetricWriter(workdir, resume_step=start)
     writer.write_hparams(resolved)
-    batches = pipeline.make_train_iterator(
-        source,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        start_step=start,
-        num_threads=config.train.num_threads,
-        num_workers=config.train.num_workers,
-        paired=config.data.paired,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    validation = make_validation(config, inputs.prepared, method)
+    train_step = _make_step(method, replicated)
+    rng, first_bad = jax.device_put((rng, jnp.int32(0)), replicated)
+    batches = _make_batches(config, source, start)
     clock = record.Clock(manifest)
-    every = config.train
-    compiled, pending = None, None
+    compiled, pending, is_stopping, step = None, None, False, start
+
+    def validate() -> bool:
+        """False where a signal cut it short: it is owed then."""
+        found = validation(state, stop)
+        device.trim_heap()  # its compilation, at first
+        if found is not None and found[0]:
+            record.keep_best(workdir, manifest, step, found[0], state)
+            writer.write_validation(step, *found)
+        return found is not None
+
+    def log(logged: int, metrics, bad) -> None:
+        scalars = {f"train/{k}": float(v) for k, v in metrics.items()}
+        writer.write_scalars(logged, scalars)
+        progress.update(0, loss=f"{scalars['train/loss']:.4f}")
+        check_finite(bad)
+
+    def check_finite(bad) -> None:
+        if int(bad):
+            good = int(bad) - 1  # what the state still is
+            if good:
+                checkpoints.save(good, state)
+                record.write_manifest(workdir, manifest, good, finished=False)
+            batch = next(_make_batches(config, source, good, whole=True))
+            record.refuse_nonfinite(workdir, int(bad), batch, inputs.prepared)
+
     try:
+        if owes_validation:
+            validate()
         with Progress(total, f"train {config.name}", "step", initial=start) as progress:
-            for step in range(start, total):
+            for step in range(start + 1, total + 1):
                 batch = sharding.put_batch(next(batches), batch_sharding)
                 if compiled is None:
-                    compiled = device.compile_step(train_step, state, batch, rng)
-                state, metrics = compiled(state, batch, rng)
+                    compiled = device.compile_step(train_step, state, first_bad, batch, rng)
+                    stop.hold()
+                state, first_bad, metrics = compiled(state, first_bad, batch, rng)
                 # Fetched one step late: the device never waits for a log line.
                 if pending is not None:
-                    _log(writer, progress, *pending)
-                last = step + 1 == total
-                log_now = last or (step + 1) % every.log_every == 0
-                pending = (step + 1, metrics) if log_now else None
+                    log(*pending)
+                is_due = _is_due(step, total, every.log_every)
+                pending = (step, metrics, first_bad) if is_due else None
                 progress.update(1)
-                save_now = last or stop.signal or (step + 1) % every.save_every == 0
-                if save_now:
-                    _check_finite(step + 1, metrics)
-                    clock.stamp()
-                    checkpoints.save(step + 1, state)
-                    record.write_manifest(workdir, manifest, step + 1, finished=False)
-                if last or (step + 1) % every.val_every == 0:
+                is_stopping = bool(stop.signal)
+                validate_now = not is_stopping and _is_due(step, total, every.val_every)
+                save_now = is_stopping or _is_due(step, total, every.save_every)
+                if validate_now or save_now:
                     if pending is not None:
-                        _log(writer, progress, *pending)
+                        log(*pending)
                         pending = None
-                    scalars, images = validate(state)
-                    device.trim_heap()  # its compilation, at first
-                    record.keep_best(workdir, manifest, step + 1, scalars, state)
-                    writer.write_scalars(step + 1, scalars)
-                    writer.write_images(step + 1, images)
-                    writer.flush()
-                if stop.signal:
+                    check_finite(first_bad)
+                if validate_now and not validate():
+                    is_stopping = save_now = True
+                if save_now:
+                    clock.stamp()
+                    checkpoints.save(step, state)
+                    record.write_manifest(workdir, manifest, step, finished=False)
+                if is_stopping:
                     break
-            if pending is not None:
-                _log(writer, progress, *pending)
     finally:
         batches.close()
         writer.close()
         checkpoints.close()
-    if stop.signal and step + 1 < total:
+    if step < total or _owes_validation(config, workdir, inputs, step):
         return False
     record.finish(workdir, manifest, total)
     return True
 
 
+def _is_due(step: int, total: int, every: int) -> bool:
+    return step > 0 and (step == total or step % every == 0)
+
+
+def _owes_validation(config, workdir, inputs, step: int) -> bool:
+    """Whether a signal or a kill came between `step` and the validation that belongs to it."""
+    every = config.train
+    if not _is_due(step, every.num_train_steps, every.val_every):
+        return False
+    rows = [row for row in read_rows(workdir) if row["step"] == step]
+    is_done = any(key.startswith("val/") for row in rows for key in row)
+    return not is_done and bool(inputs.prepared.subjects("val"))
+
+
+def _make_batches(config, source, start: int, *, whole: bool = False):
+    """Batches from step `start` on: this process's rows, or with `whole` those of all."""
+    return pipeline.make_train_iterator(
+        source,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=start,
+        num_threads=0 if whole else config.train.num_threads,
+        num_workers=0 if whole else config.train.num_workers,
+        paired=config.data.paired,
+        process_index=0 if whole else jax.process_index(),
+        process_count=1 if whole else jax.process_count(),
+    )
+
+
 def _make_step(method, replicated):
-    """jitted (state, batch, rng of the run) -> (state, metrics); `state` is donated."""
+    """jitted (state, first_bad, batch, rng of the run) -> (state, first_bad, metrics), guarded against
+    what is not finite (`runtime/finite.py`); `state` is donated.
+    """
 
     def step(state, batch, rng):
         return method.train_step(state, batch, jax.random.fold_in(rng, state.step + 1))
 
-    return jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
+    return jax.jit(guarded(step), donate_argnums=0, out_shardings=(replicated,) * 3)
 
 
 def open_step(config):
@@ -155,34 +216,16 @@ def make_stepper(config, inputs, init_batch: dict, batch: dict):
     method = make_method(config.method, **inputs.recipe)
     key = jax.random.key(config.seed)
     state = method.init(key, init_batch, inputs.frozen)
-    state, key = jax.device_put(state, replicated), jax.device_put(key, replicated)
+    state, key, first_bad = jax.device_put((state, key, jnp.int32(0)), replicated)
     batch = sharding.put_batch(batch, batch_sharding)
-    compiled = device.compile_step(_make_step(method, replicated), state, batch, key)
+    compiled = device.compile_step(_make_step(method, replicated), state, first_bad, batch, key)
 
     def call() -> None:
         nonlocal state
-        state, _ = compiled(state, batch, key)
+        state, _, _ = compiled(state, first_bad, batch, key)
         jax.block_until_ready(state)
 
     return call
-
-
-def _log(writer, progress, step: int, metrics) -> None:
-    scalars = {f"train/{k}": float(v) for k, v in metrics.items()}
-    writer.write_scalars(step, scalars)
-    _check_finite(step, metrics)
-    progress.update(0, loss=f"{scalars['train/loss']:.4f}")
-
-
-def _check_finite(step: int, metrics) -> None:
-    loss = float(metrics["loss"])
-    if not math.isfinite(loss):
-        raise UserError(
-            f"step {step}",
-            f"the loss is {loss}",
-            "The last checkpoint is intact. Lower config.recipe.optim.learning_rate or check the data "
-            "with configs/prepare.py.",
-        )
 
 
 def _init_batch(config, source) -> dict:

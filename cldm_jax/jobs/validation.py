@@ -10,13 +10,14 @@ SHOWN = 4  # images per grid
 
 
 def make_validation(config, prepared, method):
-    """() -> validate(state) -> ({"val/psnr_ct": dB}, {"val/first": [N, H, 3W, 1]}).
+    """() -> validate(state, stop) -> ({"val/psnr_ct": dB}, {"val/first": [N, H, 3W, 1]}), or None where
+    a signal came meanwhile: what is left is not worth the seconds a stopping process has.
 
     PSNR in model range (data range 2) inside the head mask, mean over the chosen slices of validation
     people; method's first read-out. Nothing to validate on (no such people): empty results.
     """
     if not prepared.subjects("val"):
-        return lambda state: ({}, {})
+        return lambda state, stop: ({}, {})
     targets = tuple(config.data.targets)
     source = inputs_lib.image_source(
         config, prepared, "val", targets, config.train.val_slice_stride
@@ -26,11 +27,13 @@ def make_validation(config, prepared, method):
     predict = jax.jit(next(iter(method.predict.values())))
     rng = jax.random.key(config.seed)
 
-    def validate(state):
+    def validate(state, stop):
         # Only what a read-out uses: the optimiser's state is not copied into the program's arguments.
         state = state._replace(params=(), opt_state=(), extra=())
         scores, shown = {}, None
         for batch in batches:
+            if stop.signal:
+                return None
             arrays = {k: v for k, v in batch.items() if k != "valid"}
             image = np.asarray(predict(state, arrays, rng).image)
             shown = image if shown is None else shown

@@ -6,6 +6,7 @@ the save and checked before a restore. The only module that imports orbax.
 
 import logging
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -13,13 +14,17 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from cldm_jax import files
+from cldm_jax.errors import UserError
 
 MANIFEST = "sha256-{step}.json"
+CORRUPT = "{step}.corrupt"  # a damaged step, set aside with its manifest inside
 BEST = "best"  # folder beside "checkpoints": the step with the best validation, for inference
 
 
 class Checkpoints:
-    """Saves and restores a tree of arrays by step under `folder`; keeps the latest `keep`."""
+    """Saves and restores a tree of arrays by step under `folder`; keeps the latest `keep`. For the one
+    process group that holds the run's lock: opening clears what an interrupted save left behind.
+    """
 
     def __init__(self, folder, keep: int = 2):
         self.folder = pathlib.Path(folder).absolute()
@@ -34,69 +39,140 @@ class Checkpoints:
         )
 
     def save(self, step: int, state) -> None:
-        """Returns when the step is on disk with its manifest."""
+        """Returns when the step is on disk with its manifest. A sound one of that step is kept as it is.
+
+        UserError, with the last good step untouched, where it cannot be written or the disk has less
+        than twice the room it needs (an old step is only dropped once the new one is whole).
+        """
         if step in self.manager.all_steps():
-            return
-        self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
-        self.manager.wait_until_finished()
-        if jax.process_index() == 0:
-            files.write_json(self.folder / MANIFEST.format(step=step), self._hashes(step))
-            alive = set(self.manager.all_steps())
-            for path in self.folder.glob("sha256-*.json"):
-                if int(path.stem.removeprefix("sha256-")) not in alive:
-                    path.unlink()
+            reason = _damage(self.folder, step)
+            if reason is None:
+                return
+            self._set_aside(step, reason)
+        self._check_space(state)
+        try:
+            self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
+            self.manager.wait_until_finished()
+            if jax.process_index() == 0:
+                self._write_manifest(step)
+        except (OSError, RuntimeError, ValueError) as error:  # TensorStore's come as the last two
+            raise self._cannot_save(step, str(error).splitlines()[0]) from error
+
+    def _write_manifest(self, step: int) -> None:
+        files.write_json(self.folder / MANIFEST.format(step=step), _hashes(self.folder / str(step)))
+        alive = set(self.manager.all_steps())
+        for path in self.folder.glob("sha256-*.json"):
+            if int(path.stem.removeprefix("sha256-")) not in alive:
+                path.unlink()
+
+    def _check_space(self, state) -> None:
+        needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            reason = f"{free / 1e6:.0f} MB are free and a save needs {needed / 1e6:.0f} MB"
+            raise self._cannot_save(None, reason)
+
+    def _cannot_save(self, step: int | None, reason: str) -> UserError:
+        sound = [s for s in _steps(self.folder) if s != step and _damage(self.folder, s) is None]
+        kept = f"Step {max(sound)} is intact" if sound else "No step is saved yet"
+        return UserError(
+            self.folder,
+            f"a checkpoint cannot be saved ({reason})",
+            f"{kept}. Make room or give write access; the same command resumes.",
+        )
 
     def restore_latest(self, abstract):
         """(step, state) of the newest sound checkpoint, or None. Damaged ones are set aside, not deleted.
 
         abstract: a tree of ShapeDtypeStruct with shardings, or None for plain NumPy arrays in dicts.
+        UserError where there was a whole checkpoint and none is sound: nothing starts over unasked.
         """
         for step in sorted(self.manager.all_steps(), reverse=True):
-            reason = self._damage(step)
+            reason = _damage(self.folder, step)
             if reason is None:
                 return step, self._restore(step, abstract)
-            aside = self.folder / f"{step}.corrupt"
-            logging.error("checkpoint %d is damaged (%s): set aside as %s", step, reason, aside)
-            (self.folder / str(step)).rename(aside)
-            self.manager.reload()
+            self._set_aside(step, reason)
+        if list(self.folder.glob("*.corrupt*/sha256.json")):
+            raise UserError(
+                self.folder,
+                "no checkpoint is sound; the damaged ones are kept as *.corrupt",
+                "Restore this folder from a copy, or give another --workdir to start over.",
+            )
         return None
 
     def _restore(self, step: int, abstract):
         if abstract is None:
-            # As NumPy arrays, whatever devices wrote them: a run is opened on other machines too.
-            handler = ocp.PyTreeCheckpointHandler()
-            with ocp.Checkpointer(handler) as checkpointer:
-                path = self.folder / str(step) / "default"
-                tree = handler.metadata(path).tree
-                wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-                return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))
+            return _restore_numpy(self.folder, step)
         return self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
-    def _hashes(self, step: int) -> dict[str, str]:
-        root = self.folder / str(step)
-        paths = sorted(p for p in root.rglob("*") if p.is_file())
-        return {str(p.relative_to(root)): files.sha256_file(p) for p in paths}
-
-    def _damage(self, step: int) -> str | None:
+    def _set_aside(self, step: int, reason: str) -> None:
+        aside = self.folder / CORRUPT.format(step=step)
+        number = 1
+        while aside.exists():
+            number += 1
+            aside = self.folder / f"{CORRUPT.format(step=step)}-{number}"
+        logging.error("checkpoint %d is damaged (%s): set aside as %s", step, reason, aside)
         manifest = self.folder / MANIFEST.format(step=step)
-        if not manifest.is_file():
-            return "no manifest: the save was interrupted"
-        expected, found = files.read_json(manifest), self._hashes(step)
-        wrong = [name for name in expected if found.get(name) != expected[name]]
-        return f"{len(wrong)} files differ from the manifest, first {wrong[0]}" if wrong else None
+        if manifest.is_file():
+            manifest.rename(self.folder / str(step) / "sha256.json")
+        (self.folder / str(step)).rename(aside)
+        self.manager.reload()
 
     def close(self) -> None:
         self.manager.close()
 
 
 def restore_for_inference(folder) -> tuple[int, dict, dict] | None:
-    """(step, EMA parameters, frozen constants) of the newest sound checkpoint as NumPy trees, or None."""
-    if not pathlib.Path(folder).is_dir():
-        return None
-    checkpoints = Checkpoints(folder)
-    found = checkpoints.restore_latest(None)
-    checkpoints.close()
-    if found is None:
-        return None
-    step, tree = found
-    return step, tree["ema_params"], tree.get("frozen") or {}
+    """(step, EMA parameters, frozen constants) of the newest sound checkpoint as NumPy trees, or None
+    where nothing is saved. Only reads: the training may be running.
+
+    UserError where there are checkpoints and none is sound.
+    """
+    folder = pathlib.Path(folder).absolute()
+    steps = sorted(_steps(folder), reverse=True)
+    for step in steps:
+        reason = _damage(folder, step)
+        if reason is None:
+            tree = _restore_numpy(folder, step)
+            return step, tree["ema_params"], tree.get("frozen") or {}
+        logging.error("checkpoint %d of %s is passed over: %s", step, folder, reason)
+    if steps:
+        reason = f"none of its {len(steps)} checkpoints is sound"
+        raise UserError(folder, reason, "Train again, or restore this folder from a copy.")
+    return None
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    return [int(p.name) for p in folder.iterdir() if p.name.isdecimal() and p.is_dir()]
+
+
+def _restore_numpy(folder: pathlib.Path, step: int):
+    """As NumPy arrays, whatever devices wrote them: a run is opened on other machines too."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+        path = folder / str(step) / "default"
+        tree = checkpointer.metadata(path).item_metadata.tree
+        wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))
+
+
+def _hashes(root: pathlib.Path) -> dict[str, str]:
+    paths = sorted(p for p in root.rglob("*") if p.is_file())
+    return {str(p.relative_to(root)): files.sha256_file(p) for p in paths}
+
+
+def _damage(folder: pathlib.Path, step: int) -> str | None:
+    """Why the step cannot be trusted, None where it can."""
+    manifest = folder / MANIFEST.format(step=step)
+    if not manifest.is_file():
+        return "no manifest: the save was interrupted"
+    try:
+        expected = files.read_json(manifest)
+    except ValueError as error:  # flipped bits: not UTF-8, or not JSON
+        return f"its manifest cannot be read ({error})"
+    found = _hashes(folder / str(step))
+    if not isinstance(expected, dict) or not expected:
+        return "its manifest lists no files"
+    wrong = sorted(k for k in expected.keys() | found.keys() if found.get(k) != expected.get(k))
+    return f"{len(wrong)} files differ from the manifest, first {wrong[0]}" if wrong else None

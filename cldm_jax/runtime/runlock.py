@@ -5,6 +5,7 @@ import fcntl
 import os
 import pathlib
 import socket
+import time
 
 from cldm_jax.errors import UserError
 
@@ -25,6 +26,7 @@ def run_lock(workdir):
                 "Wait for it, stop it, or choose another --workdir.",
             ) from None
         f.truncate(0)
-        f.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        f.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
         f.flush()
         yield

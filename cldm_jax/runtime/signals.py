@@ -1,13 +1,18 @@
 """SIGTERM and SIGINT end a run after the current step, with a checkpoint; a second one ends it now."""
 
 import signal
+import sys
 
 
 class StopRequest:
-    """`with StopRequest() as stop:` ... `if stop.signal: save and leave`."""
+    """`with StopRequest() as stop:` prepare; `stop.hold()`; then `if stop.signal: save and leave`.
+
+    Before `hold` there is nothing to save, and a signal ends the process at once.
+    """
 
     def __init__(self):
         self.signal: int | None = None
+        self._is_held = False
         self._previous: dict[int, object] = {}
 
     def _handle(self, signum, frame):
@@ -15,6 +20,13 @@ class StopRequest:
             signal.signal(signum, signal.SIG_DFL)
             signal.raise_signal(signum)
         self.signal = signum
+        if not self._is_held:
+            print(f"stopped by signal {signum}; nothing new to save", flush=True)
+            sys.exit(self.exit_code)
+
+    def hold(self) -> None:
+        """From here on a signal waits in `signal` for the step to end."""
+        self._is_held = True
 
     def __enter__(self):
         for signum in (signal.SIGTERM, signal.SIGINT):

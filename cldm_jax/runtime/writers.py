@@ -4,6 +4,7 @@ clu.metric_writers itself imports TensorFlow. The only module that imports tenso
 """
 
 import json
+import logging
 import math
 import os
 import pathlib
@@ -16,16 +17,32 @@ from tensorboardX.proto import event_pb2
 
 from cldm_jax import files
 
+METRICS = "metrics.jsonl"
+
+
+def read_rows(workdir) -> list[dict]:
+    """The rows of a run's metrics.jsonl. A line torn by a crash is passed over, with a warning."""
+    path = pathlib.Path(workdir) / METRICS
+    rows = []
+    for line in path.read_bytes().splitlines() if path.exists() else []:
+        try:
+            row = json.loads(line)
+            row["step"] = int(row["step"])
+        except (ValueError, KeyError, TypeError):
+            logging.warning("%s: a line that is no row was passed over: %.60r", path, line)
+            continue
+        rows.append(row)
+    return rows
+
 
 class MetricWriter:
     """write_scalars, write_images, write_hparams, flush, close. One per workdir, process 0 only."""
 
     def __init__(self, workdir, resume_step: int):
         """Lines after `resume_step` come from steps that will be run again: they are cut off."""
-        self.path = pathlib.Path(workdir) / "metrics.jsonl"
-        lines = self.path.read_text().splitlines() if self.path.exists() else []
-        kept = [line for line in lines if json.loads(line)["step"] <= resume_step]
-        files.write_text(self.path, "".join(line + "\n" for line in kept))
+        self.path = pathlib.Path(workdir) / METRICS
+        kept = [row for row in read_rows(workdir) if row["step"] <= resume_step]
+        files.write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
         self.lines = open(self.path, "a", encoding="utf-8", buffering=1)
         self.events = EventsWriter(os.path.join(str(workdir), "events"))
 
@@ -45,6 +62,12 @@ class MetricWriter:
         for name, batch in images.items():
             for i, image in enumerate(np.asarray(batch)):
                 self._put(step, summary.image(f"{name}/{i}", image, dataformats="HWC"))
+
+    def write_validation(self, step: int, scalars: dict, images: dict) -> None:
+        """Images first: where the row is, all of it is."""
+        self.write_images(step, images)
+        self.write_scalars(step, scalars)
+        self.flush()
 
     def write_hparams(self, hparams: dict) -> None:
         text = "\n".join(f"    {k}: {v}" for k, v in hparams.items())
