@@ -6,6 +6,7 @@ Every series is written here, into files named and tagged with canaries that no 
 import json
 import logging
 import os
+import pathlib
 import sys
 import traceback
 import warnings
@@ -15,11 +16,15 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
-from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from cldm_jax.data import dicom, nifti, suv
+from cldm_jax.data import dicom, nifti, suv, volumes
 from cldm_jax.errors import UserError
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # faults is not installed
+
+from faults import corpus  # noqa: E402
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHAPE = (9, 7, 6)  # x (columns), y (rows), z
@@ -56,46 +61,32 @@ AFFINE = _oblique()
 STORED = np.random.default_rng(3).integers(0, 30000, SHAPE).astype(np.uint16)
 
 
+PET_ONLY = (
+    "Units CorrectedImage DecayCorrection PatientWeight NumberOfSlices "
+    "RadiopharmaceuticalInformationSequence"
+).split()
+
+
 def _slice(z, modality="PT", stored=STORED, affine=AFFINE, uid="series", number=3):
-    """One slice, rows [y, x], of a volume [x, y, z] with a RAS+ affine."""
-    lps = LPS @ affine
-    axes = lps[:3, :3] / np.linalg.norm(lps[:3, :3], axis=0)
-    meta = FileMetaDataset()
-    meta.TransferSyntaxUID = ExplicitVRLittleEndian
-    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.128"
-    meta.MediaStorageSOPInstanceUID = f"{UIDS['sop']}.{z}"
-    ds = Dataset()
-    ds.file_meta, ds.preamble = meta, bytes(128)
+    """One slice, rows [y, x], of a volume [x, y, z] with a RAS+ affine, full of names."""
+    ds = corpus.dicom_slice(z, stored, affine, 0.5)
     for tag, value in NAMING.items():
         setattr(ds, tag, value)
     ds.add_new((0x0099, 0x0010), "LO", "CANARY block")
     ds.add_new((0x0099, 0x1001), "LO", "CANARY private")
-    ds.SOPClassUID, ds.SOPInstanceUID = meta.MediaStorageSOPClassUID, f"{UIDS['sop']}.{z}"
-    ds.StudyInstanceUID = UIDS["study"]
+    ds.SOPInstanceUID = ds.file_meta.MediaStorageSOPInstanceUID = f"{UIDS['sop']}.{z}"
+    ds.StudyInstanceUID, ds.FrameOfReferenceUID = UIDS["study"], UIDS["frame"]
     ds.SeriesInstanceUID = UIDS["series"] + ("" if uid == "series" else "." + uid)
-    ds.FrameOfReferenceUID = UIDS["frame"]
-    ds.Modality, ds.SeriesNumber, ds.InstanceNumber = modality, number, z + 1
-    ds.ImageType = ["ORIGINAL", "PRIMARY", "AXIAL"]
-    ds.ImagePositionPatient = [f"{v:.8f}" for v in (lps @ [0, 0, z, 1])[:3]]
-    ds.ImageOrientationPatient = [f"{v:.10f}" for v in (*axes[:, 0], *axes[:, 1])]
-    ds.PixelSpacing = [float(np.linalg.norm(lps[:3, 1])), float(np.linalg.norm(lps[:3, 0]))]
-    ds.Rows, ds.Columns = stored.shape[1], stored.shape[0]
-    ds.SamplesPerPixel, ds.PhotometricInterpretation = 1, "MONOCHROME2"
-    ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 16, 15, 0
-    ds.RescaleSlope, ds.RescaleIntercept = 0.5, 0.0
-    ds.PixelData = stored[:, :, z].T.astype("<u2").tobytes()
+    ds.Modality, ds.SeriesNumber = modality, number
     ds.SeriesDate = ds.AcquisitionDate = "19770707"
-    ds.SeriesTime = ds.AcquisitionTime = "101112.000000"
-    if modality == "PT":
-        ds.Units, ds.CorrectedImage, ds.DecayCorrection = "BQML", ["DECY", "ATTN", "SCAT"], "START"
-        ds.PatientWeight, ds.NumberOfSlices = WEIGHT, stored.shape[2]
-        drug, code = Dataset(), Dataset()
-        drug.Radiopharmaceutical = "CANARY FDG"
-        drug.RadiopharmaceuticalStartTime = "091112.00"
-        drug.RadionuclideTotalDose, drug.RadionuclideHalfLife = DOSE, HALF_LIFE
-        code.CodeMeaning = "Fluorodeoxyglucose F^18^"
-        drug.RadiopharmaceuticalCodeSequence = [code]
-        ds.RadiopharmaceuticalInformationSequence = [drug]
+    ds.PatientWeight = WEIGHT
+    drug, code = ds.RadiopharmaceuticalInformationSequence[0], Dataset()
+    drug.Radiopharmaceutical = "CANARY FDG"
+    drug.RadionuclideTotalDose, drug.RadionuclideHalfLife = DOSE, HALF_LIFE
+    code.CodeMeaning = "Fluorodeoxyglucose F^18^"
+    drug.RadiopharmaceuticalCodeSequence = [code]
+    for tag in PET_ONLY if modality != "PT" else ():
+        delattr(ds, tag)
     return ds
 
 
@@ -667,6 +658,13 @@ def test_rounded_positions_are_regular(tmp_path):
     heights = np.round(3.27 * np.arange(6), 2) + [0, 0.01, -0.01, 0, 0.01, 0]
     volume = dicom.read_series(_series(tmp_path, _axial(*heights))).volume
     assert volume.spacing[2] == pytest.approx(3.27, abs=0.005)
+
+
+def test_a_series_in_the_wrong_column_is_refused(tmp_path):
+    folder = _series(tmp_path, modality="MR")
+    assert volumes.read_volume(folder, "mr_reacq").array.shape == SHAPE
+    with pytest.raises(UserError, match="say MR, and the cohort lists it as ct"):
+        volumes.read_volume(folder, "ct")
 
 
 def test_the_only_pet_of_several_series_is_taken(tmp_path):

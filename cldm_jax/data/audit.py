@@ -81,7 +81,7 @@ def load_aligned(subject: bids.Subject) -> dict[str, nifti.Volume]:
 
 def load(subject: bids.Subject) -> dict[str, nifti.Volume]:
     """The volumes of a subject that has passed, as given."""
-    return {name: read_volume(path) for name, path in subject.files.items()}
+    return {name: read_volume(path, name) for name, path in subject.files.items()}
 
 
 def align(volumes: dict[str, nifti.Volume]) -> dict[str, nifti.Volume]:
@@ -207,7 +207,7 @@ def _read(subject: bids.Subject) -> tuple[_Notes, dict[str, nifti.Volume]]:
     volumes = {}
     for name, path in subject.files.items():
         try:
-            volumes[name] = read_volume(path)
+            volumes[name] = read_volume(path, name)
         except UserError as e:
             notes.append(Finding("error", subject.id, e.what, e.reason, e.remedy))
             continue

@@ -3,7 +3,11 @@
 import pathlib
 
 from cldm_jax import files
-from cldm_jax.data import nifti
+from cldm_jax.data import intensity, nifti
+from cldm_jax.errors import UserError
+
+# What a DICOM file may say of itself where a cohort lists it as this.
+_DICOM = {"pet": ("PT",), "ct": ("CT",), "mr": ("MR",)}
 
 
 def is_series(path) -> bool:
@@ -12,13 +16,21 @@ def is_series(path) -> bool:
     return path.is_dir() or path.suffix.lower() == ".zip"
 
 
-def read_volume(path) -> nifti.Volume:
-    """Raises UserError for anything but one sound volume: see `nifti` and `dicom`."""
+def read_volume(path, name: str | None = None) -> nifti.Volume:
+    """Raises UserError for anything but one sound volume: see `nifti` and `dicom`. With the `name` under
+    which a cohort lists it ("pet", "ct_reacq"), also for a DICOM series of another modality.
+    """
     if not is_series(path):
         return nifti.read_volume(path)
     from cldm_jax.data import dicom
 
-    return dicom.read_series(path).volume
+    series = dicom.read_series(path)
+    found = series.facts["modality"]
+    wanted = _DICOM[intensity.base_modality(name)] if name else (found,)
+    if found not in wanted:
+        reason = f"its DICOM files say {found}, and the cohort lists it as {name}"
+        raise UserError(path, reason, "List it in the right column, or export the other series")
+    return series.volume
 
 
 def sha256(path) -> str:
