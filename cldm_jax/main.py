@@ -40,6 +40,7 @@ LIMITS = {
     **dict.fromkeys(("batch_size", "steps", "weight_decay", "people_per_group", "folds"), _ANY),
     **dict.fromkeys(("train.batch_size", "encode_batch_size", "num_train_steps"), _COUNT),
     **dict.fromkeys(("log_every", "val_every", "save_every", "num_threads", "init_items"), _COUNT),
+    "accumulate": _COUNT,
     **dict.fromkeys(("slice_stride", "val_slice_stride", "train_slice_stride", "context"), _COUNT),
     **dict.fromkeys(("num_timesteps", "num_sampling_steps", "num_samples", "samples"), _COUNT),
     **dict.fromkeys(("base_channels", "latent_channels", "channel_mult", "groups"), _COUNT),
@@ -63,6 +64,7 @@ CHOICES = {
     "schedule": ("cosine", "scaled_linear"),
     "diffusion.target": ("v", "x0", "eps"),
     "decay": ("cosine", "second_half"),
+    "attention": ("xla", "cudnn"),
     "recipe.loss": ("l1", "l2"),
     "dtype": ("float32", "float16", "bfloat16"),
 }

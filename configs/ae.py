@@ -35,6 +35,7 @@ def get_config(preset: str = "a6000"):
             "num_classes": NUM_CLASSES,
             "init_logvar": -8.0,
             "groups": 8,
+            "attention": "xla",  # | cudnn: fused, bfloat16 on NVIDIA GPUs
             "remat": False,
             "dtype": common.pick(
                 preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16"

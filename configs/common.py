@@ -73,6 +73,7 @@ def optim(learning_rate: float, ema_decay: float) -> ml_collections.ConfigDict:
     c.decay = "cosine"  # cosine | second_half (constant, then linear)
     c.weight_decay = 1e-4
     c.clip_norm = 1.0
+    c.accumulate = 1  # parts of a batch whose gradients are averaged: less memory, the same update
     c.ema_decay = ema_decay
     return c
 

@@ -51,6 +51,7 @@ def get_config(preset: str = "a6000"):
                 "num_res_blocks": common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2),
                 "attn_levels": common.pick(preset, tiny=(), quick=(2,), cpu=(2,), a6000=(1, 2)),
                 "groups": 8,
+                "attention": "xla",  # | cudnn: fused, bfloat16 on NVIDIA GPUs
                 "remat": False,
                 "dtype": common.pick(
                     preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16"

@@ -40,6 +40,7 @@ def get_config(preset: str = "a6000"):
                 ),
                 "groups": 8,
                 "attention_gates": False,
+                "attention": "xla",  # | cudnn: fused, bfloat16 on NVIDIA GPUs
                 "remat": False,
                 "dtype": common.pick(
                     preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16"

@@ -111,6 +111,40 @@ def test_golden_step(name):
     np.testing.assert_allclose(got["grad_norm"], known[name]["grad_norm"], rtol=2e-3)
 
 
+def with_optim(name: str, **optim):
+    settings = recipe(name, warmup_steps=0)
+    settings["optim"].update(optim)
+    return make_method(name if name in ("autoencoder", "ldm") else "unet", **settings)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "unet", "ldm"])
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_parts_are_the_whole_batch(name, parts):
+    """SGD-like view: the gradients themselves, before Adam's sign-like first step blows rounding up."""
+    _, state, batch = start(name, warmup_steps=0)
+    whole, split = (with_optim(name, accumulate=n, b1=0.0, b2=0.0) for n in (1, parts))
+    (one, seen), (other, told) = (
+        jax.jit(m.train_step)(state, batch, jax.random.key(1)) for m in (whole, split)
+    )
+    np.testing.assert_allclose(told["loss"], seen["loss"], rtol=1e-5)
+    np.testing.assert_allclose(told["grad_norm"], seen["grad_norm"], rtol=1e-5)
+    mu = [s.opt_state[1][0].mu for s in (one, other)]  # b1 = 0: the clipped gradient
+    for a, b in zip(*map(jax.tree.leaves, mu), strict=True):
+        np.testing.assert_allclose(b, a, atol=1e-5)
+    repeated = jax.tree.map(lambda x: np.concatenate([x[:2]] * 2), batch)  # can fail: other rows
+    wrong, _ = jax.jit(split.train_step)(state, repeated, jax.random.key(1))
+    gaps = jax.tree.map(lambda a, b: np.abs(a - b).max(), mu[0], wrong.opt_state[1][0].mu)
+    assert max(jax.tree.leaves(gaps)) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["cyclegan", "pix2pix"])
+def test_adversaries_do_not_accumulate(name):
+    settings = recipe(name)
+    settings["optim"]["accumulate"] = 2
+    with pytest.raises(UserError, match="whole batches"):
+        make_method(name, **settings)
+
+
 OVERFIT = {"autoencoder": 0.6, "unet": 0.1, "attention_unet": 0.1, "ldm": 0.25, "pix2pix": 0.5}
 
 

@@ -197,3 +197,24 @@ def test_plain_autoencoder_factor():
     params = init_params(plain, jax.random.key(0), x, label, None, eps)
     x_hat, mean, _ = plain.apply({"params": params}, x, label, None, eps)
     assert plain.factor == 4 and x_hat.shape == x.shape and mean.shape == (1, 4, 4, 3)
+
+
+def test_cudnn_attention_is_asked_for_on_gpus_only(monkeypatch):
+    """JAX looks for cuDNN before it lowers anything, so this is all that can be seen without it."""
+    x = jnp.ones((1, 8, 8, 64), jnp.bfloat16)
+    fused, plain = (
+        layers.SelfAttention(8, attention=name, dtype=jnp.bfloat16) for name in ("cudnn", "xla")
+    )
+    params = plain.init(jax.random.key(0), x)
+    np.testing.assert_array_equal(fused.apply(params, x), plain.apply(params, x))
+    asked, attend = [], jax.nn.dot_product_attention
+
+    def record(q, k, v, implementation):
+        asked.append(implementation)
+        return attend(q, k, v)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    for net in (fused, plain):
+        net.apply(params, x)
+    assert asked == ["cudnn", "xla"]

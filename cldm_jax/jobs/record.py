@@ -30,6 +30,19 @@ MUTABLE = {
 }
 
 
+# Settings that came later -> what runs made before them had.
+ADDED = {
+    f"{section}recipe.{name}": value
+    for section in ("", "autoencoder.train.")
+    for name, value in {
+        "optim.accumulate": 1,
+        "model.unet.attention": "xla",
+        "model.attention": "xla",
+        "generator.unet.attention": "xla",
+    }.items()
+}
+
+
 class Clock:
     """Adds this process's wall and CPU seconds of training to what earlier runs have spent."""
 
@@ -66,6 +79,7 @@ def check_same_config(workdir, resolved: dict) -> None:
         files.write_json(path, resolved)
         return
     old, new = flatten(files.read_json(path)), flatten(resolved)
+    old = {**{k: v for k, v in ADDED.items() if k in new}, **old}
     differing = [
         f"{k}: {old.get(k)!r} -> {new.get(k)!r}"
         for k in sorted(old.keys() | new.keys())

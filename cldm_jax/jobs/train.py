@@ -34,7 +34,7 @@ def run(config, workdir: str) -> None:
 
     UserError: what stops a run is named (another writer or config, damage, a full disk, a NaN).
     """
-    sharding.check_batch_size(config.train.batch_size)
+    sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
     _warn_if_gpu_preset(config)
     resolved = record.comparable(config)
     with _write_errors_named(workdir), run_lock(workdir), StopRequest() as stop:
@@ -211,7 +211,7 @@ def open_step(config):
 
 def make_stepper(config, inputs, init_batch: dict, batch: dict):
     """`open_step` for inputs and a batch that are given."""
-    sharding.check_batch_size(config.train.batch_size)
+    sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
     batch_sharding, replicated = sharding.make_shardings()
     method = make_method(config.method, **inputs.recipe)
     key = jax.random.key(config.seed)

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cldm_jax.errors import UserError
+from cldm_jax.methods.common import OWN
 from cldm_jax.runtime.optim import make_optimizer, update_ema
 from cldm_jax.runtime.train_state import TrainState
 
@@ -58,8 +60,13 @@ def make_update(generator_loss, discriminator_loss, optim: dict):
     generators move first and the discriminators see the images made before that. optim: keywords of
     `make_optimizer`, for either side, plus `ema_decay`. Averaged parameters: generators' "forward".
     """
+    if optim.get("accumulate", 1) > 1:
+        reason = "two networks that play against each other move on whole batches"
+        raise UserError(
+            "config.recipe.optim.accumulate", reason, "Set it to 1 and lower batch_size."
+        )
     ema_decay = optim["ema_decay"]
-    tx = make_optimizer(**{k: v for k, v in optim.items() if k != "ema_decay"})
+    tx = make_optimizer(**{k: v for k, v in optim.items() if k not in OWN})
 
     def init_state(generators, discriminators, pools) -> TrainState:
         params = {"generators": generators, "discriminators": discriminators}

@@ -36,18 +36,21 @@ def make(*, model: dict, patch_skip: bool, loss: dict, optim: dict) -> Method:
         params = init_params(net, rng, images[:1], label[:1], patch, eps)
         return init_state(params, {} if patch is None else {"patch": patch})
 
-    def loss_fn(params, state, batch, rng):
+    def draw(rng, batch):
+        b, h, w, _ = batch["target"].shape
+        shape = (b, h // net.factor, w // net.factor, model["latent_channels"])
+        return {"eps": jax.random.normal(rng, shape)}
+
+    def loss_fn(params, state, batch, noise):
         x, label = batch["target"], batch["label"]
-        shape = (x.shape[1] // net.factor, x.shape[2] // net.factor, model["latent_channels"])
-        eps = jax.random.normal(rng, (x.shape[0], *shape))
         patch = state.frozen.get("patch")
-        x_hat, mean, logvar = net.apply({"params": params}, x, label, patch, eps)
+        x_hat, mean, logvar = net.apply({"params": params}, x, label, patch, noise["eps"])
         l1, l2 = jnp.abs(x_hat - x).mean(), jnp.square(x_hat - x).mean()
         kl = kl_divergence(mean, logvar).mean()
         total = loss["l1_weight"] * l1 + loss["l2_weight"] * l2 + loss["kl_weight"] * kl
         return total, {"l1": l1, "l2": l2, "kl": kl, "posterior_std": jnp.exp(0.5 * logvar).mean()}
 
-    init_state, train_step = make_update(loss_fn, optim)
+    init_state, train_step = make_update(loss_fn, optim, draw)
 
     def reconstruct(state, batch, rng):
         """The ceiling: encode and decode the true target (posterior mean)."""

@@ -7,14 +7,42 @@ import optax
 from cldm_jax.runtime.optim import make_optimizer, update_ema
 from cldm_jax.runtime.train_state import TrainState
 
+OWN = ("ema_decay", "accumulate")  # settings of the update that the optimiser does not take
 
-def make_update(loss_fn, optim: dict):
-    """(init_state, train_step) for `loss_fn(params, state, batch, rng) -> (loss, {name: scalar})`.
 
-    optim: keywords of `make_optimizer` plus `ema_decay`.
+def mean_gradient(grad_fn, rows, parts: int):
+    """(loss, metrics, gradients) of grad_fn(rows) -> ((loss, metrics), gradients), averaged over `parts`
+    of the rows [B, ...], one after the other. A part is every parts-th row: it stays on its device.
     """
-    ema_decay = optim["ema_decay"]
-    tx = make_optimizer(**{k: v for k, v in optim.items() if k != "ema_decay"})
+    if parts == 1:
+        (loss, metrics), grads = grad_fn(rows)
+        return loss, metrics, grads
+
+    def split(x):
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, part):
+        (loss, metrics), grads = grad_fn(part)
+        return jax.tree.map(jnp.add, total, (loss, metrics, grads)), None
+
+    rows = jax.tree.map(split, rows)
+    shapes = jax.eval_shape(grad_fn, jax.tree.map(lambda x: x[0], rows))
+    (loss, metrics), grads = shapes
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, metrics, grads))
+    total, _ = jax.lax.scan(add, zeros, rows)
+    return jax.tree.map(lambda x: x / parts, total)
+
+
+def make_update(loss_fn, optim: dict, draw=lambda rng, batch: {}):
+    """(init_state, train_step) for `loss_fn(params, state, batch, noise) -> (loss, {name: scalar})`.
+
+    draw(rng, batch) -> noise, arrays with the batch's leading axis: drawn for the whole batch, so that
+    its parts see the same numbers as all of it at once. loss and metrics are means over rows. optim:
+    keywords of `make_optimizer`, `ema_decay`, and `accumulate`, the parts of a batch whose gradients are
+    averaged before the update (activations of one part are in memory at a time; B divisible by it).
+    """
+    ema_decay, parts = optim["ema_decay"], optim.get("accumulate", 1)
+    tx = make_optimizer(**{k: v for k, v in optim.items() if k not in OWN})
 
     def init_state(params, frozen, extra=()) -> TrainState:
         params = jax.tree.map(jnp.asarray, params)
@@ -29,7 +57,9 @@ def make_update(loss_fn, optim: dict):
 
     def train_step(state: TrainState, batch, rng):
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-        (loss, metrics), grads = grad_fn(state.params, state, batch, rng)
+        loss, metrics, grads = mean_gradient(
+            lambda rows: grad_fn(state.params, state, *rows), (batch, draw(rng, batch)), parts
+        )
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = update_ema(state.ema_params, params, state.step, ema_decay)

@@ -70,7 +70,7 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
     codec = make_codec(autoencoder)
     net = LatentUNet(latent_channels=codec.latent_channels, **model)
     cldm = _Cldm(codec, net, d, s, optim["num_train_steps"])
-    init_state, train_step = make_update(cldm.loss, optim)
+    init_state, train_step = make_update(cldm.loss, optim, cldm.draw)
 
     def init(rng, batch, frozen):
         """frozen: {"autoencoder": {"params", "patch"}, "statistics": {"mean", "std"} [classes, C]}."""
@@ -172,19 +172,25 @@ class _Cldm:
         zt = jnp.where(is_onestep[:, None, None, None], 0.0, zt)
         return zt, t, parametrisation.make_target(self.diffusion["target"], z0, eps, a, sigma)
 
-    def loss(self, params, state, batch, rng):
+    def draw(self, rng, batch):
+        """Step, noise and the two lots of every row."""
+        keys, shape = jax.random.split(rng, 4), batch["target"].shape
+        return {
+            "t": jax.random.randint(keys[0], shape[:1], 0, self.num_timesteps),
+            "eps": jax.random.normal(keys[1], shape),
+            "onestep_lot": jax.random.uniform(keys[2], shape[:1]),
+            "drop_lot": jax.random.uniform(keys[3], shape[:1]),
+        }
+
+    def loss(self, params, state, batch, noise):
         d, label, frozen = self.diffusion, batch["label"], state.frozen
-        keys = jax.random.split(rng, 4)
         z0 = self.standardise(frozen, batch["target"], label)
         source = self.training_source(frozen, batch)
-        rows = z0.shape[:1]
-        t = jax.random.randint(keys[0], rows, 0, self.num_timesteps)
-        eps = jax.random.normal(keys[1], z0.shape)
         share = ramp(state.step, self.num_train_steps, *d["onestep_share"], *d["onestep_ramp"])
-        is_onestep = jax.random.uniform(keys[2], rows) < share
-        is_dropped = jax.random.uniform(keys[3], rows) < d["class_dropout_prob"]
+        is_onestep = noise["onestep_lot"] < share
+        is_dropped = noise["drop_lot"] < d["class_dropout_prob"]
         code = jnp.where(is_dropped & ~is_onestep, d["null_code"], label)
-        zt, t, target = self.noisy_input(z0, source, t, is_onestep, eps)
+        zt, t, target = self.noisy_input(z0, source, noise["t"], is_onestep, noise["eps"])
         prediction = self.net.apply({"params": params}, zt, t, code, self.condition(source))
         std = frozen["statistics"]["std"][label]
         weights = jnp.where(

@@ -18,8 +18,8 @@ def make(*, model: dict, loss: str, optim: dict) -> Method:
         del frozen
         return init_state(init_params(net, rng, batch["source"][:1], batch["label"][:1]), {})
 
-    def loss_fn(params, state, batch, rng):
-        del state, rng
+    def loss_fn(params, state, batch, noise):
+        del state, noise
         error = net.apply({"params": params}, batch["source"], batch["label"]) - batch["target"]
         value = jnp.square(error).mean() if loss == "l2" else jnp.abs(error).mean()
         return value, {}

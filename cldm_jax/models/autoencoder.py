@@ -81,6 +81,7 @@ class Encoder(nn.Module):
     num_res_blocks: int
     middle_attention: bool
     groups: int
+    attention: str
     remat: bool
     dtype: Any
 
@@ -95,7 +96,10 @@ class Encoder(nn.Module):
             if i < len(widths) - 1:
                 h = Conv(widths[i + 1], stride=2, dtype=self.dtype, name=f"down{i}_pool")(h)
         if self.middle_attention:
-            h = SelfAttention(self.groups, dtype=self.dtype, name="middle_attn")(h)
+            attend = SelfAttention(
+                self.groups, attention=self.attention, dtype=self.dtype, name="middle_attn"
+            )
+            h = attend(h)
         h = GroupNorm(self.groups, name="norm_out")(h)
         return Conv(2 * self.latent_channels, dtype=self.dtype, name="out_zero")(h)
 
@@ -109,6 +113,7 @@ class Decoder(nn.Module):
     num_res_blocks: int
     middle_attention: bool
     groups: int
+    attention: str
     remat: bool
     dtype: Any
 
@@ -118,7 +123,10 @@ class Decoder(nn.Module):
         res = nn.remat(ResBlock) if self.remat else ResBlock
         h = Conv(widths[-1], dtype=self.dtype, name="stem")(z)
         if self.middle_attention:
-            h = SelfAttention(self.groups, dtype=self.dtype, name="middle_attn")(h)
+            attend = SelfAttention(
+                self.groups, attention=self.attention, dtype=self.dtype, name="middle_attn"
+            )
+            h = attend(h)
         for i in range(len(widths) - 1, -1, -1):
             if i < len(widths) - 1:
                 h = Conv(widths[i], dtype=self.dtype, name=f"up{i}_conv")(upsample(h))
@@ -141,6 +149,7 @@ class Autoencoder(nn.Module):
     middle_attention: bool
     init_logvar: float  # log-variance of the posterior before training
     groups: int = 8
+    attention: str = "xla"  # see SelfAttention
     remat: bool = False  # recompute the blocks' activations in the backward pass
     dtype: Any = jnp.float32
 
@@ -159,6 +168,7 @@ class Autoencoder(nn.Module):
             num_res_blocks=self.num_res_blocks,
             middle_attention=self.middle_attention,
             groups=self.groups,
+            attention=self.attention,
             remat=self.remat,
             dtype=self.dtype,
         )

@@ -119,10 +119,15 @@ class ResBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention over the H*W positions, residual. [B, H, W, C] -> same."""
+    """Multi-head self-attention over the H*W positions, residual. [B, H, W, C] -> same.
+
+    attention: "xla", or "cudnn" for its fused kernel on an NVIDIA GPU (dtype bfloat16 or float16), which
+    never holds the [H*W, H*W] weights. Elsewhere it is XLA's: what a GPU trained opens on a CPU.
+    """
 
     groups: int
     head_channels: int = 32
+    attention: str = "xla"
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -132,7 +137,10 @@ class SelfAttention(nn.Module):
         y = GroupNorm(self.groups, activate=False, name="norm")(x).reshape(b, h * w, c)
         qkv = Dense(3 * c, dtype=self.dtype, name="qkv")(y).reshape(b, h * w, 3, heads, c // heads)
         q, k, v = (qkv[:, :, i] for i in range(3))  # [B, N, heads, c/heads]
-        y = jax.nn.dot_product_attention(q, k, v).reshape(b, h, w, c)
+        on_gpu = jax.default_backend() == "gpu"
+        implementation = self.attention if on_gpu else "xla"
+        y = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
+        y = y.reshape(b, h, w, c)
         return x + Dense(c, dtype=self.dtype, name="out_zero")(y)
 
 

@@ -46,6 +46,7 @@ class UNet(nn.Module):
     """x [B, H, W, C], emb [B, E] -> [B, H, W, out_channels]; H, W divisible by 2^(levels-1).
 
     attention_gates: gates on all skips but those of the finest level, as in the Attention U-Net.
+    attention: see SelfAttention. remat: recompute the blocks' activations in the backward pass.
     """
 
     out_channels: int
@@ -55,6 +56,7 @@ class UNet(nn.Module):
     attn_levels: Sequence[int]
     groups: int = 8
     attention_gates: bool = False
+    attention: str = "xla"
     remat: bool = False
     dtype: Any = jnp.float32
 
@@ -67,7 +69,10 @@ class UNet(nn.Module):
         def block(h, width, level, name):
             h = res(width, self.groups, self.dtype, name=name)(h, emb)
             if level in self.attn_levels:
-                h = SelfAttention(self.groups, dtype=self.dtype, name=f"{name}_attn")(h)
+                attend = SelfAttention(
+                    self.groups, attention=self.attention, dtype=self.dtype, name=f"{name}_attn"
+                )
+                h = attend(h)
             return h
 
         def join(h, skip, level, name):

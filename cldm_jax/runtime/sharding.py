@@ -21,11 +21,13 @@ def put_batch(batch: dict, sharding) -> dict:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def check_batch_size(batch_size: int) -> None:
-    if batch_size % jax.device_count():
-        n = jax.device_count()
+def check_batch_size(batch_size: int, parts: int = 1) -> None:
+    """UserError where a batch in `parts` (optim.accumulate) cannot be split over the devices."""
+    n = jax.device_count()
+    if batch_size % (n * parts):
+        each = f" in {parts} parts (recipe.optim.accumulate)" if parts > 1 else ""
         raise UserError(
             f"config.train.batch_size={batch_size}",
-            f"not divisible by the {n} devices of this run",
-            f"Use a multiple of {n}.",
+            f"not divisible by the {n} devices of this run{each}",
+            f"Use a multiple of {n * parts}.",
         )
