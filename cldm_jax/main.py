@@ -84,6 +84,12 @@ _WORKDIR = flags.DEFINE_string(
 _CACHE = flags.DEFINE_bool(
     "cache", True, "Keep compiled programs and kernels in the user's cache folder (at most 2 GB)."
 )
+_DRY_RUN = flags.DEFINE_bool(
+    "dry_run", False, "Print what a training would need (memory, arithmetic, hours) and stop."
+)
+_DRY_RUN_DEVICES = flags.DEFINE_integer(
+    "dry_run_devices", 0, "Devices to plan for without having them; default 1, preset multi 4.", 0
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a user error.")
 
 
@@ -93,12 +99,15 @@ def main(argv) -> None:
     config = _CONFIG.value
     stem = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = _WORKDIR.value or os.path.join("runs", f"{stem}-{config.preset}")
+    job = "dry_run" if _DRY_RUN.value else config.job
     try:
+        if _DRY_RUN.value:
+            config = device.plan_for(config, _DRY_RUN_DEVICES.value)
         if JOBS[config.job]:
             device.use_huge_pages()
             device.enable_compilation_cache(_CACHE.value)
             device.choose_kernels(config.kernels)
-        importlib.import_module(f"cldm_jax.jobs.{config.job}").run(config, workdir)
+        importlib.import_module(f"cldm_jax.jobs.{job}").run(config, workdir)
     except UserError as error:
         if _DEBUG.value:
             raise
@@ -121,6 +130,7 @@ def _refuse(error: UserError) -> None:
 
 
 def _parse(argv: list[str]) -> list[str]:
+    argv = [re.sub("^--?dry-run", "--dry_run", a) for a in argv]
     if any(a.lstrip("-") in ("help", "helpshort", "helpfull", "helpxml") for a in argv):
         return app.parse_flags_with_usage(argv)
     known = _names(_load_config(argv))
@@ -132,7 +142,7 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except flags.UnrecognizedFlagError as error:
-        names = [*(f"config.{n}" for n in known), "config", "workdir", "cache", "debug"]
+        names = [*(f"config.{n}" for n in known), "config", "workdir", "cache", "debug", "dry_run"]
         remedy = _meant(error.flagname, names, "--")
         raise UserError(f"--{error.flagname}", "no such flag", remedy) from error
     except (flags.Error, TypeError, ValueError) as error:

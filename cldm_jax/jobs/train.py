@@ -87,7 +87,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
     writer = MetricWriter(workdir, resume_step=start)
     writer.write_hparams(resolved)
     validation = make_validation(config, inputs.prepared, method)
-    train_step = _make_step(method, replicated)
+    train_step = make_step(method, replicated)
     rng, first_bad = jax.device_put((rng, jnp.int32(0)), replicated)
     batches = _make_batches(config, source, start)
     clock = record.Clock(manifest)
@@ -188,9 +188,9 @@ def _make_batches(config, source, start: int, *, whole: bool = False):
     )
 
 
-def _make_step(method, replicated):
-    """jitted (state, first_bad, batch, rng of the run) -> (state, first_bad, metrics), guarded against
-    what is not finite (`runtime/finite.py`); `state` is donated.
+def make_step(method, replicated):
+    """The jitted step, (state, first_bad, batch, rng of the run) -> (state, first_bad, metrics), guarded
+    against what is not finite (`runtime/finite.py`); `state` is donated.
     """
 
     def step(state, batch, rng):
@@ -218,7 +218,7 @@ def make_stepper(config, inputs, init_batch: dict, batch: dict):
     state = method.init(key, init_batch, inputs.frozen)
     state, key, first_bad = jax.device_put((state, key, jnp.int32(0)), replicated)
     batch = sharding.put_batch(batch, batch_sharding)
-    compiled = device.compile_step(_make_step(method, replicated), state, first_bad, batch, key)
+    compiled = device.compile_step(make_step(method, replicated), state, first_bad, batch, key)
 
     def call() -> None:
         nonlocal state

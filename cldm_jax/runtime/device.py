@@ -104,6 +104,19 @@ def choose_kernels(mode: str) -> None:
     library.choose(mode)
 
 
+def plan_for(config, devices: int):
+    """`config` for a dry run, and as many devices as asked for where there is no GPU: before JAX starts.
+
+    Compiled kernels are left out: the plan is for a GPU, and the compiler cannot look into them.
+    """
+    count = devices or (4 if config.preset == "multi" else 1)
+    forced = f"--xla_force_host_platform_device_count={count}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {forced}".strip()
+    with config.unlocked():
+        config.kernels = "xla"
+    return config
+
+
 def command_line() -> str:
     """The command as a user would type it again."""
     return shlex.join(["python", "-m", "cldm_jax.main", *sys.argv[1:]])

@@ -1,0 +1,196 @@
+"""What a training will need, before it is started: nothing is trained, read or written.
+
+The step is compiled for the devices JAX finds, with the shapes its config gives, and the compiler's own
+account of it is printed. On a machine without a GPU that is XLA's program for a CPU: arithmetic is the
+same, memory of temporaries is what another compiler planned.
+"""
+
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cldm_jax.errors import UserError
+from cldm_jax.jobs import inputs as inputs_lib
+from cldm_jax.jobs import train
+from cldm_jax.methods.registry import make_method
+from cldm_jax.runtime import sharding
+
+GPUS = (24, 48, 80)  # GB
+RESERVED = 1.5  # GB that a GPU's context, libraries and workspaces take, an assumption
+# Peak of one RTX A6000 by NVIDIA's data sheet, TFLOP/s without sparsity, and the share of it that
+# trainings of this kind come to, an assumption: their hours are estimates.
+A6000 = {"bfloat16": 154.8, "float32": 38.7}
+UTILISATION = 0.3
+
+
+def run(config, workdir: str) -> dict:
+    """Prints the account of training `config` and returns it. UserError where it cannot be split over
+    the devices, or is no training.
+    """
+    if config.job != "train":
+        reason = f"job '{config.job}' trains nothing by itself"
+        raise UserError("--dry-run", reason, "Give the config of a training, like configs/ldm.py")
+    sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
+    method, state, batch = _shapes(config)
+    compiled = _compile(method, state, batch)
+    account = _account(config, state, compiled)
+    for line in _lines(config, workdir, account):
+        print(line, flush=True)
+    return account
+
+
+def _shapes(config):
+    """(method, state, batch) of the step, as ShapeDtypeStructs."""
+    h, w = config.data.prepare.size
+    if config.data.prepared:
+        h, w = inputs_lib.ensure_prepared(config.data).index["grid"]["size"]
+    recipe, frozen = inputs_lib.method_recipe(config), {}
+    batch = _images(4, h, w, config.data.context)
+    if config.data.kind == "latents":
+        autoencoder = config.autoencoder.train.recipe.model.to_dict()
+        recipe = {"autoencoder": autoencoder, **recipe}
+        variables, factor = _autoencoder(config.autoencoder.train, h, w)
+        channels = autoencoder["latent_channels"]
+        ones = np.ones((autoencoder["num_classes"], channels), np.float32)
+        frozen = {"autoencoder": variables, "statistics": {"mean": ones, "std": ones}}
+        batch["target"] = np.zeros((4, h // factor, w // factor, channels), np.float32)
+        if config.data.source_kind == "latent":
+            batch["source"] = np.tile(batch["target"], config.data.context)
+    method = make_method(config.method, **recipe)
+    state = method.init(jax.random.key(0), batch, frozen)
+    rows = config.train.batch_size
+    batch = {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype) for k, v in batch.items()}
+    return method, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state), batch
+
+
+def _images(n: int, h: int, w: int, context: int) -> dict:
+    noise = np.random.default_rng(0).standard_normal((n, h, w, context), np.float32)
+    number = np.arange(n, dtype=np.int32)
+    return {
+        "source": noise,
+        "target": noise[..., :1],
+        "label": number,
+        "mask": np.ones((n, h, w, 1), np.float32),
+        "subject": number,
+        "slice": number,
+    }
+
+
+def _autoencoder(config, h: int, w: int):
+    """(frozen variables, pixels of a cell each way) of the autoencoder a latent method would train."""
+    model = config.recipe.model
+    method = make_method("autoencoder", **inputs_lib.method_recipe(config))
+    state = method.init(jax.random.key(0), _images(4, h, w, 1), {})
+    factor = model.stem_block * 2 ** (len(model.channel_mult) - 1)
+    return {"params": state.ema_params, **state.frozen}, factor
+
+
+def _compile(method, state, batch):
+    rows, replicated = sharding.make_shardings()
+
+    def placed(tree, where):
+        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree)
+
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    step = train.make_step(method, replicated)
+    count = jax.ShapeDtypeStruct((), jnp.int32)
+    state, count, key = (placed(tree, replicated) for tree in (state, count, key))
+    return step.lower(state, count, placed(batch, rows), key).compile()
+
+
+def _bytes(tree) -> int:
+    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+
+
+def _account(config, state, compiled) -> dict:
+    memory = compiled.memory_analysis()
+    flops = float(compiled.cost_analysis()["flops"]) * jax.device_count()
+    parts = {
+        "parameters": _bytes(state.params),
+        "average": _bytes(state.ema_params),
+        "optimiser": _bytes(state.opt_state),
+        "frozen": _bytes(state.frozen),
+        "image pool": _bytes(state.extra),
+    }
+    peak = (
+        memory.argument_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes
+        + memory.temp_size_in_bytes
+    )
+    dtype = _dtype(config.recipe.to_dict())
+    seconds = flops / jax.device_count() / (A6000[dtype] * 1e12 * UTILISATION)
+    return {
+        "parameters": int(sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))),
+        "state_bytes": parts,
+        "devices": jax.device_count(),
+        "backend": jax.default_backend(),
+        "flops_per_step": flops,
+        "temporaries_bytes": int(memory.temp_size_in_bytes),
+        "peak_bytes": int(peak),
+        "fits_gb": {gb: peak / 1e9 + RESERVED <= gb for gb in GPUS},
+        "dtype": dtype,
+        "step_seconds": seconds,
+        "hours": seconds * config.train.num_train_steps / 3600,
+    }
+
+
+def _dtype(recipe: dict) -> str:
+    """The network's computing type: the first `dtype` a recipe names."""
+    for key, value in recipe.items():
+        found = _dtype(value) if isinstance(value, dict) else value if key == "dtype" else ""
+        if found:
+            return found
+    return ""
+
+
+def _lines(config, workdir: str, account: dict):
+    steps, batch, n = config.train.num_train_steps, config.train.batch_size, account["devices"]
+    each = f", {batch // n} on each of {n} devices" if n > 1 else ""
+    yield f"dry run of {config.name}:{config.preset} (nothing is trained; it would go to {workdir})"
+    yield f"  parameters    {account['parameters']:,}, computed in {account['dtype']}"
+    yield f"  batch         {batch}{each}, in {config.recipe.optim.accumulate} part(s)"
+    state = ", ".join(f"{k} {_size(v)}" for k, v in account["state_bytes"].items() if v)
+    yield f"  state         {_size(sum(account['state_bytes'].values()))}: {state}"
+    where = f"a device, compiled for {account['backend']}"
+    if account["backend"] == "cpu":
+        where += ", not measured on a GPU"
+    peak, temporary = (_size(account[k]) for k in ("peak_bytes", "temporaries_bytes"))
+    yield f"  memory        {peak} on {where}: {temporary} of it temporary"
+    fits = ", ".join(f"{gb} GB {'yes' if ok else 'NO'}" for gb, ok in account["fits_gb"].items())
+    yield f"  fits          {fits} (with {RESERVED} GB for a GPU's context and libraries, assumed)"
+    yield f"  arithmetic    {account['flops_per_step'] / 1e12:.3g} TFLOP a step of the whole batch"
+    yield (
+        f"  time          {steps:,} steps, {account['hours']:.1f} h on {n} RTX A6000 at "
+        f"{UTILISATION:.0%} of its {A6000[account['dtype']]:g} TFLOP/s: assumed, not measured"
+    )
+    yield f"  data          {_data(config, steps * batch)}"
+
+
+def _data(config, seen: int) -> str:
+    data = config.data
+    folder = pathlib.Path(data.prepared or pathlib.Path(data.root) / "prepared")
+    if (folder / "index.json").is_file():
+        prepared = inputs_lib.Prepared(folder)
+        size = sum(p.stat().st_size for p in folder.glob("*.npy"))
+        slices = sum(sum(prepared.index["subjects"][s]["keep"]) for s in prepared.subjects("train"))
+        items = slices * len(data.targets)
+        return (
+            f"{folder}: {_size(size)}; {items:,} training items, each seen {seen / items:.0f} times"
+        )
+    x, y, z = data.simulate.shape
+    size = (
+        4 * x * y * z * 2 * data.simulate.n_subjects
+    )  # pet, ct, mr, mask; about two bytes a voxel
+    return f"none yet: {data.simulate.n_subjects} simulated people would take about {_size(size)}"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.2f} GB"
