@@ -36,6 +36,7 @@ def test_arithmetic_grows_with_the_batch_and_parts_save_memory():
         accounts.append(dry_run.run(config, "never"))
     small, big, split = accounts
     assert big["flops_per_step"] == pytest.approx(2 * small["flops_per_step"], rel=0.05)
+    assert split["flops_per_step"] == pytest.approx(big["flops_per_step"], rel=0.05)
     assert split["temporaries_bytes"] < 0.5 * big["temporaries_bytes"]
 
 

@@ -107,7 +107,9 @@ def _bytes(tree) -> int:
 
 def _account(config, state, compiled) -> dict:
     memory = compiled.memory_analysis()
+    # XLA counts one device, and the body of a loop (over the parts of a batch) once.
     flops = float(compiled.cost_analysis()["flops"]) * jax.device_count()
+    flops *= config.recipe.optim.accumulate
     parts = {
         "parameters": _bytes(state.params),
         "average": _bytes(state.ema_params),
