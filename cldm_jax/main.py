@@ -105,6 +105,7 @@ def main(argv) -> None:
             config = device.plan_for(config, _DRY_RUN_DEVICES.value)
         if JOBS[config.job]:
             device.use_huge_pages()
+            device.limit_arenas()
             device.enable_compilation_cache(_CACHE.value)
             device.choose_kernels(config.kernels)
         importlib.import_module(f"cldm_jax.jobs.{job}").run(config, workdir)

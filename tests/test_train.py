@@ -151,7 +151,9 @@ def test_people_of_a_batch_with_nan_are_named(study, tmp_path, monkeypatch):
 
 def test_what_the_system_refuses_is_one_line(study, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"file.*(file exists|not a directory).*resumes"):
+    with pytest.raises(
+        UserError, match=r"(File exists|Not a directory).*No step is saved.*resumes"
+    ):
         train.run(study.config("unet"), str(tmp_path / "file" / "run"))
 
 

@@ -21,7 +21,7 @@ from cldm_jax.jobs import record
 from cldm_jax.jobs.validation import make_validation
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runtime import device, sharding
-from cldm_jax.runtime.checkpoint import Checkpoints
+from cldm_jax.runtime.checkpoint import Checkpoints, newest_sound
 from cldm_jax.runtime.finite import guarded
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.runtime.runlock import run_lock
@@ -53,9 +53,17 @@ def _write_errors_named(workdir):
     try:
         yield
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        remedy = "Mend that; saved steps are intact and the same command resumes."
-        raise UserError(error.filename or workdir, reason, remedy) from error
+        while isinstance(
+            error.__context__, OSError
+        ):  # closing a file failed too: the first one counts
+            error = error.__context__
+        step = newest_sound(pathlib.Path(workdir) / "checkpoints")
+        kept = f"Step {step} is intact" if step else "No step is saved yet"
+        raise UserError(
+            error.filename or workdir,
+            f"cannot be written or read ({error.strerror or error})",
+            f"{kept}. Make room or give access; the same command resumes.",
+        ) from error
 
 
 def _train(config, workdir, resolved, inputs, method, stop) -> bool:
@@ -91,7 +99,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
     rng, first_bad = jax.device_put((rng, jnp.int32(0)), replicated)
     batches = _make_batches(config, source, start)
     clock = record.Clock(manifest)
-    compiled, pending, is_stopping, step = None, None, False, start
+    compiled, pending, is_stopping, is_whole, step = None, None, False, True, start
 
     def validate() -> bool:
         """False where a signal cut it short: it is owed then."""
@@ -117,7 +125,9 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
             batch = next(_make_batches(config, source, good, whole=True))
             record.refuse_nonfinite(workdir, int(bad), batch, inputs.prepared)
 
-    try:
+    with contextlib.ExitStack() as stack:
+        for close in (checkpoints.close, writer.close, batches.close):
+            stack.callback(close)
         if owes_validation:
             validate()
         with Progress(total, f"train {config.name}", "step", initial=start) as progress:
@@ -143,17 +153,14 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
                     check_finite(first_bad)
                 if validate_now and not validate():
                     is_stopping = save_now = True
+                is_whole = not (is_stopping and _is_due(step, total, every.val_every))
                 if save_now:
                     clock.stamp()
                     checkpoints.save(step, state)
                     record.write_manifest(workdir, manifest, step, finished=False)
                 if is_stopping:
                     break
-    finally:
-        batches.close()
-        writer.close()
-        checkpoints.close()
-    if step < total or _owes_validation(config, workdir, inputs, step):
+    if step < total or not is_whole:
         return False
     record.finish(workdir, manifest, total)
     return True

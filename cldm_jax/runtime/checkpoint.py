@@ -4,8 +4,11 @@ Orbax writes atomically but restores flipped bits without a word, so every file'
 the save and checked before a restore. The only module that imports orbax.
 """
 
+import contextlib
+import errno
 import logging
 import pathlib
+import re
 import shutil
 
 import jax
@@ -41,22 +44,31 @@ class Checkpoints:
     def save(self, step: int, state) -> None:
         """Returns when the step is on disk with its manifest. A sound one of that step is kept as it is.
 
-        UserError, with the last good step untouched, where it cannot be written or the disk has less
-        than twice the room it needs (an old step is only dropped once the new one is whole).
+        OSError, with the last good step untouched, where it cannot be written or the disk has less than
+        twice the room it needs (an old step is only dropped once the new one is whole).
         """
         if step in self.manager.all_steps():
             reason = _damage(self.folder, step)
             if reason is None:
                 return
             self._set_aside(step, reason)
-        self._check_space(state)
+        needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.folder).free
+        if free < needed:
+            reason = f"{free / 1e6:.3g} MB are free and a save needs {needed / 1e6:.3g} MB"
+            raise OSError(errno.ENOSPC, reason, str(self.folder))
         try:
-            self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
-            self.manager.wait_until_finished()
-            if jax.process_index() == 0:
-                self._write_manifest(step)
-        except (OSError, RuntimeError, ValueError) as error:  # TensorStore's come as the last two
-            raise self._cannot_save(step, str(error).splitlines()[0]) from error
+            with _quiet():
+                self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
+                self.manager.wait_until_finished()
+        except (
+            RuntimeError,
+            ValueError,
+        ) as error:  # TensorStore's, which names a file and its errno
+            reason = _reason(str(error))
+            raise OSError(errno.EIO, reason, str(self.folder)) from error
+        if jax.process_index() == 0:
+            self._write_manifest(step)
 
     def _write_manifest(self, step: int) -> None:
         files.write_json(self.folder / MANIFEST.format(step=step), _hashes(self.folder / str(step)))
@@ -64,22 +76,6 @@ class Checkpoints:
         for path in self.folder.glob("sha256-*.json"):
             if int(path.stem.removeprefix("sha256-")) not in alive:
                 path.unlink()
-
-    def _check_space(self, state) -> None:
-        needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.folder).free
-        if free < needed:
-            reason = f"{free / 1e6:.0f} MB are free and a save needs {needed / 1e6:.0f} MB"
-            raise self._cannot_save(None, reason)
-
-    def _cannot_save(self, step: int | None, reason: str) -> UserError:
-        sound = [s for s in _steps(self.folder) if s != step and _damage(self.folder, s) is None]
-        kept = f"Step {max(sound)} is intact" if sound else "No step is saved yet"
-        return UserError(
-            self.folder,
-            f"a checkpoint cannot be saved ({reason})",
-            f"{kept}. Make room or give write access; the same command resumes.",
-        )
 
     def restore_latest(self, abstract):
         """(step, state) of the newest sound checkpoint, or None. Damaged ones are set aside, not deleted.
@@ -142,6 +138,31 @@ def restore_for_inference(folder) -> tuple[int, dict, dict] | None:
     return None
 
 
+def newest_sound(folder) -> int | None:
+    """The newest step that can be resumed from; only reads."""
+    folder = pathlib.Path(folder).absolute()
+    sound = (s for s in sorted(_steps(folder), reverse=True) if _damage(folder, s) is None)
+    return next(sound, None)
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without Orbax's log of what fails: a thousand lines of tracebacks, and the error comes anyway."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _reason(text: str) -> str:
+    """What the system said, of TensorStore's long line; else the line's beginning."""
+    found = re.search(r"OS error code: \d+ ([^\]]+)|\[(?:[A-Z]+: )?([^\[\]]*)\]", text)
+    return (next(filter(None, found.groups()), "") if found else "") or text.splitlines()[0][:200]
+
+
 def _steps(folder: pathlib.Path) -> list[int]:
     if not folder.is_dir():
         return []
@@ -150,9 +171,10 @@ def _steps(folder: pathlib.Path) -> list[int]:
 
 def _restore_numpy(folder: pathlib.Path, step: int):
     """As NumPy arrays, whatever devices wrote them: a run is opened on other machines too."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as checkpointer:
+    handler = ocp.PyTreeCheckpointHandler()
+    with ocp.Checkpointer(handler) as checkpointer:
         path = folder / str(step) / "default"
-        tree = checkpointer.metadata(path).item_metadata.tree
+        tree = handler.metadata(path).tree
         wanted = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
         return checkpointer.restore(path, args=ocp.args.PyTreeRestore(restore_args=wanted))
 

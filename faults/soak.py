@@ -1,0 +1,251 @@
+"""Promise 15: long runs stay as they are; and what all the protections cost (`overhead`).
+
+A child trains for thousands of steps and looks at its own memory and files now and then, while its log
+is renamed, its clock jumps and summer time begins and ends.
+"""
+
+import contextlib
+import gc
+import json
+import os
+import pathlib
+import statistics
+import sys
+import time
+from unittest import mock
+
+import numpy as np
+
+from cldm_jax import files
+from cldm_jax.runtime import device
+from faults import training
+from faults.common import Outcome, Promise
+
+STEPS, QUICK_STEPS = 2000, 200
+# Preset quick's, with every step logged. Saves matter: TensorStore keeps some 0.1 MB of each for good.
+CADENCE = dict(log_every=1, val_every=300, save_every=200)
+EVERY = 10  # steps between looks
+WARM_UP = 0.25  # share of the looks that are not counted: caches fill, the allocator settles
+LIMIT = 1 << 20  # bytes per 1,000 steps
+LEAK = 10 << 10  # bytes a step that the negative control loses
+SPRING = 1743296398  # two seconds before summer time begins in Berlin, 2025-03-30
+
+
+def _rss() -> int:
+    return int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@contextlib.contextmanager
+def looked_at(what):
+    """Notes memory and open files every EVERY steps into a file: [[step, bytes, files]]; does what
+    `events` says ({step: name}) on the way; `leak` bytes are lost every step.
+    """
+    path, events, leak, workdir = what
+    looks, lost = [], []
+    step = 0
+
+    def look(new_step: int) -> None:
+        nonlocal step
+        step = new_step
+        lost.append(os.urandom(leak))
+        if str(step) in events:
+            EVENTS[events[str(step)]](pathlib.Path(workdir))
+        if step % EVERY == 0:
+            gc.collect()
+            device.trim_heap()
+            looks.append([step, _rss(), len(os.listdir("/proc/self/fd"))])
+
+    compile_step = device.compile_step
+
+    def compiled(*arguments):
+        call, count = compile_step(*arguments), 0
+
+        def counted(*arguments):
+            nonlocal count
+            count += 1
+            look(count)
+            return call(*arguments)
+
+        return counted
+
+    try:
+        with mock.patch.object(device, "compile_step", compiled):
+            yield
+    finally:
+        files.write_json(path, looks)
+
+
+def _rotate(workdir: pathlib.Path) -> None:
+    (workdir / "metrics.jsonl").rename(workdir / "metrics.jsonl.1")
+
+
+_real_time = time.time
+
+
+def _jump(seconds: float):
+    def jump(_) -> None:
+        time.time = lambda: _real_time() + seconds
+
+    return jump
+
+
+def _at_spring(_) -> None:
+    """Berlin, about to skip an hour."""
+    os.environ["TZ"] = "Europe/Berlin"
+    time.tzset()
+    _jump(SPRING - _real_time())(None)
+
+
+def _far_away(_) -> None:
+    os.environ["TZ"] = "Pacific/Kiritimati"
+    time.tzset()
+
+
+EVENTS = {
+    "log rotation": _rotate,
+    "clock an hour on": _jump(3600),
+    "clock a day back": _jump(-86400),
+    "summer time": _at_spring,
+    "another time zone": _far_away,
+}
+training.HOOKS["looked_at"] = looked_at
+
+
+def slope(looks: list) -> float:
+    """Bytes of memory gained per 1,000 steps, least squares after the warm-up."""
+    kept = looks[int(WARM_UP * len(looks)) :]
+    steps, memory = (np.array([look[i] for look in kept], float) for i in (0, 1))
+    return float(np.polyfit(steps, memory, 1)[0]) * 1000
+
+
+def _soak(folder: pathlib.Path, name: str, steps: int, events: dict, leak: int = 0):
+    """(looks, how it ended) of a training in a child."""
+    words = training.arguments(folder.parent, folder / name, "ae", num_train_steps=steps, **CADENCE)
+    looks = folder / f"{name}.json"
+    hooks = {"looked_at": [str(looks), events, leak, str(folder / name)]}
+    process = training.start(words, hooks)
+    said = process.communicate(timeout=3600)[0]
+    if not looks.exists():
+        raise RuntimeError(said[-2000:])
+    return files.read_json(looks), f"{process.returncode}: {said[-300:]}"
+
+
+def _rows(folder: pathlib.Path) -> list[int]:
+    """Steps of the training lines of the log and of what was renamed."""
+    paths = sorted(folder.glob("metrics.jsonl*"))
+    rows = [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    return sorted(row["step"] for row in rows if "train/loss" in row)
+
+
+def long_runs(folder: pathlib.Path, quick: bool) -> Outcome:
+    steps = QUICK_STEPS if quick else STEPS
+    events = {str(int(steps * (i + 2) / 8)): name for i, name in enumerate(EVENTS)}
+    began = time.monotonic()
+    looks, ended = _soak(folder, "run", steps, events)
+    took = time.monotonic() - began
+    open_files = [look[2] for look in looks[int(WARM_UP * len(looks)) :]]
+    run = files.read_json(folder / "run" / "run.json")
+    gained = slope(looks)
+    checks = {
+        f"ended with {ended}": ended.startswith("0:"),
+        "memory": quick or gained < LIMIT,  # too few steps to tell
+        "open files": max(open_files) - min(open_files) <= 1 and open_files[-1] <= open_files[0],
+        "every step once in the log": _rows(folder / "run") == list(range(1, steps + 1)),
+        "times": 0 < run["train_seconds"] < took and run["finished"] and run["step"] == steps,
+    }
+    leaky = [] if quick else _soak(folder, "leak", 2 * QUICK_STEPS, {}, LEAK)[0]
+    control = slope(leaky) > LIMIT if leaky else None
+    notes = [
+        f"{steps} steps of ae tiny, {took:.0f} s: {gained / 1e6:+.2f} MB per 1,000 steps",
+        f"open files {min(open_files)} to {max(open_files)}; meanwhile {', '.join(events.values())}",
+        *(f"FELL SHORT: {name}" for name, ok in checks.items() if not ok),
+    ]
+    if leaky:
+        notes.append(f"a leak of {LEAK} bytes a step is seen as {slope(leaky) / 1e6:+.1f} MB")
+    kept = sum(checks.values())
+    return Outcome(len(checks), kept, len(checks) - kept, control, notes)
+
+
+PROMISES = [Promise(15, "long runs stay as they are", long_runs)]
+
+
+# ---- what it costs ----
+
+
+def overhead(folder: pathlib.Path, quick: bool) -> dict:
+    """Share of a training's time that goes into guard, saves and their hashes: preset quick of the
+    U-Net with its own cadence, on noise of its shapes. Guarded and bare steps take turns.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from cldm_jax.jobs import train
+    from cldm_jax.jobs.inputs import method_recipe
+    from cldm_jax.methods.registry import make_method
+    from cldm_jax.runtime import sharding
+    from configs import unet
+
+    config = unet.get_config("quick")
+    batch = _noise(config)
+    split, replicated = sharding.make_shardings()
+    method = make_method(config.method, **method_recipe(config))
+    key, first_bad = jax.device_put((jax.random.key(0), jnp.int32(0)), replicated)
+    states = [jax.device_put(method.init(key, batch, {}), replicated) for _ in range(2)]
+    batch = sharding.put_batch(batch, split)
+
+    def bare(state, batch, rng):
+        return method.train_step(state, batch, jax.random.fold_in(rng, state.step + 1))
+
+    steps = [
+        jax.jit(bare, donate_argnums=0, out_shardings=(replicated,) * 2),
+        train.make_step(method, replicated),
+    ]
+    arguments = [(batch, key), (first_bad, batch, key)]
+    seconds = [[], []]
+    for number in range(4 if quick else 44):
+        for which in (0, 1) if number % 2 else (1, 0):
+            began = time.perf_counter()
+            states[which] = steps[which](states[which], *arguments[which])[0]
+            jax.block_until_ready(states[which])
+            if number > 1:  # compilation, and a first step
+                seconds[which].append(time.perf_counter() - began)
+    plain, guarded = (statistics.median(s) for s in seconds)
+    ratio = statistics.median(b / a for a, b in zip(*seconds, strict=True))
+    saving = _save_seconds(folder, states[1], 2 if quick else 6)
+    save_share = saving / (config.train.save_every * plain)
+    return {
+        "preset": "unet quick",
+        "step_seconds": plain,
+        "guarded_step_seconds": guarded,
+        "guard_percent": 100 * (ratio - 1),
+        "save_seconds": saving,
+        "save_every": config.train.save_every,
+        "save_percent": 100 * save_share,
+        "percent": 100 * (ratio - 1 + save_share),
+        "rounds": len(seconds[0]),
+    }
+
+
+def _noise(config) -> dict:
+    rng, size = np.random.default_rng(0), config.train.batch_size
+    image = rng.uniform(-1, 1, (size, *config.data.prepare.size, 1)).astype(np.float32)
+    codes = {name: np.ones(size, np.int32) for name in ("label", "subject", "slice")}
+    source = np.repeat(image, config.data.context, -1)
+    return {"source": source, "target": image, "mask": np.ones_like(image), **codes}
+
+
+def _save_seconds(folder: pathlib.Path, state, count: int) -> float:
+    """Median seconds of a save with its hashes; the first is not counted."""
+    from cldm_jax.runtime.checkpoint import Checkpoints
+
+    checkpoints, seconds = Checkpoints(folder / "saves"), []
+    for step in range(1, count + 2):
+        began = time.perf_counter()
+        checkpoints.save(step, state)
+        seconds.append(time.perf_counter() - began)
+    checkpoints.close()
+    return statistics.median(seconds[1:])
+
+
+if __name__ == "__main__":
+    print(json.dumps(overhead(pathlib.Path(sys.argv[1]), False), indent=1))

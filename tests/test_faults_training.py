@@ -1,0 +1,198 @@
+"""The training half of the promises, at counts the suite has time for; `faults` runs all of them."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # faults is no package of the installation
+
+from faults import __main__ as runner  # noqa: E402
+from faults import checkpoints, determinism, soak, training  # noqa: E402
+from faults.common import Outcome, Promise  # noqa: E402
+
+
+@pytest.fixture(scope="module")
+def shared(study, tmp_path_factory) -> pathlib.Path:
+    """The study's data and autoencoder, as promises share them."""
+    folder = tmp_path_factory.mktemp("faults")
+    (folder / "data").symlink_to(study.data_root)
+    (folder / "ae").symlink_to(study.ae)
+    return folder
+
+
+def assert_kept(outcome: Outcome) -> None:
+    assert outcome.survived == outcome.injected > 0, outcome.notes
+    assert outcome.lost == 0 and outcome.negative_control is not False, outcome.notes
+
+
+QUICK = {
+    1: training.exact_resume,
+    3: checkpoints.damaged_checkpoints,
+    5: training.no_nan,
+    6: training.one_writer,
+}
+SLOW = {
+    2: training.saved_on_request,
+    4: checkpoints.failed_saves,
+    7: determinism.deterministic,
+    15: soak.long_runs,
+}
+
+
+def run(promises: dict, number: int, shared: pathlib.Path) -> Outcome:
+    folder = shared / str(number)
+    folder.mkdir()
+    return promises[number](folder, True)
+
+
+@pytest.mark.parametrize("number", QUICK)
+def test_promise(shared, number):
+    outcome = run(QUICK, number, shared)
+    assert_kept(outcome)
+    assert outcome.negative_control is True
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", SLOW)
+def test_slow_promise(shared, number):
+    assert_kept(run(SLOW, number, shared))
+
+
+def test_full_counts_are_what_is_promised(tmp_path):
+    truth = training.Truth({}, "", (), {}, 1.0, 300)
+    kills = training._kills(np.random.default_rng(0), truth, training.KILLS)
+    assert 2 * len(kills) == 30 and 2 * len(training.STOPS) == 20
+    times = [kill["at"] for kill in kills if kill["kind"] == "time"]
+    assert times == sorted(times) and max(times) - min(times) > 0.5
+    assert len(training.POISONS) >= 6 and len(training.WRITERS) == 5
+    assert len(checkpoints.FAILURES) >= 8
+    checkpoints._two_steps(tmp_path)
+    assert len(checkpoints.damages(tmp_path)) >= 200
+
+
+class TestSlope:
+    STEPS = np.arange(0, 2000, 10)
+
+    def looks(self, per_1000: float) -> list:
+        noise = np.random.default_rng(0).normal(0, 2e5, len(self.STEPS))
+        memory = 5e8 + 3e7 * (1 - np.exp(-self.STEPS / 50)) + per_1000 * self.STEPS / 1000 + noise
+        return [[int(s), float(m), 20] for s, m in zip(self.STEPS, memory, strict=True)]
+
+    def test_warm_up_is_no_leak(self):
+        assert abs(soak.slope(self.looks(0))) < soak.LIMIT / 4
+
+    def test_a_small_leak_is_seen(self):
+        assert soak.slope(self.looks(2e6)) > soak.LIMIT
+
+
+class TestFingerprint:
+    def test_of_values_and_order(self):
+        a = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+        b = a.copy()
+        b[2, 1] = np.nextafter(b[2, 1], np.float32(9))
+        prints = {int(determinism._fingerprint([x])) for x in (a, b, a[::-1].copy())}
+        assert len(prints) == 3
+        assert int(determinism._fingerprint([a.copy()])) in prints
+
+
+def test_a_lost_line_is_seen(shared):
+    truth = training.uninterrupted(shared, training.QUICK_STEPS)
+    workdir = shared / f"truth-ldm-{training.QUICK_STEPS}" / "run"
+    assert training._sound(workdir, truth) == (training.QUICK_STEPS, "")
+    short = truth._replace(rows={**truth.rows, (3, "train"): {"train/loss": "0x1p0"}})
+    assert "lines wrong" in training._sound(workdir, short)[1]
+    assert "differ" in training.unlike(workdir, short)
+    assert training.unlike(workdir, truth) == ""
+
+
+class TestStopped:
+    """What must not pass for a stop that went well."""
+
+    STOP = training.Stop("time", int(signal.SIGTERM), 0.5)
+
+    def why(self, shared, code: int, text: str, seconds: float = 1.0) -> str:
+        truth = training.uninterrupted(shared, training.QUICK_STEPS)
+        workdir = shared / f"truth-ldm-{training.QUICK_STEPS}" / "run"
+        ended = training.Ended(code, text, seconds)
+        return training._ill_stopped(self.STOP, ended, workdir, truth)[1]
+
+    def test_it_can_pass(self, shared):
+        assert self.why(shared, 143, "stopped by signal 15; the same command resumes") == ""
+
+    @pytest.mark.parametrize(
+        "code, text, seconds",
+        [
+            (-15, "", 1),
+            (0, "stopped by signal 15", 1),
+            (143, "", 1),
+            (143, "stopped by signal", 11),
+        ],
+    )
+    def test_it_can_fail(self, shared, code, text, seconds):
+        assert self.why(shared, code, text, seconds)
+
+
+class TestRunner:
+    def test_there_are_fifteen(self):
+        assert [p.id for p in runner.PROMISES] == list(range(1, 16))
+        assert set(runner.MINUTES) == {p.id for p in runner.PROMISES}
+
+    def test_unknown_promise_is_refused(self, capsys):
+        with pytest.raises(SystemExit):
+            runner.parse(["--only", "3,99"])
+        assert "no promise 99" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        "outcome, kept",
+        [
+            (Outcome(3, 3, 0, True, []), True),
+            (Outcome(3, 3, 0, None, []), True),
+            (Outcome(3, 2, 0, True, []), False),
+            (Outcome(3, 3, 1, True, []), False),
+            (Outcome(3, 3, 0, False, []), False),
+            (Outcome(0, 0, 0, True, []), False),
+        ],
+    )
+    def test_kept(self, tmp_path, outcome, kept):
+        row = runner.measure(Promise(1, "x", lambda folder, quick: outcome), tmp_path, True)
+        assert runner.is_kept(row) is kept
+        assert ("FELL SHORT" in runner.table([row])) is not kept
+
+    def test_summary_after_every_promise_and_status(self, tmp_path, monkeypatch, capsys):
+        seen = []
+
+        def fine(folder, quick):
+            assert quick and list(folder.iterdir()) == []
+            return Outcome(2, 2, 0, True, ["a note"])
+
+        def broken(folder, quick):
+            seen.append(json.loads((tmp_path / "out" / "summary.json").read_text()))
+            raise RuntimeError("of the harness")
+
+        made = [Promise(1, "fine", fine), Promise(2, "broken", broken)]
+        monkeypatch.setattr(runner, "PROMISES", made)
+        words = ["--quick", "--only", "1,2", "--out", str(tmp_path / "out")]
+        assert runner.main(words) == 1
+        assert [p["id"] for p in seen[0]["promises"]] == [1]
+        summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+        assert summary["promises"][0] | {"seconds": 0} == {
+            "id": 1, "name": "fine", "injected": 2, "survived": 2, "lost": 0,
+            "negative_control": True, "notes": ["a note"], "seconds": 0,
+        }  # fmt: skip
+        assert "NOT MEASURED" in summary["promises"][1]["notes"][0]
+        assert "--quick" in summary["command"] and summary["versions"]["jax"]
+        assert "about" in capsys.readouterr().err
+        assert runner.main([*words, "--only", "1"]) == 0
+
+
+def test_a_child_that_hangs_is_ended(monkeypatch):
+    monkeypatch.setattr(training, "TIMEOUT", 0.2)
+    words = [sys.executable, "-c", "import time; time.sleep(60)"]
+    ended = training.finish(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+    assert ended.code == -signal.SIGKILL and "hung" in ended.text
