@@ -7,7 +7,7 @@ from cldm_jax.data import intensity, nifti
 from cldm_jax.errors import UserError
 
 # What a DICOM file may say of itself where a cohort lists it as this.
-_DICOM = {"pet": ("PT",), "ct": ("CT",), "mr": ("MR",)}
+_DICOM = {"pet": "PT", "ct": "CT", "mr": "MR"}
 
 
 def is_series(path) -> bool:
@@ -26,8 +26,7 @@ def read_volume(path, name: str | None = None) -> nifti.Volume:
 
     series = dicom.read_series(path)
     found = series.facts["modality"]
-    wanted = _DICOM[intensity.base_modality(name)] if name else (found,)
-    if found not in wanted:
+    if name and found != _DICOM[intensity.base_modality(name)]:
         reason = f"its DICOM files say {found}, and the cohort lists it as {name}"
         raise UserError(path, reason, "List it in the right column, or export the other series")
     return series.volume

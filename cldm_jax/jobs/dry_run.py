@@ -22,7 +22,7 @@ GPUS = (24, 48, 80)  # GB
 RESERVED = 1.5  # GB that a GPU's context, libraries and workspaces take, an assumption
 # Peak of one RTX A6000 by NVIDIA's data sheet, TFLOP/s without sparsity, and the share of it that
 # trainings of this kind come to, an assumption: their hours are estimates.
-A6000 = {"bfloat16": 154.8, "float32": 38.7}
+A6000 = {"bfloat16": 154.8, "float16": 154.8, "float32": 38.7}
 UTILISATION = 0.3
 
 
@@ -183,10 +183,8 @@ def _data(config, seen: int) -> str:
         return (
             f"{folder}: {_size(size)}; {items:,} training items, each seen {seen / items:.0f} times"
         )
-    x, y, z = data.simulate.shape
-    size = (
-        4 * x * y * z * 2 * data.simulate.n_subjects
-    )  # pet, ct, mr, mask; about two bytes a voxel
+    # pet, ct, mr and mask, about two bytes a voxel
+    size = 4 * 2 * math.prod(data.simulate.shape) * data.simulate.n_subjects
     return f"none yet: {data.simulate.n_subjects} simulated people would take about {_size(size)}"
 
 

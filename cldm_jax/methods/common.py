@@ -26,8 +26,7 @@ def mean_gradient(grad_fn, rows, parts: int):
         return jax.tree.map(jnp.add, total, (loss, metrics, grads)), None
 
     rows = jax.tree.map(split, rows)
-    shapes = jax.eval_shape(grad_fn, jax.tree.map(lambda x: x[0], rows))
-    (loss, metrics), grads = shapes
+    (loss, metrics), grads = jax.eval_shape(grad_fn, jax.tree.map(lambda x: x[0], rows))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), (loss, metrics, grads))
     total, _ = jax.lax.scan(add, zeros, rows)
     return jax.tree.map(lambda x: x / parts, total)
