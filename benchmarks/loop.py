@@ -14,6 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
+from unittest import mock
 
 from benchmarks import proc
 from benchmarks.race import is_met
@@ -40,21 +41,25 @@ def make_config(folder: pathlib.Path):
 def time_loop(config, workdir: pathlib.Path) -> float:
     """Seconds of a step of `jobs.train`."""
     from cldm_jax.jobs import train
+    from cldm_jax.runtime.writers import MetricWriter
 
     done = {}
 
-    def log(writer, progress, step, metrics):
-        original(writer, progress, step, metrics)  # fetches: the device has finished this step
+    def write(writer, step, scalars):  # of fetched metrics: the device has finished this step
+        original(writer, step, scalars)
         done[step] = time.perf_counter()
 
     # Steps are handed over ahead of the device, so only a fetched metric tells that one is finished.
-    original, make = train._log, train.make_validation
-    train._log, train.make_validation = log, lambda *_: lambda state: ({}, {})
+    original = MetricWriter.write_scalars
+    no_validation = mock.patch.object(train, "make_validation", lambda *_: lambda *_: ({}, {}))
     try:
-        with contextlib.redirect_stdout(sys.stderr):
+        with (
+            mock.patch.object(MetricWriter, "write_scalars", write),
+            no_validation,
+            contextlib.redirect_stdout(sys.stderr),
+        ):
             train.run(config, str(workdir))
     finally:
-        train._log, train.make_validation = original, make
         shutil.rmtree(workdir, ignore_errors=True)
     return (done[SKIPPED + TIMED] - done[SKIPPED]) / TIMED
 

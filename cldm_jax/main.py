@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -32,6 +33,7 @@ JOBS = {
     "sweep": True,
     "export": True,
 }
+SHARED_JOBS = ("train", "encode", "evaluate", "predict")  # what several processes can do as one
 # What a setting may be, by the end of its name, so that hours are not spent before it is refused:
 # lowest and highest number, or the words there are. Jobs check the rest themselves.
 _ANY, _SHARE, _COUNT = (0, math.inf), (0, 1), (1, math.inf)
@@ -90,6 +92,18 @@ _DRY_RUN = flags.DEFINE_bool(
 _DRY_RUN_DEVICES = flags.DEFINE_integer(
     "dry_run_devices", 0, "Devices to plan for without having them; default 1, preset multi 4.", 0
 )
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed",
+    False,
+    "This is one of several processes of one run, as Slurm, Open MPI, Kubernetes or Cloud TPU say.",
+)
+_COORDINATOR = flags.DEFINE_string(
+    "coordinator", "", "Where they do not say it: host:port of process 0, for all processes."
+)
+_PROCESSES = flags.DEFINE_integer("processes", None, "With --coordinator: how many there are.", 1)
+_PROCESS = flags.DEFINE_integer(
+    "process", None, "With --coordinator: which one this is, from 0.", 0
+)
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a user error.")
 
 
@@ -108,11 +122,36 @@ def main(argv) -> None:
             device.limit_arenas()
             device.enable_compilation_cache(_CACHE.value)
             device.choose_kernels(config.kernels)
-        importlib.import_module(f"cldm_jax.jobs.{job}").run(config, workdir)
+        module = importlib.import_module(f"cldm_jax.jobs.{job}")
+        if not (_DISTRIBUTED.value or _COORDINATOR.value):
+            module.run(config, workdir)
+            return
+        if config.job not in SHARED_JOBS:
+            remedy = f"Start it once. For several processes: {', '.join(SHARED_JOBS)}"
+            raise UserError(f"job '{config.job}'", "is one process's work", remedy)
+        _run_distributed(lambda: module.run(config, workdir))
     except UserError as error:
         if _DEBUG.value:
             raise
         _refuse(error)
+
+
+def _run_distributed(run) -> None:
+    """`run` in one of several processes. What stops one ends it at once, and so all: nobody waits."""
+    from cldm_jax.runtime import processes
+
+    processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+    try:
+        with processes.losses_named():
+            run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        processes.leave(2)
+        raise
+    except Exception:
+        traceback.print_exc()
+        processes.leave(1)
+        raise
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
         help="slices at a time (default 16; GPU 64)",
     )
     add("--overwrite", action="store_true", help="replace results of other inputs or settings")
+    add("--part", default="", metavar="I/N",
+        help="of several images every N-th, from the I-th on: for the tasks of a job array")  # fmt: skip
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 
@@ -91,6 +93,7 @@ def main(argv=None) -> None:
             batch_size=args.batch_size,
             report=args.report,
             overwrite=args.overwrite,
+            part=args.part,
         )
         predict.predict(request)
     except UserError as error:

@@ -24,4 +24,5 @@ def get_config(preset: str = "a6000"):
     c.batch_size = 0  # slices; 0 = by the device
     c.report = False
     c.overwrite = False
+    c.part = ""  # "3/10": of several images every tenth, from the third on (a task of a job array)
     return c

@@ -422,11 +422,12 @@ def _killed_again_and_again(folder: pathlib.Path, steps: int, kills: list[dict],
     workdir, why, step, done = folder / "run", [], 0, 0
     words = arguments(folder.parent.parent, workdir, num_train_steps=steps, **CADENCE)
     for kill in kills:
-        ended = _hurt(words, kill, workdir, step, steps, truth)
-        if ended.code == 0:  # it came to its end before the kill: that one was not injected
+        while (ended := _hurt(words, kill, workdir, step, steps, truth)).code == 0:
+            # It came to its end before the kill, which was not injected: once more, from the start.
             shutil.rmtree(workdir)
             step = 0
-            continue
+            if kill["kind"] == "time":
+                kill = {**kill, "at": kill["at"] / 2}
         done += 1
         step, wrong = _sound(workdir, truth)
         if ended.code != -signal.SIGKILL:

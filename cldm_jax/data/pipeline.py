@@ -84,7 +84,7 @@ def make_source(
         raise ValueError(f"source_kind {source_kind!r} with latents {latents}")
     if latents is not None:
         _check_latents(prepared, latents)
-    rows = []
+    rows = []  # (subject, target, slice numbers)
     seen: dict[str, int] = {}
     for subject in prepared.subjects(split):
         entry = prepared.index["subjects"][subject]
@@ -93,9 +93,7 @@ def make_source(
             continue
         keep = np.flatnonzero(entry["keep"])
         keep = keep[np.arange(len(keep)) % slice_stride < slice_run]
-        for target in targets:
-            if prepared.has(subject, target):
-                rows += [(subject, target, z) for z in keep.tolist()]
+        rows += [(subject, t, keep) for t in targets if len(keep) and prepared.has(subject, t)]
     if not rows:
         reason = f"no {split} slices with target {' or '.join(targets)}"
         raise UserError(prepared.folder, reason, "Check the split and the modalities of the cohort")
@@ -253,7 +251,10 @@ def _hw(source: np.ndarray) -> tuple[int, int, int]:
 
 
 def _locate(rows, context: int, source: Prepared, target: Prepared, images: Prepared) -> dict:
-    """Arrays over records [N] that say where each part lies: compact, and picklable to workers."""
+    """Arrays over records [N] that say where each part lies: compact, and picklable to workers.
+
+    rows: (subject, target, slice numbers), a volume at a time: a cohort may have a million slices.
+    """
     number = {
         id(folder): {name: i for i, name in enumerate(folder.index["shards"])}
         for folder in (source, target, images)
@@ -264,23 +265,27 @@ def _locate(rows, context: int, source: Prepared, target: Prepared, images: Prep
         return number[id(folder)][volume["shard"]], volume["offset"]
 
     reach = np.arange(context) - context // 2
-    out = {k: [] for k in ("source_shard", "source_rows", "target_shard", "target_row")}
-    out |= {k: [] for k in ("mask_shard", "mask_row", "label", "subject", "slice")}
+    out: dict[str, list] = {}
     for subject, name, z in rows:
-        shard, offset = place(source, subject, "pet")
+        source_shard, source_start = place(source, subject, "pet")
+        target_shard, target_start = place(target, subject, name)
+        mask_shard, mask_start = place(images, subject, "mask")
         last = images.index["subjects"][subject]["n_slices"] - 1
-        out["source_shard"].append(shard)
-        out["source_rows"].append(offset + np.clip(z + reach, 0, last))
-        shard, offset = place(target, subject, name)
-        out["target_shard"].append(shard)
-        out["target_row"].append(offset + z)
-        shard, offset = place(images, subject, "mask")
-        out["mask_shard"].append(shard)
-        out["mask_row"].append(offset + z)
-        out["label"].append(intensity.MODALITIES[intensity.base_modality(name)].code)
-        out["subject"].append(subject)
-        out["slice"].append(z)
-    return {k: np.array(v, np.int32) for k, v in out.items()}
+        found = {
+            "source_shard": source_shard,
+            "source_rows": source_start + np.clip(z[:, None] + reach, 0, last),
+            "target_shard": target_shard,
+            "target_row": target_start + z,
+            "mask_shard": mask_shard,
+            "mask_row": mask_start + z,
+            "label": intensity.MODALITIES[intensity.base_modality(name)].code,
+            "subject": subject,
+            "slice": z,
+        }
+        for key, value in found.items():
+            value = np.asarray(value, np.int32)
+            out.setdefault(key, []).append(np.broadcast_to(value, (len(z), *value.shape[1:])))
+    return {k: np.concatenate(v) for k, v in out.items()}
 
 
 def _check_latents(images: Prepared, latents: Prepared) -> None:

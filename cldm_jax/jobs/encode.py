@@ -2,12 +2,12 @@
 
 import pathlib
 
-import jax
 import numpy as np
 
 from cldm_jax.data.shards import Prepared, ShardWriter, write_index
 from cldm_jax.jobs.inputs import ensure_prepared, load_autoencoder
 from cldm_jax.methods.codec import make_codec
+from cldm_jax.runtime import processes, sharding
 from cldm_jax.runtime.progress import Progress
 
 SHARD_ITEMS = 4096  # slices per shard file
@@ -44,13 +44,15 @@ def ensure_latents(
 ) -> Prepared:
     """Opens the latents of `prepared` under this autoencoder, encoding them on first use.
 
-    Training people only: prediction encodes for itself.
+    Training people only: prediction encodes for itself. All processes compute, process 0 writes.
     """
     model, variables, step = load_autoencoder(ae_workdir)
     folder = latents_folder(prepared, ae_workdir, step, modalities)
-    if (folder / "index.json").is_file():
+    if processes.decided((folder / "index.json").is_file):
         return Prepared(folder)
-    encode = jax.jit(make_codec(model).encode)
+    codec = make_codec(model)
+    encode = sharding.over_devices(lambda constants, batch: codec.encode(constants, *batch))
+    variables = sharding.replicate(variables)
     writers, subjects = {}, []
     moments = {m: _Moments(model["latent_channels"]) for m in prepared.index["modalities"]}
     train = set(prepared.subjects("train"))
@@ -62,11 +64,13 @@ def ensure_latents(
                     continue
                 code = prepared.index["modalities"][name]["code"]
                 z = _encode_volume(encode, variables, prepared.read(i, name), code, batch_size)
+                moments[name].add(z[np.asarray(subject["keep"])])
+                if not processes.is_main():
+                    continue
                 if name not in writers:
                     writers[name] = ShardWriter(folder, name, "float16", z.shape[1:], SHARD_ITEMS)
                 shard, offset = writers[name].add(z.astype(np.float16))
                 volumes[name] = {**subject["volumes"][name], "shard": shard, "offset": offset}
-                moments[name].add(z[np.asarray(subject["keep"])])
             subjects.append({**subject, "volumes": volumes})
             if i in train:
                 progress.update()
@@ -84,7 +88,9 @@ def ensure_latents(
         "images_fingerprint": prepared.index["fingerprint"],
         "autoencoder": {"step": step, "model": model},
     }
-    write_index(folder, index)
+    with processes.main_first():
+        if processes.is_main():
+            write_index(folder, index)
     return Prepared(folder)
 
 
@@ -95,7 +101,7 @@ def _encode_volume(encode, variables, images, code: int, batch_size: int) -> np.
     padded[:count, ..., 0] = images
     label = np.full((batch_size,), code, np.int32)
     parts = [
-        np.asarray(encode(variables, padded[i : i + batch_size], label))
+        np.asarray(encode(variables, (padded[i : i + batch_size], label)))
         for i in range(0, len(padded), batch_size)
     ]
     return np.concatenate(parts)[:count]

@@ -29,12 +29,14 @@ from cldm_jax.metrics.protocol import PROTOCOLS
 from cldm_jax.report.gallery import GALLERY, save_gallery
 from cldm_jax.report.page import write_report
 from cldm_jax.report.tables import text_table
-from cldm_jax.runtime import device
+from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.progress import Progress
 
 
 def run(config, workdir: str) -> None:
-    """Evaluates `config.runs` (comma-separated workdirs) into `workdir`."""
+    """Evaluates `config.runs` (comma-separated workdirs) into `workdir`. All processes compute, process 0
+    writes.
+    """
     workdirs = [w.strip() for w in config.runs.split(",") if w.strip()]
     if not workdirs:
         raise UserError("config.runs", "empty", "Give the workdirs of trainings, comma-separated.")
@@ -49,11 +51,13 @@ def run(config, workdir: str) -> None:
         }
     )
     done = pathlib.Path(workdir) / "summary.json"
-    if done.is_file() and files.read_json(done)["run"]["stamp"] == stamp:
+    if processes.decided(lambda: done.is_file() and files.read_json(done)["run"]["stamp"] == stamp):
         print(f"already evaluated: {workdir}/index.html")
         print(text_table(files.read_json(done)))
         return
     summary, scores, gallery = _evaluate(config, runs, prepared)
+    if not processes.is_main():
+        return
     summary["run"]["stamp"] = stamp
     save_gallery(pathlib.Path(workdir) / GALLERY, gallery)
     page = write_report(workdir, summary, scores, gallery, title=config.title)

@@ -13,6 +13,7 @@ from cldm_jax import files
 from cldm_jax.data import pipeline
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
+from cldm_jax.runtime import processes
 
 
 class Inputs(NamedTuple):
@@ -38,12 +39,14 @@ def ensure_prepared(data) -> Prepared:
 
     root = pathlib.Path(data.root)
     cohort, folder = root / "cohort", root / "prepared"
-    if not (folder / "index.json").is_file():
-        print(f"no data configured: simulating a phantom cohort into {cohort}", flush=True)
-        simulate.run(data.simulate, str(cohort))
-        with data.prepare.unlocked():
-            data.prepare.cohort = str(cohort)
-        prepare.run(data.prepare, str(folder))
+    with processes.main_first():
+        if not (folder / "index.json").is_file():
+            print(f"no data configured: simulating a phantom cohort into {cohort}", flush=True)
+            simulate.run(data.simulate, str(cohort))
+            recipe = data.prepare.copy_and_resolve_references()  # `data` stays as it was asked for
+            with recipe.unlocked():
+                recipe.cohort = str(cohort)
+            prepare.run(recipe, str(folder))
     return Prepared(folder)
 
 
@@ -86,10 +89,12 @@ def ensure_autoencoder(config) -> str:
     from cldm_jax.jobs import train
 
     workdir = pathlib.Path(config.autoencoder.workdir or f"runs/ae-{config.preset}")
-    if (
-        not (workdir / "run.json").is_file()
-        or not files.read_json(workdir / "run.json")["finished"]
-    ):
+
+    def is_missing() -> bool:
+        path = workdir / "run.json"
+        return not path.is_file() or not files.read_json(path)["finished"]
+
+    if processes.decided(is_missing):
         print(f"no trained autoencoder in {workdir}: training it first", flush=True)
         recipe = config.autoencoder.train.copy_and_resolve_references()
         with recipe.unlocked():

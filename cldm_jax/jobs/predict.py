@@ -16,6 +16,7 @@ from cldm_jax.data import pet_checks, pet_inputs
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import derivatives, synthesis
 from cldm_jax.jobs.readouts import Run, open_run
+from cldm_jax.runtime import processes
 from cldm_jax.runtime.progress import Progress
 
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "weights" / "phantom"
@@ -37,6 +38,7 @@ class Request(NamedTuple):
     batch_size: int = 0  # slices; 0 = by the device
     report: bool = False
     overwrite: bool = False
+    part: str = ""  # "3/10": every tenth image of several, from the third on
 
 
 class Model(NamedTuple):
@@ -69,10 +71,32 @@ def predict(request: Request) -> list[pathlib.Path]:
         raise UserError("input", "none given", "Give a NIfTI file, DICOM series or BIDS dataset")
     if pathlib.Path(request.input).resolve() == pathlib.Path(request.out).resolve():
         raise UserError(request.out, "is the input folder itself", "Give another output folder")
-    inputs = pet_inputs.find_inputs(request.input)
+    inputs = _part(request.part, pet_inputs.find_inputs(request.input))
     model = _open(request)
-    if len(inputs) == 1:
-        return _one(request, model, inputs[0], alone=True)
+    # Several processes share the images, not an image: each is whole on one process's devices.
+    own = inputs[jax.process_index() :: jax.process_count()]
+    try:
+        if len(inputs) == 1 and own:
+            return _one(request, model, own[0], alone=True)
+        return _each(request, model, own)
+    finally:
+        processes.wait()  # whoever ends first would end the others
+
+
+def _part(part: str, inputs: list) -> list:
+    """Every n-th of the inputs for part "i/n", i from 1: the tasks of a job array."""
+    if not part:
+        return inputs
+    found = re.fullmatch(r"(\d+)/(\d+)", part)
+    number, count = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= count:
+        raise UserError(f"part {part!r}", "no such part", "Give one like 3/10: the third of ten")
+    if number > len(inputs):
+        print(f"part {part}: nothing to do, there are {len(inputs)} images", flush=True)
+    return inputs[number - 1 :: count]
+
+
+def _each(request: Request, model: Model, inputs: list) -> list[pathlib.Path]:
     written, failed = [], []
     with Progress(len(inputs), "predict", "image") as progress:
         for found in inputs:

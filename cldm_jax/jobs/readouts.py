@@ -16,7 +16,7 @@ from cldm_jax.methods.base import Method
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.registry import make_method
 from cldm_jax.models.conv import prepare_params
-from cldm_jax.runtime import weights
+from cldm_jax.runtime import sharding, weights
 from cldm_jax.runtime.checkpoint import BEST, restore_for_inference
 from cldm_jax.runtime.train_state import TrainState
 
@@ -230,17 +230,18 @@ def predict_rows(
     seed: int,
     labels: np.ndarray | None = None,
     source_rows: np.ndarray | None = None,
+    devices=None,
     progress=None,
 ) -> ReadOut:
-    """Read-out `mode` of `run` for every row of `source`.
+    """Read-out `mode` of `run` for every row of `source`, on `devices` (default all of all processes,
+    which must then make this call together).
 
     labels [N]: class codes instead of the rows' own. source_rows [N]: rows whose source image is given
     instead of the row's own (the source-shuffle control). The noise of a row depends on (seed, subject,
     slice) only.
     """
-    predict = jax.jit(run.method.predict[mode])
-    state = jax.device_put(run.state)
-    rng = jax.random.key(seed)
+    predict = sharding.over_devices(run.method.predict[mode], devices)
+    state, rng = sharding.replicate((run.state, jax.random.key(seed)), devices)
     count = len(source)
     images, sds, times = [], [], []
     for start in range(0, count, batch_size):

@@ -13,7 +13,7 @@ import numpy as np
 
 from cldm_jax import __version__, files
 from cldm_jax.errors import UserError
-from cldm_jax.runtime import device
+from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.checkpoint import BEST, Checkpoints
 
 # Fields a resumed run may change: cadence and plumbing, nothing that alters a number.
@@ -170,7 +170,7 @@ def refuse_nonfinite(workdir, step: int, batch: dict, prepared) -> None:
         for who, z, label, sound in zip(people, slices, labels, is_sound, strict=True)
     ]
     path = pathlib.Path(workdir) / f"nonfinite-step-{step}.json"
-    if jax.process_index() == 0:
+    if processes.is_main():
         files.write_json(path, {"step": step, "items": items})
     bad = sorted({item["subject"] for item in items if not item["input_is_finite"]})
     where = f"in the images of {', '.join(bad)}" if bad else "in the loss or its gradient"
@@ -185,7 +185,7 @@ def refuse_nonfinite(workdir, step: int, batch: dict, prepared) -> None:
 
 def write_manifest(workdir, manifest: dict, step: int, finished: bool) -> None:
     manifest.update(step=step, finished=finished)
-    if jax.process_index() == 0:
+    if processes.is_main():
         files.write_json(pathlib.Path(workdir) / "run.json", manifest)
 
 

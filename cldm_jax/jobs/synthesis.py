@@ -3,6 +3,7 @@
 import time
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from cldm_jax.data import convert, grid, intensity, nifti
@@ -112,7 +113,8 @@ def synthesise(
     codes = [setting.codes[t] for t in targets]
     subject = int(pet.sha256[:8], 16) & 0x7FFFFFFF
     rows = PetSlices(source.slices, source.picks, run.config["data"]["context"], codes, subject)
-    options = dict(batch_size=batch_size, seed=seed, progress=progress)
+    own = jax.local_devices()  # other processes have other volumes
+    options = dict(batch_size=batch_size, seed=seed, devices=own, progress=progress)
     began = time.monotonic()
     readout = predict_rows(run, mode, rows, **options)
     sd = None

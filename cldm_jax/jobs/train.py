@@ -20,13 +20,13 @@ from cldm_jax.jobs import inputs as inputs_lib
 from cldm_jax.jobs import record
 from cldm_jax.jobs.validation import make_validation
 from cldm_jax.methods.registry import make_method
-from cldm_jax.runtime import device, sharding
+from cldm_jax.runtime import device, processes, sharding
 from cldm_jax.runtime.checkpoint import Checkpoints, newest_sound
 from cldm_jax.runtime.finite import guarded
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.runtime.signals import StopRequest
-from cldm_jax.runtime.writers import MetricWriter, read_rows
+from cldm_jax.runtime.writers import open_writer, read_rows
 
 
 def run(config, workdir: str) -> None:
@@ -37,8 +37,10 @@ def run(config, workdir: str) -> None:
     sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
     _warn_if_gpu_preset(config)
     resolved = record.comparable(config)
-    with _write_errors_named(workdir), run_lock(workdir), StopRequest() as stop:
-        record.check_same_config(workdir, resolved)
+    lock = run_lock(workdir) if processes.is_main() else contextlib.nullcontext()
+    with _write_errors_named(workdir), lock, StopRequest() as stop:
+        with processes.main_first():
+            record.check_same_config(workdir, resolved)
         inputs = inputs_lib.open_inputs(config)
         method = make_method(config.method, **inputs.recipe)
         finished = _train(config, workdir, resolved, inputs, method, stop)
@@ -73,7 +75,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
     rng = jax.random.key(config.seed)
     source = inputs_lib.train_source(config, inputs)
     state = method.init(rng, _init_batch(config, source), inputs.frozen)
-    state = jax.device_put(state, replicated)
+    state = sharding.replicate(state)
     abstract = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated), state
     )
@@ -84,7 +86,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         start, state = found
         print(f"resuming {workdir} at step {start} of {total}", flush=True)
     manifest = record.make_manifest(config, workdir, inputs, state, resolved)
-    owes_validation = _owes_validation(config, workdir, inputs, start)
+    owes_validation = processes.decided(lambda: _owes_validation(config, workdir, inputs, start))
     if start >= total and not owes_validation:
         checkpoints.close()
         record.finish(workdir, manifest, start)
@@ -92,11 +94,11 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         return True
     _print_overview(config, state)
 
-    writer = MetricWriter(workdir, resume_step=start)
+    writer = open_writer(workdir, start, is_writing=processes.is_main())
     writer.write_hparams(resolved)
     validation = make_validation(config, inputs.prepared, method)
     train_step = make_step(method, replicated)
-    rng, first_bad = jax.device_put((rng, jnp.int32(0)), replicated)
+    rng, first_bad = sharding.replicate((rng, jnp.int32(0)))
     batches = _make_batches(config, source, start)
     clock = record.Clock(manifest)
     compiled, pending, is_stopping, is_whole, step = None, None, False, True, start
@@ -106,6 +108,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         found = validation(state, stop)
         device.trim_heap()  # its compilation, at first
         if found is not None and found[0]:
+            found = processes.shared(found[0]), found[1]
             record.keep_best(workdir, manifest, step, found[0], state)
             writer.write_validation(step, *found)
         return found is not None
@@ -143,7 +146,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
                 is_due = _is_due(step, total, every.log_every)
                 pending = (step, metrics, first_bad) if is_due else None
                 progress.update(1)
-                is_stopping = bool(stop.signal)
+                is_stopping = stop.is_asked()
                 validate_now = not is_stopping and _is_due(step, total, every.val_every)
                 save_now = is_stopping or _is_due(step, total, every.save_every)
                 if validate_now or save_now:
@@ -223,7 +226,7 @@ def make_stepper(config, inputs, init_batch: dict, batch: dict):
     method = make_method(config.method, **inputs.recipe)
     key = jax.random.key(config.seed)
     state = method.init(key, init_batch, inputs.frozen)
-    state, key, first_bad = jax.device_put((state, key, jnp.int32(0)), replicated)
+    state, key, first_bad = sharding.replicate((state, key, jnp.int32(0)))
     batch = sharding.put_batch(batch, batch_sharding)
     compiled = device.compile_step(make_step(method, replicated), state, first_bad, batch, key)
 

@@ -5,6 +5,7 @@ import numpy as np
 
 from cldm_jax.data import pipeline
 from cldm_jax.jobs import inputs as inputs_lib
+from cldm_jax.runtime import sharding
 
 SHOWN = 4  # images per grid
 
@@ -24,15 +25,15 @@ def make_validation(config, prepared, method):
     )
     batches = list(pipeline.make_eval_batches(source, config.train.batch_size))
     names = {m["code"]: name for name, m in prepared.index["modalities"].items()}
-    predict = jax.jit(next(iter(method.predict.values())))
-    rng = jax.random.key(config.seed)
+    predict = sharding.over_devices(next(iter(method.predict.values())))
+    rng = sharding.replicate(jax.random.key(config.seed))
 
     def validate(state, stop):
         # Only what a read-out uses: the optimiser's state is not copied into the program's arguments.
         state = state._replace(params=(), opt_state=(), extra=())
         scores, shown = {}, None
         for batch in batches:
-            if stop.signal:
+            if stop.is_asked():
                 return None
             arrays = {k: v for k, v in batch.items() if k != "valid"}
             image = np.asarray(predict(state, arrays, rng).image)

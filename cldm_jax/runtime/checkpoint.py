@@ -6,10 +6,15 @@ the save and checked before a restore. The only module that imports orbax.
 
 import contextlib
 import errno
+import gc
+import io
 import logging
+import os
 import pathlib
 import re
 import shutil
+import sys
+import time
 
 import jax
 import numpy as np
@@ -18,9 +23,11 @@ from orbax.checkpoint import checkpoint_managers
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
+from cldm_jax.runtime import processes
 
 MANIFEST = "sha256-{step}.json"
 CORRUPT = "{step}.corrupt"  # a damaged step, set aside with its manifest inside
+LATE_SECONDS = 0.5  # in which TensorStore's threads are through with a save that failed
 BEST = "best"  # folder beside "checkpoints": the step with the best validation, for inference
 
 
@@ -47,28 +54,29 @@ class Checkpoints:
         OSError, with the last good step untouched, where it cannot be written or the disk has less than
         twice the room it needs (an old step is only dropped once the new one is whole).
         """
-        if step in self.manager.all_steps():
-            reason = _damage(self.folder, step)
-            if reason is None:
-                return
-            self._set_aside(step, reason)
+        if processes.decided(lambda: self._keep_sound([step])) == step:
+            return
+        self._reload()
         needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
             reason = f"{free / 1e6:.3g} MB are free and a save needs {needed / 1e6:.3g} MB"
             raise OSError(errno.ENOSPC, reason, str(self.folder))
-        try:
-            with _quiet():
+        failure = ""
+        with _quiet() as said:
+            try:
                 self.manager.save(step, args=ocp.args.StandardSave(state), force=True)
                 self.manager.wait_until_finished()
-        except (
-            RuntimeError,
-            ValueError,
-        ) as error:  # TensorStore's, which names a file and its errno
-            reason = _reason(str(error))
-            raise OSError(errno.EIO, reason, str(self.folder)) from error
-        if jax.process_index() == 0:
-            self._write_manifest(step)
+            except (RuntimeError, ValueError) as error:  # TensorStore's, which names file and errno
+                failure = str(error)
+            if failure:
+                _wait_for_late_words()
+        if failure:
+            raise _os_error(failure, self.folder)
+        sys.stderr.write(said.getvalue())
+        with processes.main_first():
+            if processes.is_main():
+                self._write_manifest(step)
 
     def _write_manifest(self, step: int) -> None:
         files.write_json(self.folder / MANIFEST.format(step=step), _hashes(self.folder / str(step)))
@@ -83,18 +91,34 @@ class Checkpoints:
         abstract: a tree of ShapeDtypeStruct with shardings, or None for plain NumPy arrays in dicts.
         UserError where there was a whole checkpoint and none is sound: nothing starts over unasked.
         """
-        for step in sorted(self.manager.all_steps(), reverse=True):
-            reason = _damage(self.folder, step)
-            if reason is None:
-                return step, self._restore(step, abstract)
-            self._set_aside(step, reason)
-        if list(self.folder.glob("*.corrupt*/sha256.json")):
+        step = processes.decided(
+            lambda: self._keep_sound(sorted(self.manager.all_steps(), reverse=True))
+        )
+        self._reload()
+        if step:
+            return step, self._restore(step, abstract)
+        if processes.decided(lambda: any(self.folder.glob("*.corrupt*/sha256.json"))):
             raise UserError(
                 self.folder,
                 "no checkpoint is sound; the damaged ones are kept as *.corrupt",
                 "Restore this folder from a copy, or give another --workdir to start over.",
             )
         return None
+
+    def _keep_sound(self, steps: list[int]) -> int:
+        """The first of the steps that is there and sound, or 0; damaged ones before it are set aside."""
+        known = self.manager.all_steps()
+        for step in (s for s in steps if s in known):
+            reason = _damage(self.folder, step)
+            if reason is None:
+                return step
+            self._set_aside(step, reason)
+        return 0
+
+    def _reload(self) -> None:
+        """Process 0 may have set something aside."""
+        if processes.count() > 1:
+            self.manager.reload()
 
     def _restore(self, step: int, abstract):
         if abstract is None:
@@ -147,20 +171,39 @@ def newest_sound(folder) -> int | None:
 
 @contextlib.contextmanager
 def _quiet():
-    """Without Orbax's log of what fails: a thousand lines of tracebacks, and the error comes anyway."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.CRITICAL + 1)
+    """Without what Orbax and TensorStore say of a save that fails: a thousand lines of tracebacks, and
+    the error comes anyway. Yields what is said on stderr meanwhile.
+    """
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
+    levels, shown = [logger.level for logger in loggers], sys.stderr
+    sys.stderr = io.StringIO()
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
-        yield
+        yield sys.stderr
     finally:
-        logger.setLevel(level)
+        sys.stderr = shown
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
-def _reason(text: str) -> str:
-    """What the system said, of TensorStore's long line; else the line's beginning."""
-    found = re.search(r"OS error code: \d+ ([^\]]+)|\[(?:[A-Z]+: )?([^\[\]]*)\]", text)
-    return (next(filter(None, found.groups()), "") if found else "") or text.splitlines()[0][:200]
+def _wait_for_late_words() -> None:
+    """When one write fails Orbax closes its event loop. TensorStore's threads go on reporting the others
+    to it, each with a traceback, and asyncio reports those that nobody asked after when they are dropped.
+    """
+    asyncio = logging.getLogger("asyncio")
+    asyncio.addFilter(lambda record: "exception was never retrieved" not in record.getMessage())
+    gc.collect()
+    time.sleep(LATE_SECONDS)
+
+
+def _os_error(text: str, folder: pathlib.Path) -> OSError:
+    """What the system said, in TensorStore's long line; else an EIO with the line's beginning."""
+    code = re.search(r"os_error_code='(\d+)'|OS error code: (\d+)", text)
+    if code:
+        number = int(next(filter(None, code.groups())))
+        return OSError(number, os.strerror(number), str(folder))
+    return OSError(errno.EIO, text.splitlines()[0][:200], str(folder))
 
 
 def _steps(folder: pathlib.Path) -> list[int]:

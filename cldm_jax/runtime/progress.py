@@ -12,11 +12,18 @@ def _clock(seconds: float) -> str:
     return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s"
 
 
+def silence() -> None:
+    """No progress from this process: another one of its run shows it."""
+    Progress.is_shown = False
+
+
 class Progress:
     """`with Progress(total, "train ldm", "step") as p: p.update(1, loss="0.12")`.
 
     In a terminal: one tqdm line. Elsewhere: a plain line every `plain_every_s` seconds and at the end.
     """
+
+    is_shown = True
 
     def __init__(
         self, total: int, label: str, unit: str, initial: int = 0, plain_every_s: float = 10
@@ -27,7 +34,7 @@ class Progress:
         self.plain_every_s = plain_every_s
         self.start = self.last = time.monotonic()
         self.bar = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and self.is_shown:
             self.bar = tqdm.tqdm(total=total, initial=initial, desc=label, unit=unit)
 
     def update(self, n: int = 1, **notes: str) -> None:
@@ -42,6 +49,8 @@ class Progress:
 
     def _plain(self) -> None:
         self.last = time.monotonic()
+        if not self.is_shown:
+            return
         spent, done = self.last - self.start, self.done - self.first
         eta = _clock(spent / done * (self.total - self.done)) if done else "?"
         notes = "".join(f"  {k} {v}" for k, v in self.notes.items())

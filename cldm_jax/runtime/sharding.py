@@ -4,15 +4,19 @@ This is what pmap and pjit are in today's JAX: `jax.jit` with NamedSharding. One
 (1,), the same code. Axis type Auto: with explicit axes Linen's Embed cannot be sharded.
 """
 
+from collections.abc import Callable
+
 import jax
+import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from cldm_jax.errors import UserError
 
 
-def make_shardings():
-    """(batch sharding, replicated sharding) over all devices of all processes."""
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+def make_shardings(devices=None):
+    """(batch sharding, replicated sharding) over `devices`, default all of all processes."""
+    devices = jax.devices() if devices is None else devices
+    mesh = jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
     return NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 
 
@@ -31,3 +35,43 @@ def check_batch_size(batch_size: int, parts: int = 1) -> None:
             f"not divisible by the {n} devices of this run{each}",
             f"Use a multiple of {n * parts}.",
         )
+
+
+def over_devices(function: Callable, devices=None) -> Callable:
+    """`function(constants, batch, ...)` jitted, with the rows of `batch` divided over the devices.
+
+    devices: default all of all processes, which must then make the same calls with the same arguments.
+    batch: a tree of host arrays [B, ...]; where B cannot be divided, the last row fills it up. The other
+    arguments are the same everywhere; put them in place once with `replicate`. What comes back is whole
+    on every process, [B, ...].
+    """
+    rows, replicated = make_shardings(devices)
+    jitted = jax.jit(function, out_shardings=replicated)
+    count = rows.mesh.size
+
+    def put(x):
+        missing = -len(x) % count
+        if missing:
+            x = np.concatenate([x, np.repeat(x[-1:], missing, 0)])
+        return jax.make_array_from_callback(x.shape, rows, lambda part: x[part])
+
+    def call(constants, batch, *rest):
+        size = len(jax.tree.leaves(batch)[0])
+        out = jitted(constants, jax.tree.map(put, batch), *rest)
+        return jax.tree.map(lambda x: x[:size], out) if size % count else out
+
+    return call
+
+
+def replicate(tree, devices=None):
+    """`tree`, the same on every process, on each of the devices (default all of all processes)."""
+    where = make_shardings(devices)[1]
+    if where.is_fully_addressable:
+        return jax.device_put(tree, where)
+
+    def put(x):
+        if jax.dtypes.issubdtype(getattr(x, "dtype", None), jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(put(jax.random.key_data(x)))
+        return jax.make_array_from_process_local_data(where, np.asarray(x))
+
+    return jax.tree.map(put, tree)

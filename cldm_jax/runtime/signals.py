@@ -3,9 +3,11 @@
 import signal
 import sys
 
+from cldm_jax.runtime import processes
+
 
 class StopRequest:
-    """`with StopRequest() as stop:` prepare; `stop.hold()`; then `if stop.signal: save and leave`.
+    """`with StopRequest() as stop:` prepare; `stop.hold()`; then `if stop.is_asked(): save and leave`.
 
     Before `hold` there is nothing to save, and a signal ends the process at once.
     """
@@ -13,6 +15,7 @@ class StopRequest:
     def __init__(self):
         self.signal: int | None = None
         self._is_held = False
+        self._vote: processes.Vote | None = None
         self._previous: dict[int, object] = {}
 
     def _handle(self, signum, frame):
@@ -22,11 +25,22 @@ class StopRequest:
         self.signal = signum
         if not self._is_held:
             print(f"stopped by signal {signum}; nothing new to save", flush=True)
+            processes.leave(self.exit_code)
             sys.exit(self.exit_code)
 
     def hold(self) -> None:
         """From here on a signal waits in `signal` for the step to end."""
-        self._is_held = True
+        self._is_held, self._vote = True, processes.Vote()
+
+    def is_asked(self) -> bool:
+        """Whether a signal came, to whichever process of this run: all ask at the same places and hear
+        the same. `signal` is then that one.
+        """
+        if self._vote is None:
+            return bool(self.signal)
+        asked = self._vote(self.signal or 0)
+        self.signal = asked or self.signal
+        return bool(asked)
 
     def __enter__(self):
         for signum in (signal.SIGTERM, signal.SIGINT):

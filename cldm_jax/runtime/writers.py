@@ -35,8 +35,20 @@ def read_rows(workdir) -> list[dict]:
     return rows
 
 
+def open_writer(workdir, resume_step: int, *, is_writing: bool):
+    """The MetricWriter of a workdir, or one that writes nothing: of the other processes of its run."""
+    return MetricWriter(workdir, resume_step) if is_writing else _Silent()
+
+
+class _Silent:
+    """Takes all calls of a MetricWriter."""
+
+    def __getattr__(self, name: str):
+        return lambda *args, **kwargs: None
+
+
 class MetricWriter:
-    """write_scalars, write_images, write_hparams, flush, close. One per workdir, process 0 only."""
+    """write_scalars, write_images, write_hparams, flush, close. One per workdir."""
 
     def __init__(self, workdir, resume_step: int):
         """Lines after `resume_step` come from steps that will be run again: they are cut off."""

@@ -1,0 +1,492 @@
+"""What more devices, more processes and more slices change (launch/scale_check.sh).
+
+Simulated devices and real processes on this machine's CPU, preset tiny of the latent model: every
+comparison is with one device in one process. Writes <out>/scale.json and prints it as one table.
+"""
+
+import argparse
+import csv
+import functools
+import hashlib
+import json
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from cldm_jax import files
+from cldm_jax.runtime.progress import Progress
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+STEPS = 100
+SAVE_EVERY = 50
+LOSS_LIMIT = 1e-5  # relative, over STEPS
+SHARES = ((2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (1, 4))  # (devices of a process, processes)
+SAVED = (1, 2, 4)  # devices that save, devices that restore
+PROBED = 8  # batches whose order and noise are looked at
+LAUNCH_SECONDS = 240
+GONE_SECONDS = 60  # that the others may live on when one is killed
+# Pixels and slices of the generated dataset: small enough that a million slices stay in the system's page
+# cache (1.8 GB). Where a dataset does not, its disk sets the pace, whatever reads it.
+WIDTH, PER_PERSON, SHARD = 16, 100, 4096
+COUNTS = (1_000, 10_000, 100_000, 1_000_000)  # slices
+OPEN_SECONDS, OPEN_MB, THROUGHPUT = 1.0, 200, 0.8
+
+
+class Row(NamedTuple):
+    """One equality or bound, as scale.json keeps it."""
+
+    check: str
+    case: str
+    measured: float | None
+    limit: float
+    unit: str
+    ok: bool
+
+
+class Group(NamedTuple):
+    """The processes of one run."""
+
+    processes: list[subprocess.Popen]
+    logs: list[pathlib.Path]
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        return s.getsockname()[1]
+
+
+def start(module: str, words: list[str], devices: int, processes: int, log: pathlib.Path) -> Group:
+    """`python -m module words` in so many processes of so many devices each; what they say goes to
+    `log`.0, `log`.1, ...
+    """
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag, "CLDM_HUGE_PAGES": "0"}
+    address = f"--coordinator=localhost:{free_port()}"
+    started, logs = [], []
+    for i in range(processes):
+        joined = [address, f"--processes={processes}", f"--process={i}"] if processes > 1 else []
+        logs.append(log.with_name(f"{log.name}.{i}"))
+        with open(logs[-1], "w") as f:
+            command = [sys.executable, "-m", module, *words, *joined]
+            started.append(
+                subprocess.Popen(
+                    command, cwd=ROOT, env=environment, stdout=f, stderr=subprocess.STDOUT
+                )
+            )
+    return Group(started, logs)
+
+
+def finish(group: Group, seconds: float = LAUNCH_SECONDS) -> list[int]:
+    """Exit statuses; those that do not end in time are killed and have None."""
+    end, statuses = time.monotonic() + seconds, []
+    for process in group.processes:
+        try:
+            statuses.append(process.wait(max(0.1, end - time.monotonic())))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            statuses.append(None)
+    return statuses
+
+
+def run(module: str, words: list[str], devices: int, processes: int, log: pathlib.Path) -> str:
+    """What process 0 said. RuntimeError where one of them failed."""
+    group = start(module, words, devices, processes, log)
+    statuses = finish(group)
+    if any(statuses):
+        said = "\n".join(path.read_text()[-2000:] for path in group.logs)
+        raise RuntimeError(f"{shlex.join(words)}: exit {statuses}\n{said}")
+    return group.logs[0].read_text()
+
+
+class Study:
+    """Data, autoencoder and latents that all runs share, and the run they are compared with."""
+
+    def __init__(self, folder: pathlib.Path):
+        self.folder = folder
+        self.alone = self.train("alone", 1, 1)
+
+    def words(self, workdir: pathlib.Path, **train) -> list[str]:
+        given = {
+            "num_train_steps": STEPS,
+            "save_every": SAVE_EVERY,
+            "val_every": SAVE_EVERY,
+            **train,
+        }
+        return [
+            "--config=configs/ldm.py:tiny",
+            f"--workdir={workdir}",
+            f"--config.data.root={self.folder / 'data'}",
+            f"--config.autoencoder.workdir={self.folder / 'ae'}",
+            # Every device of every share has a row, and the class code and steps of all are drawn.
+            "--config.train.batch_size=8",
+            *(f"--config.train.{key}={value}" for key, value in given.items()),
+        ]
+
+    def train(self, name: str, devices: int, processes: int, **train) -> pathlib.Path:
+        workdir = self.folder / name
+        words = self.words(workdir, **train)
+        run("cldm_jax.main", words, devices, processes, self.folder / f"{name}.log")
+        return workdir
+
+    def difference(self, workdir: pathlib.Path) -> float:
+        """Largest relative difference of a step's loss to the run on one device."""
+        mine, theirs = losses(workdir), losses(self.alone)
+        if mine.keys() != theirs.keys() or len(mine) != STEPS:
+            raise RuntimeError(f"{workdir}: {len(mine)} steps were logged, not {STEPS}")
+        return max(abs(mine[k] - theirs[k]) / abs(theirs[k]) for k in mine)
+
+    def at_half(self, source: pathlib.Path, name: str) -> pathlib.Path:
+        """A copy of a finished run as it was after SAVE_EVERY steps."""
+        workdir = self.folder / name
+        shutil.copytree(source, workdir)
+        shutil.rmtree(workdir / "checkpoints" / str(STEPS))
+        (workdir / "checkpoints" / f"sha256-{STEPS}.json").unlink()
+        return workdir
+
+
+def losses(workdir: pathlib.Path) -> dict[int, float]:
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+
+
+def named(devices: int, processes: int) -> str:
+    if processes == 1:
+        return f"{devices} devices" if devices > 1 else "1 device"
+    return f"{processes} processes x {devices}"
+
+
+# ---- equalities ----
+
+
+def order_and_noise(study: Study) -> list[Row]:
+    """Batches and noise of the first PROBED steps, by hash: rows in the order of the processes."""
+
+    def probe(devices: int, processes: int) -> tuple[list, list]:
+        log = study.folder / f"probe-{devices}-{processes}.log"
+        run("benchmarks.scale_probe", study.words(study.folder / "probe"), devices, processes, log)
+        found = [
+            json.loads(log.with_name(f"{log.name}.{i}").read_text().splitlines()[-1])
+            for i in range(processes)
+        ]
+        batches = [sum((part["rows"][k] for part in found), []) for k in range(PROBED)]
+        return batches, found[0]["noise"]
+
+    alone = probe(1, 1)
+    rows = []
+    for share in SHARES:
+        found = probe(*share)
+        for what, a, b in zip(("data order", "noise"), alone, found, strict=True):
+            differing = sum(x != y for x, y in zip(a, b, strict=True))
+            rows.append(Row(what, named(*share), differing, 0, "steps differ", not differing))
+    return rows
+
+
+def same_losses(study: Study) -> list[Row]:
+    rows = []
+    for devices, processes in SHARES:
+        workdir = study.train(f"train-{devices}-{processes}", devices, processes)
+        found = study.difference(workdir)
+        case = named(devices, processes)
+        rows.append(
+            Row(f"loss, {STEPS} steps", case, found, LOSS_LIMIT, "relative", found <= LOSS_LIMIT)
+        )
+    return rows
+
+
+def restored_elsewhere(study: Study) -> list[Row]:
+    """Saved on N devices, gone on with on M; and two processes, one, two."""
+    sources = {1: study.alone, 2: study.folder / "train-2-1", 4: study.folder / "train-4-1"}
+    rows = []
+
+    def row(case: str, workdir: pathlib.Path) -> None:
+        found = study.difference(workdir)
+        rows.append(Row("restored, loss", case, found, LOSS_LIMIT, "relative", found <= LOSS_LIMIT))
+
+    for n in SAVED:
+        for m in SAVED:
+            workdir = study.at_half(sources[n], f"saved-{n}-restored-{m}")
+            study.train(workdir.name, m, 1)
+            row(f"saved on {n}, restored on {m}", workdir)
+    workdir = study.at_half(study.folder / "train-1-2", "two-one-two")
+    stop_at(study, workdir, 1, STEPS * 3 // 4)
+    study.train(workdir.name, 1, 2)
+    row("2 processes, then 1, then 2", workdir)
+    return rows
+
+
+def stop_at(study: Study, workdir: pathlib.Path, processes: int, step: int) -> list[int]:
+    """Asks the last process of a run to stop when `step` is logged; their exit statuses."""
+    group = begin(study, workdir, processes, step)
+    group.processes[-1].send_signal(signal.SIGTERM)
+    return finish(group)
+
+
+def begin(study: Study, workdir: pathlib.Path, processes: int, step: int) -> Group:
+    """The run, at `step` or a little later."""
+    words = study.words(workdir, save_every=10)
+    group = start(
+        "cldm_jax.main", words, 1, processes, workdir.with_name(workdir.name + ".stopped")
+    )
+    end, path = time.monotonic() + LAUNCH_SECONDS, workdir / "metrics.jsonl"
+    while not path.is_file() or max(losses(workdir), default=0) < step:
+        if time.monotonic() > end or group.processes[0].poll() is not None:
+            finish(group, 1)
+            raise RuntimeError(
+                f"{workdir} never came to step {step}: {group.logs[0].read_text()[-2000:]}"
+            )
+        time.sleep(0.02)
+    return group
+
+
+def stopped_together(study: Study) -> list[Row]:
+    """SIGTERM to one of two: both save the same step, and the run ends as if nothing had been."""
+    workdir = study.folder / "terminated"
+    statuses = stop_at(study, workdir, 2, STEPS // 2)
+    both = statuses == [128 + signal.SIGTERM] * 2
+    study.train(workdir.name, 1, 2)
+    found = study.difference(workdir)
+    return [
+        Row("SIGTERM to one of 2", "both save and leave", float(not both), 0, "failed", both),
+        Row("SIGTERM to one of 2", "resumed", found, LOSS_LIMIT, "relative", found <= LOSS_LIMIT),
+    ]
+
+
+def killed_together(study: Study) -> list[Row]:
+    """SIGKILL to one of two: the other ends soon and says why, and the run goes on from its last save."""
+    rows = []
+    for victim in (1, 0):
+        workdir = study.folder / f"killed-{victim}"
+        group = begin(study, workdir, 2, STEPS // 2)
+        group.processes[victim].kill()
+        began = time.monotonic()
+        statuses = finish(group, GONE_SECONDS)
+        seconds = time.monotonic() - began
+        said = group.logs[1 - victim].read_text()
+        told = "another process of this run is gone" in said or "another task died" in said
+        ok = statuses[1 - victim] not in (0, None) and told
+        case = f"the other of 2 ends (process {victim} killed)"
+        rows.append(Row("SIGKILL to one of 2", case, seconds, GONE_SECONDS, "s", ok))
+        study.train(workdir.name, 1, 2)
+        found = study.difference(workdir)
+        rows.append(
+            Row(
+                "SIGKILL to one of 2", "resumed", found, LOSS_LIMIT, "relative", found <= LOSS_LIMIT
+            )
+        )
+    return rows
+
+
+def same_read_outs(study: Study) -> list[Row]:
+    """Latents, scores and volumes of one model, computed by several devices and processes."""
+    rows = []
+    cohort, spread = study.folder / "data" / "cohort", {}
+    for share in ((1, 1), (2, 1), (1, 2)):
+        name = "{}-{}".format(*share)
+        ae = study.folder / f"ae-{name}"
+        shutil.copytree(study.folder / "ae", ae, ignore=shutil.ignore_patterns("latents"))
+        words = study.words(study.folder / f"encode-{name}", num_train_steps=1)
+        words += [f"--config.autoencoder.workdir={ae}"]
+        run("cldm_jax.main", words, *share, study.folder / f"encode-{name}.log")
+        latents = [np.load(p).astype(np.float64) for p in sorted((ae / "latents").rglob("*.npy"))]
+        report = study.folder / f"report-{name}"
+        words = ["--config=configs/eval.py:tiny", f"--workdir={report}"]
+        words += [f"--config.runs={study.alone}"]
+        run("cldm_jax.main", words, *share, study.folder / f"report-{name}.log")
+        out = study.folder / f"volumes-{name}"
+        words = ["--config=configs/predict.py:tiny", f"--workdir={out}", "--config.mode=sample"]
+        words += [f"--config.input={cohort}", f"--config.checkpoint={study.alone}"]
+        run("cldm_jax.main", words, *share, study.folder / f"volumes-{name}.log")
+        spread[share] = latents, scores(report), volumes(out)
+    alone = spread[1, 1]
+    for share in ((2, 1), (1, 2)):
+        latents, scored, written = spread[share]
+        case = named(*share)
+        most = max(np.abs(a - b).max() for a, b in zip(latents, alone[0], strict=True))
+        rows.append(
+            Row("latents", case, float(most), 2e-3, "absolute, stored as float16", most <= 2e-3)
+        )
+        psnr = max(abs(scored[k] - alone[1][k]) for k in alone[1])
+        rows.append(Row("PSNR of a test person", case, psnr, 1e-3, "dB", psnr <= 1e-3))
+        same = written.keys() == alone[2].keys()
+        most = max(np.abs(written[k] - alone[2][k]).max() for k in alone[2]) if same else None
+        limit = 1.0 if share == (2, 1) else 0.0  # int16 HU; a process computes an image as if alone
+        rows.append(Row("CT volumes, sampled", case, most, limit, "HU", same and most <= limit))
+    return rows
+
+
+def scores(report: pathlib.Path) -> dict:
+    with open(report / "scores.csv", newline="") as f:
+        return {
+            (r["mode"], r["target"], r["patient"]): float(r["value"])
+            for r in csv.DictReader(f)
+            if r["metric"] == "psnr" and r["method"] == "ldm"
+        }
+
+
+def volumes(out: pathlib.Path) -> dict:
+    from cldm_jax.data import nifti
+
+    return {
+        str(p.relative_to(out)): nifti.read(p).array.astype(np.float64)
+        for p in sorted(out.rglob("*.nii.gz"))
+        if "ct" in p.name.lower()
+    }
+
+
+# ---- a million slices ----
+
+
+def million(study: Study) -> list[Row]:
+    """Start-up, memory and reader throughput against the number of slices, each in its own process."""
+    found = {}
+    for count in COUNTS:
+        folder = study.folder / f"slices-{count}"
+        generate(folder, count)
+        command = [sys.executable, "-m", "benchmarks.scale_reader", str(folder)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        found[count] = json.loads(done.stdout.splitlines()[-1])
+        shutil.rmtree(folder)
+    rows = []
+    for count, facts in found.items():
+        case, last = f"{count:,} slices", count == COUNTS[-1]
+        for name, unit, limit in (
+            ("open_seconds", "s", OPEN_SECONDS),
+            ("open_mb", "MB", OPEN_MB),
+            ("source_seconds", "s", float("inf")),
+            ("source_mb", "MB", float("inf")),
+        ):
+            ok = facts[name] <= limit or not last
+            rows.append(Row(name.replace("_", ", "), case, facts[name], limit, unit, ok))
+        share = facts["slices_per_second"] / found[10_000]["slices_per_second"]
+        ok = share >= THROUGHPUT or not last
+        rows.append(Row("reader against 10,000", case, share, THROUGHPUT, "at least", ok))
+        rate = facts["slices_per_second"]
+        rows.append(Row("reader", case, rate, 0, "slices/s, at least", True))
+    return rows
+
+
+def generate(folder: pathlib.Path, count: int) -> None:
+    """A prepared folder of `count` slices, all zero."""
+    from cldm_jax.data import shards
+
+    people = count // PER_PERSON
+    per_shard = SHARD // PER_PERSON
+    folder.mkdir()
+    entries, subjects = {}, []
+    for first in range(0, people, per_shard):
+        length = min(per_shard, people - first) * PER_PERSON
+        for name, dtype in (
+            ("pet", "uint16"),
+            ("ct", "uint16"),
+            ("mr", "uint16"),
+            ("mask", "uint8"),
+        ):
+            file = f"{name}-{first // per_shard:05d}.npy"
+            shape = (length, WIDTH, WIDTH)
+            with open(folder / file, "wb") as f:
+                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(f, header)
+                f.write(bytes(int(np.prod(shape)) * np.dtype(dtype).itemsize))
+            entries[file] = {"sha256": "", "shape": list(shape), "dtype": dtype}
+    for i in range(people):
+        place = {"offset": i % per_shard * PER_PERSON}
+        volumes = {
+            name: {"shard": f"{name}-{i // per_shard:05d}.npy", **place}
+            for name in ("pet", "ct", "mr", "mask")
+        }
+        keep = [z > 4 for z in range(PER_PERSON)]
+        subject = {"id": f"sub-{i:06d}", "group": f"g{i}", "n_slices": PER_PERSON, "keep": keep}
+        subjects.append({**subject, "volumes": volumes})
+    ids = [s["id"] for s in subjects]
+    codes = {"pet": 0, "ct": 1, "mr": 2}
+    index = {
+        "kind": "images",
+        "name": "generated",
+        "encoding": shards.ENCODINGS["uint16"],
+        "modalities": {name: {"code": code} for name, code in codes.items()},
+        "subjects": subjects,
+        "shards": entries,
+        "splits": {"train": ids, "val": [], "test": [], "hash": ""},
+    }
+    shards.write_index(folder, index)
+
+
+# ---- the table ----
+
+CHECKS = (
+    order_and_noise,
+    same_losses,
+    restored_elsewhere,
+    stopped_together,
+    killed_together,
+    same_read_outs,
+    million,
+)
+
+
+def measure(out: pathlib.Path, argv: list[str], only: set[str]) -> int:
+    from cldm_jax.jobs import record
+    from cldm_jax.runtime import device
+
+    began, rows = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="scale-") as folder:
+        study = Study(pathlib.Path(folder))
+        chosen = [c for c in CHECKS if not only or c.__name__ in only]
+        with Progress(len(chosen), "scale check", "check") as progress:
+            for check in chosen:
+                rows += check(study)
+                progress.update(check=check.__name__)
+    report = {
+        "command": shlex.join(["python", "-m", "benchmarks.scale", *argv]),
+        "git": record._git_revision(),
+        "hardware": {**device.describe(), "devices": "simulated, on the CPU cores above"},
+        "seconds": round(time.monotonic() - began),
+        "rows": [
+            row._asdict() | {"limit": row.limit if np.isfinite(row.limit) else None} for row in rows
+        ],
+    }
+    files.write_json(out / "scale.json", report)
+    for row in rows:
+        measured = "-" if row.measured is None else f"{row.measured:.3g}"
+        limit = f"{row.limit:g}" if np.isfinite(row.limit) else ""
+        verdict = "ok" if row.ok else "FAIL"
+        print(f"{row.check:24} {row.case:38} {measured:>9} {limit:>8} {row.unit:28} {verdict}")
+    failed = sum(not row.ok for row in rows)
+    print(f"{len(rows) - failed} of {len(rows)} in {report['seconds']} s: {out / 'scale.json'}")
+    return 1 if failed else 0
+
+
+@functools.cache
+def sha(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
+
+
+def main(argv: list[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser.add_argument(
+        "--out", default="runs/scale", type=pathlib.Path, help="folder of scale.json"
+    )
+    parser.add_argument("--only", default="", help=", ".join(c.__name__ for c in CHECKS))
+    given = parser.parse_args(argv)
+    only = set(filter(None, given.only.split(",")))
+    unknown = only - {c.__name__ for c in CHECKS}
+    if unknown:
+        parser.error(f"--only: no check {', '.join(sorted(unknown))}")
+    return measure(given.out, argv, only)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
