@@ -291,7 +291,11 @@ def killed_together(study: Study) -> list[Row]:
 def same_read_outs(study: Study) -> list[Row]:
     """Latents, scores and volumes of one model, computed by several devices and processes."""
     rows = []
-    cohort, spread = study.folder / "data" / "cohort", {}
+    bids, spread = study.folder / "bids", {}
+    for pet in (study.folder / "data" / "cohort").glob("sub-*/pet.nii.gz"):
+        path = bids / pet.parent.name / "pet" / f"{pet.parent.name}_pet.nii.gz"
+        path.parent.mkdir(parents=True)
+        shutil.copy(pet, path)
     for share in ((1, 1), (2, 1), (1, 2)):
         name = "{}-{}".format(*share)
         ae = study.folder / f"ae-{name}"
@@ -306,7 +310,7 @@ def same_read_outs(study: Study) -> list[Row]:
         run("cldm_jax.main", words, *share, study.folder / f"report-{name}.log")
         out = study.folder / f"volumes-{name}"
         words = ["--config=configs/predict.py:tiny", f"--workdir={out}", "--config.mode=sample"]
-        words += [f"--config.input={cohort}", f"--config.checkpoint={study.alone}"]
+        words += [f"--config.input={bids}", f"--config.checkpoint={study.alone}"]
         run("cldm_jax.main", words, *share, study.folder / f"volumes-{name}.log")
         spread[share] = latents, scores(report), volumes(out)
     alone = spread[1, 1]

@@ -1,0 +1,145 @@
+"""Several devices and several processes as one run. The whole table: launch/scale_check.sh."""
+
+import os
+import subprocess
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import scale
+from cldm_jax import files
+from cldm_jax.errors import UserError
+from cldm_jax.jobs import predict
+from cldm_jax.runtime import processes, sharding
+
+
+def test_rows_are_divided_and_come_back_whole():
+    """Seven rows over two devices: the eighth is made up and cut off again."""
+    function = sharding.over_devices(lambda c, batch, k: {"y": batch["x"] * c["w"] + k, "z": None})
+    constants = sharding.replicate({"w": jnp.float32(3), "key": jax.random.key(0)})
+    x = np.arange(14, dtype=np.float32).reshape(7, 2)
+    out = function(constants, {"x": x}, jnp.float32(1))
+    assert np.array_equal(out["y"], 3 * x + 1) and out["z"] is None
+    assert out["y"].shape == (7, 2)
+
+
+def test_some_devices_only():
+    first = jax.local_devices()[:1]
+    function = sharding.over_devices(lambda c, batch: batch + c, first)
+    out = function(sharding.replicate(jnp.float32(1), first), np.zeros((3,), np.float32))
+    assert out.sharding.device_set == set(first) and np.array_equal(out, np.ones(3))
+
+
+def test_noise_is_the_same_on_any_number_of_devices():
+    """What "bit-equal" rests on: keys are counted by place, not by device."""
+
+    def draw(key, batch):
+        return jax.random.normal(key, batch.shape)
+
+    rows, key = np.zeros((8, 5), np.float32), jax.random.key(7)
+    one, two = (
+        np.asarray(sharding.over_devices(draw, d)(sharding.replicate(key, d), rows))
+        for d in (jax.local_devices()[:1], None)
+    )
+    assert np.array_equal(one, two)
+
+
+def test_one_process_decides_alone():
+    assert processes.count() == 1 and processes.is_main()
+    assert processes.decided(lambda: 4) == 4
+    values = {"b": 1 / 3, "a": 2.0}
+    assert processes.shared(values) is values
+    assert processes.Vote()(15) == 15
+    with processes.main_first():
+        pass
+    processes.leave(3)  # it is alone: nobody waits, and it goes on
+
+
+@pytest.mark.parametrize("error", [ValueError, jax.errors.JaxRuntimeError])
+def test_a_lost_process_is_named_and_other_errors_are_not(monkeypatch, error):
+    monkeypatch.setattr(processes, "count", lambda: 2)
+    with pytest.raises(UserError, match=r"another process of this run is gone .*resume"):
+        with processes.losses_named():
+            raise error("UNKNOWN: Gloo all-reduce failed: Connection closed by peer\nmore")
+    with pytest.raises(error, match="shapes"):
+        with processes.losses_named():
+            raise error("shapes do not fit")
+
+
+def test_parts_of_a_dataset():
+    images = list("abcdefg")
+    parts = [predict._part(f"{i}/3", images) for i in (1, 2, 3)]
+    assert parts == [["a", "d", "g"], ["b", "e"], ["c", "f"]]
+    assert predict._part("", images) == images and predict._part("9/9", images) == []
+    for wrong in ("0/3", "4/3", "1", "a/b", "1/0"):
+        with pytest.raises(UserError, match="no such part"):
+            predict._part(wrong, images)
+
+
+SRUN = """#!/usr/bin/env bash
+# Two tasks of one step on this machine, as Slurm would start them; the highest status.
+shift
+export SLURM_NTASKS=2 SLURM_STEP_NODELIST=localhost
+for i in 0 1; do SLURM_PROCID=$i SLURM_LOCALID=$i "$@" >"$LOG.$i" 2>&1 & done
+status=0
+for job in $(jobs -p); do wait "$job" || status=$?; done
+exit $status
+"""
+
+
+def sbatch(script: str, words: list[str], folder, **fakes: str):
+    """A script of launch/slurm with these programs in front of the PATH."""
+    for name, text in fakes.items():
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_SUBMIT_DIR": str(scale.ROOT)}
+    flags = {"XLA_FLAGS": "", "LOG": str(folder / "log"), "CLDM_HUGE_PAGES": "0"}
+    environment = {**os.environ, **job, **flags, "PATH": f"{folder}:{os.environ['PATH']}"}
+    command = ["bash", f"launch/slurm/{script}.sbatch", *words]
+    return subprocess.run(command, cwd=scale.ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_two_tasks_of_slurm_train_as_one_process_does(study, tmp_path):
+    """Real processes that find each other as on a cluster. Sums differ in their last bits."""
+    words = ["--config=configs/unet.py:tiny", f"--config.data.root={study.data_root}"]
+    words += [f"--workdir={tmp_path / 'unet'}"]
+    done = sbatch("train", words, tmp_path, srun=SRUN)
+    said = [(tmp_path / f"log.{i}").read_text() for i in (0, 1)]
+    assert done.returncode == 0, (done.stderr, said)
+    assert "train unet" in said[0] and "unet" not in said[1]
+    mine, theirs = (scale.losses(w) for w in (tmp_path / "unet", study.unet))
+    assert list(mine) == list(theirs) == list(range(1, 21))
+    assert max(abs(mine[k] / theirs[k] - 1) for k in mine) < 1e-5
+    assert files.read_json(tmp_path / "unet" / "run.json")["hardware"]["processes"] == 2
+
+
+@pytest.mark.parametrize("status", [143, 2])
+def test_a_stopped_job_goes_back_into_the_queue_and_a_refused_one_does_not(tmp_path, status):
+    srun = f'#!/bin/sh\necho "$@" >{tmp_path}/started\nexit {status}\n'
+    scontrol = f'#!/bin/sh\necho "$@" >{tmp_path}/queued\n'
+    done = sbatch("train", ["--config=x"], tmp_path, srun=srun, scontrol=scontrol)
+    started = (tmp_path / "started").read_text().split()
+    assert started[-2:] == ["--distributed", "--config=x"]
+    if status == 143:
+        assert done.returncode == 0
+        assert (tmp_path / "queued").read_text().split() == ["requeue", str(os.getpid())]
+    else:
+        assert done.returncode == status and not (tmp_path / "queued").exists()
+
+
+def test_a_job_of_one_process_is_refused_in_each(tmp_path):
+    words = ["--config=configs/prepare.py:tiny", f"--workdir={tmp_path / 'prepared'}"]
+    group = scale.start("cldm_jax.main", words, 1, 2, tmp_path / "prepare.log")
+    assert scale.finish(group) == [2, 2]
+    assert "is one process's work" in group.logs[0].read_text()
+
+
+def test_nobody_to_join(tmp_path):
+    """--distributed on a machine that nothing started it on."""
+    words = ["--config=configs/unet.py:tiny", f"--workdir={tmp_path / 'run'}", "--distributed"]
+    group = scale.start("cldm_jax.main", words, 1, 1, tmp_path / "alone.log")
+    assert scale.finish(group) == [2]
+    said = group.logs[0].read_text()
+    assert "cannot be joined" in said and "srun" in said and "Traceback" not in said
