@@ -18,6 +18,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
+from cldm_jax import usage
 from cldm_jax.errors import UserError
 from cldm_jax.runtime import device
 
@@ -75,6 +76,7 @@ FIXED = (
     "size spacing_mm shape fold split_fractions ct_window window onestep_share onestep_ramp".split()
 )
 
+_CONFIGS = pathlib.Path("configs")
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and preset, e.g. configs/ldm.py:quick.", lock_config=True
 )
@@ -105,6 +107,9 @@ _PROCESS = flags.DEFINE_integer(
     "process", None, "With --coordinator: which one this is, from 0.", 0
 )
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of a user error.")
+
+_OWN_FLAGS = (_CONFIG, _WORKDIR, _CACHE, _DRY_RUN, _DRY_RUN_DEVICES)
+_OWN_FLAGS += (_DISTRIBUTED, _COORDINATOR, _PROCESSES, _PROCESS, _DEBUG)
 
 
 def main(argv) -> None:
@@ -171,7 +176,10 @@ def _refuse(error: UserError) -> None:
 
 def _parse(argv: list[str]) -> list[str]:
     argv = [re.sub("^--?dry-run", "--dry_run", a) for a in argv]
-    if any(a.lstrip("-") in ("help", "helpshort", "helpfull", "helpxml") for a in argv):
+    if any(a in ("--help", "-help", "-h", "--helpshort") for a in argv[1:]):
+        print(_help(argv))
+        sys.exit(0)
+    if any(a.lstrip("-") in ("helpfull", "helpxml") for a in argv):
         return app.parse_flags_with_usage(argv)
     known = _names(_load_config(argv))
     for argument in argv[1:]:
@@ -195,15 +203,31 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
-def _load_config(argv: list[str]):
-    """The config that argv names, before its overrides. Raises UserError where it names none."""
+def _help(argv: list[str]) -> str:
+    """Of everything, or of the config that argv names."""
+    path, _, preset = _given_config(argv).partition(":")
+    if not path:
+        names = (f.name for f in _OWN_FLAGS)
+        return usage.overview(_CONFIGS, [(name, flags.FLAGS[name].help) for name in names])
+    values = _names(_load_config(argv))
+    leaves = {k: v for k, v in values.items() if not isinstance(v, config_dict.ConfigDict)}
+    return usage.settings(pathlib.Path(path), str(leaves.get("preset", preset)), leaves)
+
+
+def _given_config(argv: list[str]) -> str:
     given = ""
     for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
         if re.match(r"--?config(=|$)", argument):
             given = argument.partition("=")[2] if "=" in argument else following
+    return given
+
+
+def _load_config(argv: list[str]):
+    """The config that argv names, before its overrides. Raises UserError where it names none."""
+    given = _given_config(argv)
     path, _, preset = given.partition(":")
     if not pathlib.Path(path).is_file():
-        known = {str(p): p for p in pathlib.Path("configs").glob("*.py")}
+        known = {str(p): p for p in _CONFIGS.glob("*.py")}
         example = "Give a config file and a preset, like --config=configs/ldm.py:quick"
         remedy = _meant(path, known, "--config=") if path in known or known and path else example
         raise UserError(f"--config={given}", "no such config file", remedy)

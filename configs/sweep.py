@@ -1,5 +1,4 @@
-"""Sampling of a trained CLDM: error and sharpness over K and DDIM steps, and calibration of its spread;
-one volume's flicker from slice to slice.
+"""Sampling of a trained CLDM: error and sharpness over K and steps, calibration, flicker of a volume.
 
     python -m cldm_jax.main --config=configs/sweep.py:quick --config.run=runs/ldm-quick
 

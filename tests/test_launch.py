@@ -71,7 +71,7 @@ def assert_one_line_error(result, *words: str) -> None:
         assert word in lines[0]
 
 
-@pytest.mark.parametrize("script", ["setup.sh", "test.sh", "quickstart.sh", "lib.sh"])
+@pytest.mark.parametrize("script", [p.name for p in (ROOT / "launch").glob("*.sh")])
 def test_scripts_parse(script):
     assert subprocess.run(["bash", "-n", str(ROOT / "launch" / script)]).returncode == 0
 
@@ -224,3 +224,24 @@ def test_quickstart_runs_four_jobs_and_stops_at_a_failing_one(clone):
     failed = subprocess.run([*command, "tiny"], env=env, capture_output=True, text=True)
     assert failed.returncode == 1 and "step 2 of 4" in failed.stderr
     assert "ldm.py:tiny --workdir=runs/quickstart-tiny/ldm " in clone.calls()[-1]
+
+
+def test_a_training_that_crashes_is_started_again_so_often(clone):
+    clone.add_python("python3.12", "3.12.1")
+    assert clone.setup(CLDM_MIN_FREE_GB="0").returncode == 0
+    clone.log.unlink()
+    env = {"PATH": str(clone.path), "CLDM_TEST_LOG": str(clone.log)}
+    command = ["bash", str(clone.root / "launch" / "train.sh")]
+
+    def train(*words: str, **more: str):
+        clone.log.unlink(missing_ok=True)
+        every = {**env, **more}
+        return subprocess.run([*command, *words], env=every, capture_output=True, text=True)
+
+    done = train("--config=configs/ldm.py:tiny", "--workdir=runs/a")
+    assert done.returncode == 0, done.stderr
+    assert clone.calls() == ["cldm_jax.main --config=configs/ldm.py:tiny --workdir=runs/a"]
+    failed = train("--tries", "3", "--config=x", CLDM_TEST_FAIL_ON="--config=x")
+    assert failed.returncode == 1 and len(clone.calls()) == 3
+    assert "status 1 after 3 tries" in failed.stderr and "try 3 of 3 resumes" in failed.stdout
+    assert train("--tries", "often").returncode == 1 and not clone.calls()
