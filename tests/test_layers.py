@@ -18,7 +18,7 @@ PRESETS = ("tiny", "quick", "cpu", "cpu1mm", "a6000", "multi")
 # Everyone may also import the base (errors, files), its own room and the standard library.
 RULES = {
     "base": ("", ""),
-    "main": ("jobs runtime kernels", "absl jax ml_collections"),
+    "main": ("jobs runtime kernels usage", "absl jax ml_collections"),
     "predict": ("jobs runtime", "absl"),
     "jobs": (
         "methods models.conv data phantom metrics report runtime",
