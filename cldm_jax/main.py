@@ -32,6 +32,7 @@ JOBS = {
     "predict": True,
     "reproduce": True,
     "sweep": True,
+    "report": True,
     "export": True,
 }
 SHARED_JOBS = ("train", "encode", "evaluate", "predict")  # what several processes can do as one

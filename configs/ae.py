@@ -52,4 +52,7 @@ def get_config(preset: str = "a6000"):
             ema_decay=common.pick(preset, tiny=0.9, quick=0.99, cpu=0.995, a6000=0.999),
         ),
     }
+    # Attention over 64 x 64 positions holds 4096 x 4096 weights a head and image: a batch of 32 in one
+    # part would not fit 48 GB by the compiler's account (77 GB).
+    c.recipe.optim.accumulate = common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2)
     return c

@@ -20,7 +20,7 @@ def _colour(row: dict) -> str:
 
 
 def _strip(axes) -> None:
-    axes.tick_params(labelsize=8)
+    axes.tick_params(which="both", labelsize=8)
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -142,6 +142,33 @@ def learning_figure(summary: dict, target: str) -> Figure | None:
     axes.set_xlabel("Share of the budget's steps", fontsize=8)
     axes.set_ylabel("PSNR on validation people, dB", fontsize=8)
     axes.set_ylim(bottom=max(axes.get_ylim()[0], axes.get_ylim()[1] - 8))
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _strip(axes)
+    return figure
+
+
+def curves_figure(names: list[str], curves: list[list], label: str, *, log: bool) -> Figure | None:
+    """(step, value) curves by name over steps; None where none has a point. log: of the values."""
+    if not any(curves):
+        return None
+    figure = new_figure(7.6, 3.4)
+    axes = figure.subplots()
+    for number, (name, points) in enumerate(zip(names, curves, strict=True)):
+        if not points:
+            continue
+        x, y = zip(*points, strict=True)
+        style = ("-", "--", ":")[number // len(PALETTE) % 3]
+        colour = PALETTE[number % len(PALETTE)]
+        shown = name.replace("$", r"\$")
+        marker = "o" if len(points) < 20 else None
+        axes.plot(
+            x, y, style, marker=marker, markersize=3, linewidth=1.2, color=colour, label=shown
+        )
+    if log and min(v for points in curves for _, v in points) > 0:
+        axes.set_yscale("log")
+    axes.set_xlabel("Step", fontsize=8)
+    axes.set_ylabel(label, fontsize=8)
     axes.grid(color="#e5e5e5", linewidth=0.6)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _strip(axes)
