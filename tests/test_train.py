@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from tensorboardX.proto import event_pb2
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
@@ -103,6 +105,29 @@ def test_sigterm_saves_the_step_and_resumes_exactly(study, tmp_path, monkeypatch
     assert run["step"] == 7 and not run["finished"]
     train.run(study.config("unet"), str(tmp_path))
     assert losses(tmp_path) == losses(study.unet)
+
+
+def event_tags(workdir) -> set[str]:
+    """Of TensorBoard's event files: records of length, its CRC, data, their CRC."""
+    tags = set()
+    for path in workdir.glob("events*"):
+        data, at = path.read_bytes(), 0
+        while at < len(data):
+            (length,) = struct.unpack_from("<Q", data, at)
+            event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+            tags |= {value.tag for value in event.summary.value}
+            at += 16 + length
+    return tags
+
+
+def test_the_live_view(study):
+    tags = event_tags(study.ldm)
+    assert {"train/loss", "val/psnr_ct", "speed/steps_per_second", "speed/hours_left"} <= tags
+    assert {"latents/class_1", "latents/class_2", "val/source_prediction_target/0"} <= tags
+    assert {"val/source_ct_mr/0"} <= tags & event_tags(study.unet)
+    assert not any(t.startswith(("val/source_pet", "latents")) for t in event_tags(study.ae))
+    # What another run would not repeat is in no row that is compared.
+    assert not any(key.startswith("speed") for row in read_rows(study.ldm) for key in row)
 
 
 def test_a_signal_in_validation_leaves_it_to_the_resumed_run(study, tmp_path, monkeypatch):

@@ -49,6 +49,19 @@ class Clock:
     def __init__(self, manifest: dict):
         self.manifest = manifest
         self.wall, self.cpu = time.monotonic(), time.process_time()
+        self._seen: tuple[int, float] | None = None  # step, time of the last look at the speed
+
+    def speed(self, step: int, total: int) -> dict[str, float]:
+        """Steps a second since the last call, and the hours that are left at that; {} at the first."""
+        now, last = time.monotonic(), self._seen
+        self._seen = (step, now)
+        if last is None or step <= last[0]:
+            return {}
+        rate = (step - last[0]) / max(now - last[1], 1e-9)
+        return {
+            "speed/steps_per_second": rate,
+            "speed/hours_left": (total - step) / rate / 3600,
+        }
 
     def stamp(self) -> None:
         wall, cpu = time.monotonic(), time.process_time()

@@ -28,6 +28,8 @@ from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.runtime.signals import StopRequest
 from cldm_jax.runtime.writers import open_writer, read_rows
 
+LATENTS_SHOWN = 32  # items of the histogram
+
 
 def run(config, workdir: str) -> None:
     """Trains `config.method` to `config.train.num_train_steps`, resuming what `workdir` holds.
@@ -96,6 +98,8 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
 
     writer = open_writer(workdir, start, is_writing=processes.is_main())
     writer.write_hparams(resolved)
+    if inputs.latents is not None and start == 0:
+        writer.write_histograms(0, _latents(source, inputs.frozen["statistics"]))
     validation = make_validation(config, inputs.prepared, method)
     train_step = make_step(method, replicated)
     rng, first_bad = sharding.replicate((rng, jnp.int32(0)))
@@ -116,6 +120,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
     def log(logged: int, metrics, bad) -> None:
         scalars = {f"train/{k}": float(v) for k, v in metrics.items()}
         writer.write_scalars(logged, scalars)
+        writer.write_events(logged, clock.speed(logged, total))
         progress.update(0, loss=f"{scalars['train/loss']:.4f}")
         check_finite(bad)
 
@@ -244,6 +249,16 @@ def _init_batch(config, source) -> dict:
     picks = np.linspace(0, len(source) - 1, count).round().astype(int)
     items = [source[int(i)] for i in picks]
     return {k: np.stack([item[k] for item in items]) for k in items[0]}
+
+
+def _latents(source, statistics: dict) -> dict:
+    """Standardised target latents of a few items by class code: near standard normal, or the latents
+    are not what the network is told.
+    """
+    batch = source.read(np.linspace(0, len(source) - 1, LATENTS_SHOWN).astype(int))
+    mean, std = (statistics[k][batch["label"]][:, None, None] for k in ("mean", "std"))
+    z = (batch["target"] - mean) / std
+    return {f"latents/class_{c}": z[batch["label"] == c] for c in np.unique(batch["label"])}
 
 
 def _print_overview(config, state) -> None:

@@ -11,8 +11,9 @@ SHOWN = 4  # images per grid
 
 
 def make_validation(config, prepared, method):
-    """() -> validate(state, stop) -> ({"val/psnr_ct": dB}, {"val/first": [N, H, 3W, 1]}), or None where
-    a signal came meanwhile: what is left is not worth the seconds a stopping process has.
+    """() -> validate(state, stop) -> ({"val/psnr_ct": dB}, {name: images [N, H, W', 1]}), or None where a
+    signal came meanwhile: what is left is not worth the seconds a stopping process has. The images are
+    source, prediction and target side by side, and one source under every class code.
 
     PSNR in model range (data range 2) inside the head mask, mean over the chosen slices of validation
     people; method's first read-out. Nothing to validate on (no such people): empty results.
@@ -27,6 +28,19 @@ def make_validation(config, prepared, method):
     names = {m["code"]: name for name, m in prepared.index["modalities"].items()}
     predict = sharding.over_devices(next(iter(method.predict.values())))
     rng = sharding.replicate(jax.random.key(config.seed))
+
+    codes = [code for code, name in names.items() if name in targets]
+    if len(codes) < 2 or config.method == "autoencoder":  # which gives every image back
+        codes = []
+
+    def every_class(state, first, middle):
+        """The first rows' sources, and what each class code makes of them."""
+        arrays = {k: v for k, v in first.items() if k != "valid"}
+        made = [middle[:SHOWN]]
+        for code in codes:
+            arrays["label"] = np.full_like(first["label"], code)
+            made.append(np.asarray(predict(state, arrays, rng).image)[:SHOWN])
+        return np.concatenate(made, axis=2)
 
     def validate(state, stop):
         # Only what a read-out uses: the optimiser's state is not copied into the program's arguments.
@@ -48,6 +62,13 @@ def make_validation(config, prepared, method):
         middle = first["source"][..., first["source"].shape[-1] // 2, None]
         grid = np.concatenate([middle, shown, first["target"]], axis=2)[:SHOWN]
         scalars = {f"val/psnr_{name}": float(np.mean(v)) for name, v in scores.items()}
-        return scalars, {"val/source_prediction_target": np.clip((grid + 1) / 2, 0, 1)}
+        images = {"val/source_prediction_target": grid}
+        if codes:
+            if stop.is_asked():
+                return None
+            images["val/source_" + "_".join(names[c] for c in codes)] = every_class(
+                state, first, middle
+            )
+        return scalars, {name: np.clip((x + 1) / 2, 0, 1) for name, x in images.items()}
 
     return validate

@@ -48,7 +48,7 @@ class _Silent:
 
 
 class MetricWriter:
-    """write_scalars, write_images, write_hparams, flush, close. One per workdir."""
+    """write_scalars, write_images, write_histograms, write_hparams, flush, close. One per workdir."""
 
     def __init__(self, workdir, resume_step: int):
         """Lines after `resume_step` come from steps that will be run again: they are cut off."""
@@ -68,6 +68,15 @@ class MetricWriter:
             self._put(step, summary.scalar(name, value))
         finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
         self.lines.write(json.dumps({"step": int(step), **finite}) + "\n")
+
+    def write_events(self, step: int, scalars: dict[str, float]) -> None:
+        """For the live view only: what another run of the same steps would not repeat (speed)."""
+        for name, value in scalars.items():
+            self._put(step, summary.scalar(name, value))
+
+    def write_histograms(self, step: int, arrays: dict[str, np.ndarray]) -> None:
+        for name, values in arrays.items():
+            self._put(step, summary.histogram(name, np.asarray(values, np.float32), bins="auto"))
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
         """images: [N, H, W, C] in [0, 1]."""
