@@ -1,5 +1,6 @@
 """The loop: exact resume after SIGKILL and SIGTERM, refusals, what a run leaves behind."""
 
+import importlib
 import json
 import os
 import pathlib
@@ -105,6 +106,27 @@ def test_sigterm_saves_the_step_and_resumes_exactly(study, tmp_path, monkeypatch
     assert run["step"] == 7 and not run["finished"]
     train.run(study.config("unet"), str(tmp_path))
     assert losses(tmp_path) == losses(study.unet)
+
+
+@pytest.mark.parametrize(
+    "name, size, multiple",
+    [("unet", (40, 31), 4), ("ldm", (42, 32), 4), ("ae", (40, 33), 2), ("cyclegan", (42, 32), 4)],
+)
+def test_sizes_that_cannot_be_halved_are_refused(name, size, multiple):
+    config = importlib.import_module(f"configs.{name}").get_config("tiny")
+    with pytest.raises(UserError, match=f"multiples of {multiple}.*config.size"):
+        inputs.check_size(config, size)
+    inputs.check_size(config, (40, 32))
+
+
+def test_an_autoencoder_trained_anew_gets_latents_of_its_own(study, tmp_path):
+    prepared = inputs.ensure_prepared(study.config("ldm").data)
+    _, variables, step = inputs.load_autoencoder(str(study.ae))
+    names = []
+    for factor in (1.0, 1.0, 1.5):
+        changed = jax.tree.map(lambda x, f=factor: x * np.float32(f), variables)
+        names.append(encode.latents_folder(prepared, str(study.ae), step, changed, ("ct",)).name)
+    assert names[0] == names[1] != names[2]
 
 
 def event_tags(workdir) -> set[str]:

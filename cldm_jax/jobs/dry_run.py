@@ -47,6 +47,7 @@ def _shapes(config):
     h, w = config.data.prepare.size
     if config.data.prepared:
         h, w = inputs_lib.ensure_prepared(config.data).index["grid"]["size"]
+    inputs_lib.check_size(config, (h, w))
     recipe, frozen = inputs_lib.method_recipe(config), {}
     batch = _images(4, h, w, config.data.context)
     if config.data.kind == "latents":
@@ -141,12 +142,12 @@ def _account(config, state, compiled) -> dict:
 
 
 def _dtype(recipe: dict) -> str:
-    """The network's computing type: the first `dtype` a recipe names."""
+    """The network's computing type: the first `dtype` a recipe names, float32 where none is."""
     for key, value in recipe.items():
         found = _dtype(value) if isinstance(value, dict) else value if key == "dtype" else ""
-        if found:
+        if found in A6000:
             return found
-    return ""
+    return "float32"
 
 
 def _lines(config, workdir: str, account: dict):

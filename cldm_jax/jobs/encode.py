@@ -1,7 +1,9 @@
 """Encode every training slice once: latents are just another prepared dataset."""
 
+import hashlib
 import pathlib
 
+import jax
 import numpy as np
 
 from cldm_jax.data.shards import Prepared, ShardWriter, write_index
@@ -32,10 +34,16 @@ def needed_modalities(data) -> tuple[str, ...]:
 
 
 def latents_folder(
-    prepared: Prepared, ae_workdir: str, step: int, modalities: tuple[str, ...]
+    prepared: Prepared, ae_workdir: str, step: int, variables, modalities: tuple[str, ...]
 ) -> pathlib.Path:
-    """One folder per dataset, autoencoder checkpoint and set of modalities."""
-    name = "-".join((prepared.index["fingerprint"][:12], str(step), *modalities))
+    """One folder per dataset, autoencoder and set of modalities. The autoencoder is its weights: one that
+    was trained again to the same step is another.
+    """
+    weights = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        weights.update(np.ascontiguousarray(leaf).tobytes())
+    data = prepared.index["fingerprint"][:12]
+    name = "-".join((data, str(step), weights.hexdigest()[:8], *modalities))
     return pathlib.Path(ae_workdir) / "latents" / name
 
 
@@ -47,7 +55,7 @@ def ensure_latents(
     Training people only: prediction encodes for itself. All processes compute, process 0 writes.
     """
     model, variables, step = load_autoencoder(ae_workdir)
-    folder = latents_folder(prepared, ae_workdir, step, modalities)
+    folder = latents_folder(prepared, ae_workdir, step, variables, modalities)
     if processes.decided((folder / "index.json").is_file):
         return Prepared(folder)
     codec = make_codec(model)

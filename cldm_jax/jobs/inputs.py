@@ -110,9 +110,33 @@ def method_recipe(config) -> dict[str, Any]:
     return {**config.recipe.to_dict(), "optim": optim}
 
 
+def check_size(config, size) -> None:
+    """UserError where images of `size` (rows, columns) cannot be halved as often as the networks do."""
+    recipe = config.recipe.to_dict()
+    multiple = _multiple(recipe.get("model") or recipe["generator"])
+    if config.data.kind == "latents":
+        multiple *= _multiple(config.autoencoder.train.recipe.model.to_dict())
+    if any(n % multiple for n in size):
+        fitting = ",".join(str(-(-n // multiple) * multiple) for n in size)
+        raise UserError(
+            f"images of {size[0]} x {size[1]}",
+            f"the networks of these settings need multiples of {multiple}",
+            f'Prepare them with --config.size="({fitting})", or give fewer levels (channel_mult).',
+        )
+
+
+def _multiple(model: dict) -> int:
+    """Pixels that become one at the network's lowest level, along a side."""
+    levels = model.get("channel_mult") or model.get("unet", {}).get("channel_mult")
+    if levels is None:  # CycleGAN's generator
+        return 4
+    return model.get("stem_block", 1) * 2 ** (len(levels) - 1)
+
+
 def open_inputs(config) -> Inputs:
     """Opens (and where needed makes) everything that training `config` reads."""
     prepared = ensure_prepared(config.data)
+    check_size(config, prepared.index["grid"]["size"])
     recipe = method_recipe(config)
     if config.data.kind == "images":
         return Inputs(prepared, None, {}, recipe)
