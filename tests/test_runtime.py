@@ -307,3 +307,24 @@ def test_an_update_that_is_not_finite_is_not_applied_nor_any_after_it(where):
         kept, bad, _ = step(kept, bad, jnp.float32(value), None)
         assert bad == 6
         assert all(jax.tree.leaves(jax.tree.map(np.array_equal, kept, good)))
+
+
+@pytest.mark.parametrize("decay", ["cosine", "second_half"])
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_training_of_few_steps_has_a_schedule(decay, steps):
+    tx = optim.make_optimizer(
+        learning_rate=0.1,
+        b1=0.9,
+        b2=0.99,
+        warmup_steps=50,
+        num_train_steps=steps,
+        weight_decay=0.0,
+        clip_norm=1.0,
+        decay=decay,
+    )
+    params = {"kernel": jnp.ones((2, 2))}
+    state, moved = tx.init(params), []
+    for _ in range(steps):
+        updates, state = tx.update(params, state, params)
+        moved.append(float(jnp.abs(updates["kernel"]).max()))
+    assert np.isfinite(moved).all() and max(moved) == pytest.approx(0.1, rel=1e-3)

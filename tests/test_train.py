@@ -49,9 +49,11 @@ def test_training_lowers_the_loss(study):
 
 
 def test_finished_run_is_not_trained_again(study, capsys):
+    record = (study.unet / "run.json").read_bytes()  # of the command and commit that trained it
     before = (study.unet / "metrics.jsonl").read_bytes()
     train.run(study.config("unet"), str(study.unet))
     assert "already trained" in capsys.readouterr().out
+    assert (study.unet / "run.json").read_bytes() == record
     assert (study.unet / "metrics.jsonl").read_bytes() == before
 
 

@@ -202,5 +202,10 @@ def write_manifest(workdir, manifest: dict, step: int, finished: bool) -> None:
         files.write_json(pathlib.Path(workdir) / "run.json", manifest)
 
 
+def is_finished(workdir) -> bool:
+    path = pathlib.Path(workdir) / "run.json"
+    return path.is_file() and files.read_json(path)["finished"]
+
+
 def finish(workdir, manifest, step) -> None:
     write_manifest(workdir, manifest, step, finished=True)

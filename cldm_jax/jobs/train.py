@@ -91,7 +91,10 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
     owes_validation = processes.decided(lambda: _owes_validation(config, workdir, inputs, start))
     if start >= total and not owes_validation:
         checkpoints.close()
-        record.finish(workdir, manifest, start)
+        if not record.is_finished(
+            workdir
+        ):  # else its record stays that of the commit that trained it
+            record.finish(workdir, manifest, start)
         print(f"{workdir}: already trained to step {start}", flush=True)
         return True
     _print_overview(config, state)

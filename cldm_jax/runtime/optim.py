@@ -21,7 +21,7 @@ def make_optimizer(
     decay: "cosine", or "second_half" (constant, then linear: CycleGAN's and pix2pix's). Weight decay
     acts on kernels only (rank >= 2), not on biases and norm gains. Raises ValueError.
     """
-    warmup = min(warmup_steps, max(1, num_train_steps // 2))
+    warmup = min(warmup_steps, num_train_steps // 2)  # of one step: none
     if decay == "cosine":
         schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, warmup, num_train_steps)
     elif decay == "second_half":
