@@ -8,7 +8,7 @@ import time
 from cldm_jax.data import pipeline
 from cldm_jax.data.shards import Prepared
 
-BATCH, SECONDS = 32, 4.0
+BATCH, SECONDS = 32, 2.0
 
 
 def resident_mb() -> float:
