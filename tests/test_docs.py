@@ -122,6 +122,8 @@ def refusal(line: str) -> str:
             main._parse(arguments)
         except UserError as error:
             return str(error)
+        except SystemExit as stopped:  # --help
+            return "" if stopped.code == 0 else f"exit {stopped.code}"
     return ""
 
 
