@@ -1,0 +1,79 @@
+"""The notebooks: small, whole, without a trace of the machine they ran on. The slow test runs each."""
+
+import os
+import pathlib
+import re
+import shutil
+
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MAX_BYTES = 300_000
+# A place on somebody's disk. Not "/" alone: ratios and dates have it as well.
+ABSOLUTE = re.compile(
+    r"(?<![\w.:/])/(tmp|home|root|work|usr|opt|var|content|mnt|Users)/|\b[A-Z]:\\\w"
+)
+
+
+def read(path: pathlib.Path):
+    return nbformat.read(path, as_version=4)
+
+
+def code_cells(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def words(cell) -> str:
+    """All text of a cell that a reader can see."""
+    parts = [cell.source]
+    for output in cell.get("outputs", ()):
+        found = [output.get("text", ""), *output.get("traceback", ())]
+        found += [v for k, v in output.get("data", {}).items() if k.startswith("text/")]
+        parts += ["".join(v) for v in found]
+    return "\n".join(parts)
+
+
+def test_all_five_are_there():
+    assert [p.stem[:2] for p in NOTEBOOKS] == ["01", "02", "03", "04", "05"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_committed_as_a_reader_wants_it(path):
+    assert path.stat().st_size < MAX_BYTES
+    notebook = read(path)
+    nbformat.validate(notebook)
+    cells = code_cells(notebook)
+    assert "pip" in cells[0].source and "importlib.util.find_spec" in cells[0].source
+    assert cells[0].source == code_cells(read(NOTEBOOKS[0]))[0].source  # one installer
+    assert cells[-1].outputs
+    assert [c.execution_count for c in cells] == list(range(1, len(cells) + 1))  # top to bottom
+    kinds = [o.output_type for c in cells for o in c.outputs]
+    assert "error" not in kinds
+    assert any("image/png" in o.get("data", {}) for c in cells for o in c.outputs)
+    for cell in notebook.cells:
+        assert not ABSOLUTE.search(words(cell)), words(cell)
+
+
+@pytest.mark.parametrize("text", ["see /tmp/x", "/home/me/pet.nii", "'/work/a'", r"C:\data"])
+def test_a_path_of_a_machine_is_seen(text):
+    assert ABSOLUTE.search(text)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_runs_from_a_fresh_clone(path, tmp_path, monkeypatch):
+    """With nothing made before: neither data nor compiled programs; no package is installed."""
+    from nbclient import NotebookClient
+
+    for name in ("cldm_jax", "configs", "faults", "notebooks"):
+        shutil.copytree(ROOT / name, tmp_path / name)
+    monkeypatch.setenv("CLDM_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.delenv("XLA_FLAGS", raising=False)  # of conftest.py: two devices
+    notebook = read(path)
+    where = {"metadata": {"path": str(tmp_path / "notebooks")}}
+    NotebookClient(notebook, timeout=1800, kernel_name="python3", resources=where).execute()
+    assert code_cells(notebook)[-1].outputs
+    assert not os.path.exists(tmp_path / "notebooks" / "runs")
