@@ -143,6 +143,14 @@ class Study:
         run("cldm_jax.main", words, devices, processes, self.folder / f"{name}.log")
         return workdir
 
+    def shared(self, devices: int, processes: int) -> pathlib.Path:
+        """The run on so many devices and processes, trained when it is first asked for."""
+        if (devices, processes) == (1, 1):
+            return self.alone
+        name = f"train-{devices}-{processes}"
+        known = (self.folder / name).exists()
+        return self.folder / name if known else self.train(name, devices, processes)
+
     def difference(self, workdir: pathlib.Path) -> float:
         """Largest relative difference of a step's loss to the run on one device."""
         mine, theirs = losses(workdir), losses(self.alone)
@@ -202,17 +210,13 @@ def order_and_noise(study: Study) -> list[Row]:
 def same_losses(study: Study) -> list[Row]:
     rows = []
     for share in SHARES:
-        workdir = study.train("train-{}-{}".format(*share), *share)
-        rows.append(study.row(f"loss, {STEPS} steps", named(*share), workdir))
+        rows.append(study.row(f"loss, {STEPS} steps", named(*share), study.shared(*share)))
     return rows
 
 
 def restored_elsewhere(study: Study) -> list[Row]:
     """Saved on N devices, gone on with on M; and two processes, one, two."""
-    sources = {
-        n: study.alone if n == 1 else study.train(f"save-{n}", n, 1, num_train_steps=STEPS)
-        for n in SAVED
-    }
+    sources = {n: study.shared(n, 1) for n in SAVED}
 
     def go_on(pair: tuple[int, int]) -> Row:
         n, m = pair
@@ -472,7 +476,7 @@ def measure(out: pathlib.Path, argv: list[str], only: set[str]) -> int:
                 progress.update(check=check.__name__)
     report = {
         "command": shlex.join(["python", "-m", "benchmarks.scale", *argv]),
-        "git": record._git_revision(),
+        "git": record.git_revision(),
         "hardware": {**device.describe(), "devices": "simulated, on the CPU cores above"},
         "seconds": round(time.monotonic() - began),
         "rows": [row._asdict() for row in rows],

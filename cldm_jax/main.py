@@ -150,13 +150,14 @@ def _run_distributed(run) -> None:
     try:
         with processes.losses_named():
             run()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        processes.leave(2)
-        raise
-    except Exception:
-        traceback.print_exc()
-        processes.leave(1)
+    except Exception as error:
+        is_named = isinstance(error, UserError)
+        if processes.count() > 1:
+            if is_named and not _DEBUG.value:
+                print(f"error: {error}", file=sys.stderr)
+            else:
+                traceback.print_exc()
+            processes.leave(2 if is_named else 1)
         raise
 
 

@@ -72,7 +72,7 @@ def facts(argv: list[str]) -> dict:
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "nibabel", "pydicom")
     return {
         "command": shlex.join(["python", "-m", "faults", *argv]),
-        "git": record._git_revision(),
+        "git": record.git_revision(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "hardware": device.describe(),
     }

@@ -417,6 +417,13 @@ def _hurt(words, kill: dict, workdir, step: int, steps: int, truth: Truth) -> En
     return finish(process, said)
 
 
+def _left_alone(words, workdir, truth: Truth) -> list[str]:
+    """What is wrong with a run that was hurt before and may now come to its end: nothing, or one line."""
+    ended = run(words)
+    wrong = unlike(workdir, truth) if ended.code == 0 else ended.text[-500:]
+    return [f"the finished run: {wrong}"] if wrong else []
+
+
 def _killed_again_and_again(folder: pathlib.Path, steps: int, kills: list[dict], truth: Truth):
     """One run, killed and resumed until the kills are used up, then left alone: [why each was lost]."""
     workdir, why, step, done = folder / "run", [], 0, 0
@@ -434,11 +441,7 @@ def _killed_again_and_again(folder: pathlib.Path, steps: int, kills: list[dict],
             wrong = f"ended with {ended.code}: {ended.text[-500:]}"
         if wrong:
             why.append(f"{kill}: {wrong}")
-    ended = run(words)
-    wrong = unlike(workdir, truth) if ended.code == 0 else ended.text[-500:]
-    if wrong:
-        why.append(f"the finished run: {wrong}")
-    return done, why
+    return done, why + _left_alone(words, workdir, truth)
 
 
 KILLS = (
@@ -550,11 +553,7 @@ def _stopped_again_and_again(folder: pathlib.Path, steps: int, stops: list[Stop]
             slowest = max(slowest, ended.seconds)
         if wrong:
             why.append(f"{stop}: {wrong}")
-    ended = run(words)
-    wrong = unlike(workdir, truth) if ended.code == 0 else ended.text[-500:]
-    if wrong:
-        why.append(f"the finished run: {wrong}")
-    return done, slowest, why
+    return done, slowest, why + _left_alone(words, workdir, truth)
 
 
 def _stops(rng, kinds, first: int) -> list[Stop]:

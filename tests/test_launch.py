@@ -54,6 +54,16 @@ class Clone:
         command = ["bash", str(self.root / "launch" / "setup.sh"), *flags]
         return subprocess.run(command, env=env, cwd="/", capture_output=True, text=True)
 
+    def launch(self, script: str, *words: str, **settings: str) -> subprocess.CompletedProcess:
+        """A script of the clone, in the environment that it set up; what was logged before is gone."""
+        if not (self.root / ".venv").exists():
+            self.add_python("python3.12", "3.12.1")
+            assert self.setup(CLDM_MIN_FREE_GB="0").returncode == 0
+        self.log.unlink(missing_ok=True)
+        env = {"PATH": str(self.path), "CLDM_TEST_LOG": str(self.log), **settings}
+        command = ["bash", str(self.root / "launch" / script), *words]
+        return subprocess.run(command, env=env, cwd="/", capture_output=True, text=True)
+
     def calls(self) -> list[str]:
         return self.log.read_text().splitlines() if self.log.exists() else []
 
@@ -208,40 +218,22 @@ def test_broken_interpreter_is_replaced(clone):
 
 
 def test_quickstart_runs_four_jobs_and_stops_at_a_failing_one(clone):
-    clone.add_python("python3.12", "3.12.1")
-    assert clone.setup(CLDM_MIN_FREE_GB="0").returncode == 0
-    clone.log.unlink()
-    env = {"PATH": str(clone.path), "CLDM_TEST_LOG": str(clone.log)}
-    command = ["bash", str(clone.root / "launch" / "quickstart.sh")]
-    done = subprocess.run(command, env=env, cwd="/", capture_output=True, text=True)
+    done = clone.launch("quickstart.sh")
     assert done.returncode == 0, done.stderr
     assert [c.split()[1] for c in clone.calls()] == [
         f"--config=configs/{name}.py:quick" for name in ("ae", "ldm", "unet", "eval")
     ]
     assert f"{clone.root}/runs/quickstart/report/index.html" in done.stdout
-    clone.log.unlink()
-    env["CLDM_TEST_FAIL_ON"] = "ldm.py"
-    failed = subprocess.run([*command, "tiny"], env=env, capture_output=True, text=True)
+    failed = clone.launch("quickstart.sh", "tiny", CLDM_TEST_FAIL_ON="ldm.py")
     assert failed.returncode == 1 and "step 2 of 4" in failed.stderr
     assert "ldm.py:tiny --workdir=runs/quickstart-tiny/ldm " in clone.calls()[-1]
 
 
 def test_a_training_that_crashes_is_started_again_so_often(clone):
-    clone.add_python("python3.12", "3.12.1")
-    assert clone.setup(CLDM_MIN_FREE_GB="0").returncode == 0
-    clone.log.unlink()
-    env = {"PATH": str(clone.path), "CLDM_TEST_LOG": str(clone.log)}
-    command = ["bash", str(clone.root / "launch" / "train.sh")]
-
-    def train(*words: str, **more: str):
-        clone.log.unlink(missing_ok=True)
-        every = {**env, **more}
-        return subprocess.run([*command, *words], env=every, capture_output=True, text=True)
-
-    done = train("--config=configs/ldm.py:tiny", "--workdir=runs/a")
+    done = clone.launch("train.sh", "--config=configs/ldm.py:tiny", "--workdir=runs/a")
     assert done.returncode == 0, done.stderr
     assert clone.calls() == ["cldm_jax.main --config=configs/ldm.py:tiny --workdir=runs/a"]
-    failed = train("--tries", "3", "--config=x", CLDM_TEST_FAIL_ON="--config=x")
+    failed = clone.launch("train.sh", "--tries", "3", "--config=x", CLDM_TEST_FAIL_ON="--config=x")
     assert failed.returncode == 1 and len(clone.calls()) == 3
     assert "status 1 after 3 tries" in failed.stderr and "try 3 of 3 resumes" in failed.stdout
-    assert train("--tries", "often").returncode == 1 and not clone.calls()
+    assert clone.launch("train.sh", "--tries", "often").returncode == 1 and not clone.calls()

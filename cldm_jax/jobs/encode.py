@@ -72,9 +72,9 @@ def ensure_latents(
                     continue
                 code = prepared.index["modalities"][name]["code"]
                 z = _encode_volume(encode, variables, prepared.read(i, name), code, batch_size)
-                moments[name].add(z[np.asarray(subject["keep"])])
                 if not processes.is_main():
                     continue
+                moments[name].add(z[np.asarray(subject["keep"])])
                 if name not in writers:
                     writers[name] = ShardWriter(folder, name, "float16", z.shape[1:], SHARD_ITEMS)
                 shard, offset = writers[name].add(z.astype(np.float16))
@@ -96,9 +96,9 @@ def ensure_latents(
         "images_fingerprint": prepared.index["fingerprint"],
         "autoencoder": {"step": step, "model": model},
     }
-    with processes.main_first():
-        if processes.is_main():
-            write_index(folder, index)
+    if processes.is_main():
+        write_index(folder, index)
+    processes.wait()
     return Prepared(folder)
 
 

@@ -86,15 +86,10 @@ def load_autoencoder(workdir) -> tuple[dict, dict, int]:
 
 def ensure_autoencoder(config) -> str:
     """The workdir of the latent method's autoencoder; trained with the embedded recipe if missing."""
-    from cldm_jax.jobs import train
+    from cldm_jax.jobs import record, train
 
     workdir = pathlib.Path(config.autoencoder.workdir or f"runs/ae-{config.preset}")
-
-    def is_missing() -> bool:
-        path = workdir / "run.json"
-        return not path.is_file() or not files.read_json(path)["finished"]
-
-    if processes.decided(is_missing):
+    if not processes.decided(lambda: record.is_finished(workdir)):
         print(f"no trained autoencoder in {workdir}: training it first", flush=True)
         recipe = config.autoencoder.train.copy_and_resolve_references()
         with recipe.unlocked():

@@ -106,7 +106,7 @@ def check_same_config(workdir, resolved: dict) -> None:
         )
 
 
-def _git_revision() -> str:
+def git_revision() -> str:
     result = subprocess.run(
         ["git", "describe", "--always", "--dirty"],
         cwd=pathlib.Path(__file__).parent,
@@ -128,7 +128,7 @@ def make_manifest(config, workdir, inputs, state, resolved) -> dict:
         "preset": config.preset,
         "command": device.command_line(),
         "config_sha256": files.sha256_json(resolved),
-        "git": _git_revision(),
+        "git": git_revision(),
         "versions": {
             "cldm_jax": __version__,
             **{p: importlib.metadata.version(p) for p in packages},

@@ -57,9 +57,8 @@ def _write_errors_named(workdir):
     try:
         yield
     except OSError as error:
-        while isinstance(
-            error.__context__, OSError
-        ):  # closing a file failed too: the first one counts
+        # Closing a file may fail too: the first error counts.
+        while isinstance(error.__context__, OSError):
             error = error.__context__
         step = newest_sound(pathlib.Path(workdir) / "checkpoints")
         kept = f"Step {step} is intact" if step else "No step is saved yet"
@@ -91,9 +90,8 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
     owes_validation = processes.decided(lambda: _owes_validation(config, workdir, inputs, start))
     if start >= total and not owes_validation:
         checkpoints.close()
-        if not record.is_finished(
-            workdir
-        ):  # else its record stays that of the commit that trained it
+        # A finished run's record stays that of the command and commit that trained it.
+        if not record.is_finished(workdir):
             record.finish(workdir, manifest, start)
         print(f"{workdir}: already trained to step {start}", flush=True)
         return True

@@ -74,9 +74,9 @@ class Checkpoints:
         if failure:
             raise _os_error(failure, self.folder)
         sys.stderr.write(said.getvalue())
-        with processes.main_first():
-            if processes.is_main():
-                self._write_manifest(step)
+        if processes.is_main():
+            self._write_manifest(step)
+        processes.wait()
 
     def _write_manifest(self, step: int) -> None:
         files.write_json(self.folder / MANIFEST.format(step=step), _hashes(self.folder / str(step)))
