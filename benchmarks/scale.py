@@ -31,6 +31,9 @@ STEPS = 100
 SAVE_EVERY = 50
 LOSS_LIMIT = 1e-5  # relative, over STEPS
 SHARES = ((2, 1), (4, 1), (8, 1), (1, 2), (2, 2), (1, 4))  # (devices of a process, processes)
+# Those that train; what (2, 2) adds is the order of rows, and a probe shows that in seconds. The longest
+# first: two run side by side.
+TRAINED = ((1, 4), (8, 1), (1, 2), (4, 1), (2, 1))
 SAVED = (1, 2, 4)  # devices that save, devices that restore
 PROBED = 8  # batches whose order and noise are looked at
 LAUNCH_SECONDS = 240
@@ -171,8 +174,15 @@ class Study:
 
 
 def losses(workdir: pathlib.Path) -> dict[int, float]:
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return {row["step"]: row["train/loss"] for row in rows if "train/loss" in row}
+    from cldm_jax.runtime import writers
+
+    return {r["step"]: r["train/loss"] for r in writers.read_rows(workdir) if "train/loss" in r}
+
+
+def side_by_side(call, items) -> list:
+    """[call(item) for each item], two at a time: a launch alone leaves the second core half idle."""
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        return list(pool.map(call, items))
 
 
 def named(devices: int, processes: int) -> str:
@@ -197,10 +207,9 @@ def order_and_noise(study: Study) -> list[Row]:
         batches = [sum((part["rows"][k] for part in found), []) for k in range(PROBED)]
         return batches, found[0]["noise"]
 
-    alone = probe(1, 1)
+    alone, *probed = side_by_side(lambda share: probe(*share), [(1, 1), *SHARES])
     rows = []
-    for share in SHARES:
-        found = probe(*share)
+    for share, found in zip(SHARES, probed, strict=True):
         for what, a, b in zip(("data order", "noise"), alone, found, strict=True):
             differing = sum(x != y for x, y in zip(a, b, strict=True))
             rows.append(Row(what, named(*share), differing, 0, "of 8 steps differ", not differing))
@@ -208,14 +217,14 @@ def order_and_noise(study: Study) -> list[Row]:
 
 
 def same_losses(study: Study) -> list[Row]:
-    rows = []
-    for share in SHARES:
-        rows.append(study.row(f"loss, {STEPS} steps", named(*share), study.shared(*share)))
-    return rows
+    def trained(share: tuple[int, int]) -> Row:
+        return study.row(f"loss, {STEPS} steps", named(*share), study.shared(*share))
+
+    return side_by_side(trained, TRAINED)
 
 
 def restored_elsewhere(study: Study) -> list[Row]:
-    """Saved on N devices, gone on with on M; and two processes, one, two."""
+    """Saved on N devices, gone on with on M."""
     sources = {n: study.shared(n, 1) for n in SAVED}
 
     def go_on(pair: tuple[int, int]) -> Row:
@@ -224,13 +233,7 @@ def restored_elsewhere(study: Study) -> list[Row]:
         study.train(workdir.name, m, 1)
         return study.row("restored, loss", f"saved on {n}, restored on {m}", workdir)
 
-    with concurrent.futures.ThreadPoolExecutor(2) as pool:  # two at a time, on two cores
-        rows = list(pool.map(go_on, [(n, m) for n in SAVED for m in SAVED]))
-    workdir = study.folder / "two-one-two"
-    stop_at(study, workdir, 2, STEPS // 3)
-    stop_at(study, workdir, 1, STEPS * 2 // 3)
-    study.train(workdir.name, 1, 2)
-    return [*rows, study.row("restored, loss", "2 processes, then 1, then 2", workdir)]
+    return side_by_side(go_on, [(n, m) for n in SAVED for m in SAVED])
 
 
 def stop_at(study: Study, workdir: pathlib.Path, processes: int, step: int) -> list[int]:
@@ -258,21 +261,25 @@ def begin(study: Study, workdir: pathlib.Path, processes: int, step: int) -> Gro
 
 
 def stopped_together(study: Study) -> list[Row]:
-    """SIGTERM to one of two: both save the same step, and the run ends as if nothing had been."""
+    """SIGTERM to one of two: both save the same step. The run goes on in one process, is stopped again,
+    ends in two, and is as if nothing had been.
+    """
     workdir = study.folder / "terminated"
-    statuses = stop_at(study, workdir, 2, STEPS // 2)
+    statuses = stop_at(study, workdir, 2, STEPS // 3)
     both = statuses == [128 + signal.SIGTERM] * 2
+    stop_at(study, workdir, 1, STEPS * 2 // 3)
     study.train(workdir.name, 1, 2)
     left = Row("SIGTERM to one of 2", "both save and leave", float(not both), 0, "failed", both)
-    return [left, study.row("SIGTERM to one of 2", "resumed", workdir)]
+    return [left, study.row("restored, loss", "2 processes, then 1, then 2", workdir)]
 
 
 def killed_together(study: Study) -> list[Row]:
-    """SIGKILL to one of two: the other ends soon and says why, and the run goes on from its last save."""
-    rows = []
-    for victim in (1, 0):
-        workdir = study.folder / f"killed-{victim}"
-        group = begin(study, workdir, 2, STEPS // 2)
+    """SIGKILL to one of two: the other ends soon and says why; so again with the other one, after the run
+    went on from its last save; and it ends as if nothing had been.
+    """
+    rows, workdir = [], study.folder / "killed"
+    for victim, step in ((1, STEPS // 3), (0, STEPS * 2 // 3)):
+        group = begin(study, workdir, 2, step)
         group.processes[victim].kill()
         began = time.monotonic()
         statuses = finish(group, GONE_SECONDS)
@@ -282,20 +289,19 @@ def killed_together(study: Study) -> list[Row]:
         ok = statuses[1 - victim] not in (0, None) and told
         case = f"the other of 2 ends (process {victim} killed)"
         rows.append(Row("SIGKILL to one of 2", case, seconds, GONE_SECONDS, "s", ok))
-        study.train(workdir.name, 1, 2)
-        rows.append(study.row("SIGKILL to one of 2", "resumed", workdir))
-    return rows
+    study.train(workdir.name, 1, 2)
+    return [*rows, study.row("SIGKILL to one of 2", "resumed after both", workdir)]
 
 
 def same_read_outs(study: Study) -> list[Row]:
     """Latents, scores and volumes of one model, computed by several devices and processes."""
-    rows = []
-    bids, spread = study.folder / "bids", {}
+    bids = study.folder / "bids"
     for pet in (study.folder / "data" / "cohort").glob("sub-*/pet.nii.gz"):
         path = bids / pet.parent.name / "pet" / f"{pet.parent.name}_pet.nii.gz"
         path.parent.mkdir(parents=True)
         shutil.copy(pet, path)
-    for share in ((1, 1), (2, 1), (1, 2)):
+
+    def read_out(share: tuple[int, int]):
         name = "{}-{}".format(*share)
         ae = study.folder / f"ae-{name}"
         shutil.copytree(study.folder / "ae", ae, ignore=shutil.ignore_patterns("latents"))
@@ -311,10 +317,11 @@ def same_read_outs(study: Study) -> list[Row]:
         words = ["--config=configs/predict.py:tiny", f"--workdir={out}", "--config.mode=sample"]
         words += [f"--config.input={bids}", f"--config.checkpoint={study.alone}"]
         run("cldm_jax.main", words, *share, study.folder / f"volumes-{name}.log")
-        spread[share] = latents, scores(report), volumes(out)
-    alone = spread[1, 1]
-    for share in ((2, 1), (1, 2)):
-        latents, scored, written = spread[share]
+        return latents, scores(report), volumes(out)
+
+    shares, rows = ((2, 1), (1, 2)), []
+    *spread, alone = side_by_side(read_out, (*shares, (1, 1)))
+    for share, (latents, scored, written) in zip(shares, spread, strict=True):
         case = named(*share)
         most = max(np.abs(a - b).max() for a, b in zip(latents, alone[0], strict=True))
         rows.append(bounded("latents", case, most, 2e-3, "absolute, stored as float16"))
