@@ -140,6 +140,18 @@ def test_harmless_oddities_are_warnings(tmp_path):
     assert volumes
 
 
+def test_a_remedy_names_the_setting_in_a_command_and_in_python(tmp_path):
+    write_head(tmp_path, 0)
+    _put(tmp_path, "ct", make_head(0)["ct"], affine_of() @ _shift())
+    (finding,) = (f for f in _findings(tmp_path)[0] if f.severity == "error")
+    for words in (
+        "--config.register=rigid",
+        'config.register = "rigid"',
+        "config.allow_misaligned",
+    ):
+        assert words in finding.remedy
+
+
 def test_misaligned_pairs_can_be_allowed(tmp_path):
     """The same anatomy, stored mirrored with the right affine: an error, or resampled exactly."""
     write_head(tmp_path, 0)

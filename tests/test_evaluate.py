@@ -1,7 +1,9 @@
 """Evaluation, its references and controls, and prediction for one PET volume."""
 
 import json
+import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -9,9 +11,21 @@ from cldm_jax import files
 from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import controls, evaluate, readouts, references, sweep
+from cldm_jax.jobs import (
+    controls,
+    evaluate,
+    export,
+    inputs,
+    readouts,
+    references,
+    sweep,
+    validation,
+)
 from cldm_jax.jobs.scoring import Scorer
+from cldm_jax.methods.base import Method, Prediction
+from cldm_jax.metrics.scores import METRICS
 from configs import eval as eval_config
+from configs import export as export_config
 from configs import sweep as sweep_config
 
 
@@ -47,10 +61,59 @@ def test_no_untrained_method_beats_the_ceilings(study):
 def test_same_evaluation_is_not_done_twice(study, capsys):
     config = eval_config.get_config("tiny")
     config.runs = f"{study.unet},{study.ldm}"
+    given = config.to_json()
     before = (study.report / "summary.json").stat().st_mtime_ns
     evaluate.run(config, str(study.report))
     assert "already evaluated" in capsys.readouterr().out
     assert (study.report / "summary.json").stat().st_mtime_ns == before
+    assert config.to_json() == given
+
+
+class Evaluated(Exception):
+    pass
+
+
+@pytest.mark.parametrize("change", ["metric", "stamp", "none"])
+def test_what_makes_another_evaluation(study, tmp_path, monkeypatch, capsys, change):
+    def stop(*args):
+        raise Evaluated
+
+    summary = files.read_json(study.report / "summary.json")
+    if change == "metric":
+        monkeypatch.setitem(METRICS, "mine", METRICS["mae"]._replace(label="Mine"))
+    if change == "stamp":  # pooled folds have none
+        del summary["run"]["stamp"]
+    files.write_json(tmp_path / "summary.json", summary)
+    monkeypatch.setattr(evaluate, "_evaluate", stop)
+    config = eval_config.get_config("tiny")
+    config.runs = f"{study.unet},{study.ldm}"
+    if change == "none":
+        evaluate.run(config, str(tmp_path))
+        assert "already evaluated" in capsys.readouterr().out
+        return
+    with pytest.raises(Evaluated):
+        evaluate.run(config, str(tmp_path))
+
+
+def test_a_read_out_is_compiled_once_per_run(study):
+    run = readouts.open_run(str(study.unet))
+    scorer = Scorer(eval_config.get_config("tiny"), Prepared(study.prepared), {1: "ct"})
+    source, compiled = scorer.source(run.config["data"]["context"]), []
+
+    def listen(event, *_, **__):
+        compiled.extend([event] * ("compile" in event))
+
+    def predict(batch_size=8):
+        return readouts.predict_rows(run, "predict", source, batch_size=batch_size, seed=0).images
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    first = predict()
+    assert compiled
+    compiled.clear()
+    np.testing.assert_array_equal(predict(), first)
+    assert not compiled
+    predict(batch_size=4)
+    assert compiled  # another shape: what was listened to is still said
 
 
 def test_a_method_that_failed_is_an_error_not_a_missing_target(study):
@@ -142,6 +205,29 @@ def test_sweep_of_steps_and_samples(study, tmp_path):
     assert (tmp_path / "mr_through_plane.png").stat().st_size > 2000
 
 
+def test_sweep_takes_an_exported_folder(study, tmp_path):
+    """People are not exported: those of a dataset, which must be that of the training."""
+    config = export_config.get_config("tiny")
+    config.run = str(study.ldm)
+    export.run(config, str(tmp_path / "model"))
+    config = sweep_config.get_config("tiny")
+    config.run = str(tmp_path / "model")
+    config.num_sampling_steps, config.noise_slices = (2,), (0.0,)
+    config.main_steps, config.main_samples = 2, 2
+    with pytest.raises(UserError, match="no prepared dataset"):
+        sweep.run(config, str(tmp_path / "sweep"))
+    config.data.prepared = str(study.prepared)
+    given = config.to_json()
+    sweep.run(config, str(tmp_path / "sweep"))
+    assert config.to_json() == given
+    record = files.read_json(tmp_path / "sweep" / "sweep.json")
+    config.run, config.data.prepared = str(study.ldm), ""
+    sweep.run(config, str(tmp_path / "again"))
+    again = files.read_json(tmp_path / "again" / "sweep.json")
+    for key in ("checkpoint", "points", "calibration", "through_plane"):
+        assert record[key] and record[key] == again[key]
+
+
 def test_sweep_refuses_a_method_without_samples(study, tmp_path):
     config = sweep_config.get_config("tiny")
     config.run = str(study.unet)
@@ -177,3 +263,35 @@ def test_tests_compare_the_read_outs_chosen_on_validation_people(study):
         modes = chosen[test["target"]]
         assert (test["a"], test["b"]) == (f"ldm:{modes['ldm']}", f"unet:{modes['unet']}")
     assert len(summary["tests"]) == 4  # two targets, two scores
+
+
+def test_validation_draws_every_class_from_what_it_has_predicted(study, monkeypatch):
+    """One batch more than the validation itself, where the first images have one code between them."""
+    calls = []
+
+    def over_devices(function):
+        def call(*args):
+            calls.append(args[1]["label"])
+            return function(*args)
+
+        return call
+
+    monkeypatch.setattr(validation.sharding, "over_devices", over_devices)
+
+    def predict(state, batch, rng):
+        code = np.asarray(batch["label"], np.float32)[:, None, None, None]
+        return Prediction(np.zeros_like(batch["target"]) + code / 4, None)
+
+    method = Method(None, None, {"predict": predict}, {"predict": 1})
+    config, prepared = study.config("unet", val_slice_stride=1), Prepared(study.prepared)
+    validate = validation.make_validation(config, prepared, method)
+    state = readouts.open_run(str(study.unet)).state
+    _, images = validate(state, types.SimpleNamespace(is_asked=lambda: False))
+    shown = images["val/source_ct_mr"]
+    width = shown.shape[2] // 3
+    for column, code in ((1, 1), (2, 2)):
+        part = shown[:, :, column * width : (column + 1) * width]
+        np.testing.assert_allclose(part, (code / 4 + 1) / 2)
+    assert len(set(calls[0][: validation.SHOWN].tolist())) == 1
+    rows = inputs.image_source(config, prepared, "val", ("ct", "mr"), 1)
+    assert len(calls) == -(-len(rows) // config.train.batch_size) + 1

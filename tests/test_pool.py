@@ -10,7 +10,7 @@ from cldm_jax.jobs import pool
 from cldm_jax.jobs.summary import COSTS, REFERENCE, make_summary
 from cldm_jax.metrics.protocol import PROTOCOLS
 from cldm_jax.report.gallery import GALLERY, load_gallery, save_gallery
-from cldm_jax.report.page import write_report
+from cldm_jax.report.page import read_scores, write_report
 
 MODES = {"ldm": ("onestep", "mirror"), "unet": ("predict",)}
 PSNR = {("ldm", "onestep"): 24.0, ("ldm", "mirror"): 24.5, ("unet", "predict"): 23.0}
@@ -119,7 +119,7 @@ def test_folds_that_chose_differently_keep_their_own_read_out(tmp_path):
 def test_pictures_come_from_all_folds(tmp_path):
     pooled(tmp_path)
     folders = [tmp_path / "a", tmp_path / "b"]
-    scores = [row for f in folders for row in pool._read_scores(f / "scores.csv")]
+    scores = [row for f in folders for row in read_scores(f / "scores.csv")]
     cases = {c["role"]: c["patient"] for c in pool._gallery(folders, scores)["ct"]["cases"]}
     assert cases["best"].startswith("sub-1") and cases["worst"] == "sub-00"
 

@@ -8,6 +8,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.jobs import pool
 from cldm_jax.jobs.summary import COSTS
 from cldm_jax.report import page
+from cldm_jax.report.page import read_scores
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_a_person_tested_twice_and_another_protocol_are_refused(folds, tmp_path)
 
 
 def test_no_person_is_shown_twice(folds):
-    scores = [row for f in folds for row in pool._read_scores(f / "scores.csv")]
+    scores = [row for f in folds for row in read_scores(f / "scores.csv")]
     ldm = [r for r in scores if (r["method"], r["mode"]) == ("ldm", "mirror")]
     for row in ldm:
         row["value"] = 20.0

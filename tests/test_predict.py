@@ -255,6 +255,12 @@ def test_a_unet_has_one_readout_and_no_uncertainty(study, bids, tmp_path):
             run(study, pet_path(bids), tmp_path / "x", checkpoint=str(study.unet), **fields)
 
 
+def test_an_autoencoder_makes_no_images(study, bids, tmp_path):
+    with pytest.raises(UserError, match="autoencoder, which predicts nothing"):
+        run(study, pet_path(bids), tmp_path / "out", checkpoint=str(study.ae))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("name", ["config.json", "run.json"])
 def test_a_damaged_run_is_one_line(study, bids, tmp_path, name):
     shutil.copytree(study.unet, tmp_path / "run")

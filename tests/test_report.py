@@ -14,7 +14,7 @@ from report_samples import entry, make_gallery, make_scores, make_summary
 
 from cldm_jax.metrics.protocol import PROTOCOLS
 from cldm_jax.report import figures, labels, tables
-from cldm_jax.report.page import SCORE_COLUMNS, write_report
+from cldm_jax.report.page import SCORE_COLUMNS, read_scores, write_report
 
 ODD = '<script>alert("x")</script> $\\frac{1}$ & co'
 
@@ -132,6 +132,8 @@ def test_scores_csv_keeps_every_row_and_undefined_values(tmp_path):
     assert tuple(rows[0]) == SCORE_COLUMNS and len(rows) == len(scores)
     assert rows[0]["value"] == "nan" and rows[1]["value"] == "inf"
     assert float(rows[2]["value"]) == scores[2]["value"]
+    again = read_scores(tmp_path / "scores.csv")
+    assert math.isnan(again[0]["value"]) and again[1:] == scores[1:]
 
 
 def test_odd_names_are_escaped_everywhere(tmp_path):

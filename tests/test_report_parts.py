@@ -6,10 +6,12 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from report_samples import make_case, make_gallery, make_scores, make_summary
+from report_samples import KEYS, make_case, make_gallery, make_scores, make_summary
 
 from cldm_jax.report import charts, figures, labels, reading, tables
 from cldm_jax.report.page import json_ready
+
+LONG = "cyclegan_unpaired_large_batch_name_without_spaces"
 
 
 def test_json_ready_makes_plain_values():
@@ -117,6 +119,22 @@ def test_checks_can_fail():
     assert found["Autoencoder 10 dB above the best CLDM"].status == "fail"
 
 
+@pytest.mark.parametrize(
+    "accuracy, real, status",
+    [
+        (0.92, 0.94, "pass"),  # as good as the classifier is
+        (0.88, 0.94, "fail"),
+        (0.92, 1.0, "fail"),
+        (0.92, None, "fail"),  # an older report: as if all real images were recognised
+        (0.6, 0.6, "unknown"),  # such a classifier judges nobody
+    ],
+)
+def test_the_class_flip_is_judged_by_what_the_classifier_can(accuracy, real, status):
+    control = {"name": "class_flip", "accuracy": accuracy, "accuracy_real": real}
+    (check,) = reading.checks({"rows": [], "controls": [control]})
+    assert check.status == status
+
+
 def test_markdown_and_terminal_tables():
     summary = make_summary()
     summary["rows"][0]["method"] = "a|b"
@@ -129,7 +147,23 @@ def test_markdown_and_terminal_tables():
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
     assert "**26.1 ± 1.2 [25.7, 26.5]**" in text and "*Floor: population mean image*" in text
     plain = tables.text_table(summary)
-    assert "26.1 ± 1.2 [25.7, 26.5] *" in plain and "PET to MR, n = 5 people" in plain
+    assert "26.1 ± 1.2 *" in plain and "[25.7, 26.5]" in plain
+    assert "PET to MR, n = 5 people" in plain
+
+
+@pytest.mark.parametrize("width", [100, 140])
+def test_the_terminal_table_fits_and_says_everything(width):
+    summary = make_summary()
+    summary["rows"][0]["method"] = LONG
+    summary["rows"][1]["psnr"]["n_undefined"] = 2
+    summary["references"][0]["name"] = "linear_ceiling"
+    lines = tables.text_table(summary, width).splitlines()
+    assert max(map(len, lines)) <= width
+    words = " ".join(" ".join(line.split()) for line in lines)
+    first = "".join(line[:24].strip() for line in lines)
+    assert LONG[:20] in first and "undefined)" in words and "[24.7, 25.5]" in words
+    cells = [line for line in lines if "24.1 ± 1.2" in line]
+    assert "0.812 ± 0.046" in cells[0] and "60.0 ± 7.0" in cells[0]  # one row stays one row
 
 
 @pytest.mark.parametrize("keys", [(), ("unet:predict",), ("mine:a", "mine:b", "mine:c", "d:e")])
@@ -142,6 +176,51 @@ def test_figures_cope_with_other_methods(keys, tmp_path):
     for name in ("case.png", "all.png"):
         with Image.open(tmp_path / name) as picture:
             assert picture.width > 300
+
+
+def boxes(figure, texts):
+    """Where the texts stand, in pixels, after the figure was laid out."""
+    figure.canvas.draw()
+    return [t.get_window_extent() for t in texts if t.get_text()]
+
+
+def assert_apart_and_whole(figure, texts):
+    found = boxes(figure, texts)
+    width, height = figure.bbox.width, figure.bbox.height
+    for box in found:
+        assert box.x0 >= 0 and box.y0 >= 0 and box.x1 <= width and box.y1 <= height
+    for i, a in enumerate(found):
+        assert not any(a.overlaps(b) for b in found[i + 1 :])
+
+
+def test_long_names_are_neither_cut_nor_over_each_other():
+    keys = (f"{LONG}:predict", "unet-cells:mirror", "latent_regression:mirror", "ldm:mean4")
+    names = {old: new for old, new in zip(KEYS, keys, strict=False)}
+    scores = make_scores()
+    for row in scores:
+        row["method"], row["mode"] = names[f"{row['method']}:{row['mode']}"].split(":")
+    figure = charts.patients_figure(scores, "ct", "HU")
+    assert_apart_and_whole(figure, figure.axes[0].get_yticklabels())
+    plots = sum(axes.get_window_extent().width for axes in figure.axes)
+    assert plots > 0.6 * figure.bbox.width
+    summary = make_summary(("ct",))
+    summary["rows"][0]["method"] = LONG
+    figure = charts.scale_figure(summary, "ct")
+    assert_apart_and_whole(figure, figure.axes[0].get_yticklabels())
+    case = make_case("best", keys=keys)
+    figure = figures.case_figure({"units": "fraction"}, case)
+    assert_apart_and_whole(figure, [axes.title for axes in figure.axes])
+
+
+def test_floors_are_drawn_above_the_methods_and_ceilings_below():
+    summary = make_summary(("ct",))
+    summary["references"] += [
+        {"name": name, "target": "ct", "psnr": summary["references"][0]["psnr"]}
+        for name in ("source_identity", "linear_ceiling")
+    ]
+    figure = charts.scale_figure(summary, "ct")
+    kinds = [t.get_text().partition(":")[0] for t in figure.axes[0].get_yticklabels()]
+    assert kinds == [*["Floor"] * 2, "U-Net", "CLDM onestep", "CLDM mean of 4", *["Ceiling"] * 3]
 
 
 def test_charts_are_none_without_numbers():

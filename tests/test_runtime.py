@@ -245,6 +245,15 @@ def test_progress_prints_plain_lines_with_an_eta(capsys):
     assert "4/4" in lines[-1]
 
 
+def test_progress_prints_no_line_twice(capsys):
+    with Progress(4, "work", "item", plain_every_s=0) as progress:
+        progress.update(4)
+    with Progress(4, "rare", "item", plain_every_s=60) as progress:
+        progress.update(4)
+    lines = [line.split()[:2] for line in capsys.readouterr().err.splitlines()]
+    assert lines == [["work:", "4/4"], ["rare:", "4/4"]]
+
+
 HUGE = """
 import os, sys
 from cldm_jax.runtime import device

@@ -1,8 +1,11 @@
 """--help: every config, every preset, every setting with its default and what is said beside it."""
 
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -29,9 +32,14 @@ def get_config(preset):
 '''
 
 
-def ask(*words: str) -> str:
+def start(*words: str, cwd=ROOT, path=ROOT):
     command = [sys.executable, "-m", "cldm_jax.main", *words]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    env = {**os.environ, "PYTHONPATH": str(path)}
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+
+
+def ask(*words: str, **where) -> str:
+    done = start(*words, **where)
     assert done.returncode == 0 and not done.stderr, done.stderr
     return done.stdout
 
@@ -67,3 +75,54 @@ def test_settings_of_one_config():
 def test_every_config_says_what_it_is(path):
     first = usage._docstring(path).splitlines()[0]
     assert first.endswith((".", ":")) and len(first) < 110
+
+
+def test_without_a_config_one_line_says_what_to_give():
+    done = start()
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
+    assert "no such config file" in done.stderr and "--config=configs/ldm.py:quick" in done.stderr
+
+
+# Installed, away from the repository
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A folder of packages as a wheel fills it."""
+    root = tmp_path_factory.mktemp("site")
+    package = root / "cldm_jax"
+    package.mkdir()
+    for path in (ROOT / "cldm_jax").iterdir():
+        if path.name != "main.py":
+            (package / path.name).symlink_to(path)
+    shutil.copy(ROOT / "cldm_jax" / "main.py", package)  # it looks for configs beside itself
+    (package / "configs").symlink_to(ROOT / "configs")
+    return root
+
+
+def test_the_wheel_holds_every_room_and_the_configs():
+    built = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    rooms = {p.parent.relative_to(ROOT) for p in (ROOT / "cldm_jax").rglob("*.py")}
+    rooms = {".".join(room.parts) for room in rooms}
+    assert set(built["packages"]) == rooms | {"cldm_jax.configs"}
+    assert built["package-dir"] == {"cldm_jax.configs": "configs"}
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_an_installed_package_brings_its_configs(site, tmp_path, foreign):
+    if foreign:  # a folder of that name that somebody else's program has
+        (tmp_path / "configs").mkdir()
+        (tmp_path / "configs" / "__init__.py").touch()
+        own = "from configs import simulate\nget_config = simulate.get_config\n"
+        (tmp_path / "configs" / "mine.py").write_text(own)
+        done = start("--config=configs/mine.py:tiny", "--config.n=1", cwd=tmp_path, path=site)
+        assert "--config.n: no such setting" in done.stderr
+    assert "  ldm.py" in ask("--help", cwd=tmp_path, path=site)
+    said = ask("--config=configs/ldm.py:tiny", "--help", cwd=tmp_path, path=site)
+    assert "--config.train.save_every=10" in said
+    done = start("--config", "configs/lmd.py:tiny", cwd=tmp_path, path=site)
+    assert done.stderr.endswith("Did you mean --config=configs/ldm.py?\n")
+    words = ("--config=configs/simulate.py:tiny", "--config.n_subjects=1")
+    done = start(*words, cwd=tmp_path, path=site)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "simulate-tiny" / "sub-0001").is_dir()

@@ -19,7 +19,10 @@ _MIN_HEAD_ML = 50.0  # of PET foreground; a brain has over 1000
 _GAIN = 1.05  # a turned or moved target that fits this much better: as given, it is wrong
 _MI_SPACING_MM = 4.0
 _MI_BINS = 32
-REGISTER = "To have it registered to the PET, add --config.register=rigid"
+REGISTER = (
+    "To have it registered to the PET, add --config.register=rigid "
+    '(in Python: config.register = "rigid")'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -284,7 +287,7 @@ def _check_geometry(notes: _Notes, name: str, volumes, allow_misaligned: bool) -
     if allow_misaligned:
         notes.add("warning", name, reason, "It is resampled through the affines, as was allowed")
     else:
-        remedy = f"{REGISTER}, or set allow_misaligned if both affines are right"
+        remedy = f"{REGISTER}, or set config.allow_misaligned if both affines are right"
         notes.add("error", name, reason, remedy)
 
 

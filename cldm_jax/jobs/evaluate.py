@@ -6,13 +6,11 @@ Slice -> patient -> mean +- SD; references (floor, ceilings) and controls are sc
 import importlib.metadata
 import pathlib
 
-import jax
 import numpy as np
 
 from cldm_jax import __version__, files
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import controls, references
-from cldm_jax.jobs.inputs import ensure_prepared
 from cldm_jax.jobs.readouts import (
     ReadOut,
     Run,
@@ -22,10 +20,11 @@ from cldm_jax.jobs.readouts import (
     predict_entrant,
     predict_rows,
 )
-from cldm_jax.jobs.scoring import HEADLINE, Scorer, is_cldm, make_gallery
+from cldm_jax.jobs.scoring import HEADLINE, Scorer, is_cldm, make_gallery, shared_data
 from cldm_jax.jobs.summary import REFERENCE, make_summary
 from cldm_jax.metrics import aggregate
 from cldm_jax.metrics.protocol import PROTOCOLS
+from cldm_jax.metrics.scores import METRICS
 from cldm_jax.report.gallery import GALLERY, save_gallery
 from cldm_jax.report.page import write_report
 from cldm_jax.report.tables import text_table
@@ -34,24 +33,19 @@ from cldm_jax.runtime.progress import Progress
 
 
 def run(config, workdir: str) -> None:
-    """Evaluates `config.runs` (comma-separated workdirs) into `workdir`. All processes compute, process 0
-    writes.
+    """Evaluates `config.runs` (comma-separated: workdirs of trainings, exported folders) into `workdir`.
+    All processes compute, process 0 writes. Nothing is done where `workdir` holds this evaluation: of the
+    same settings, data, checkpoints and METRICS.
     """
     workdirs = [w.strip() for w in config.runs.split(",") if w.strip()]
     if not workdirs:
         raise UserError("config.runs", "empty", "Give the workdirs of trainings, comma-separated.")
     sampling = config.sampling.to_dict() if config.replace_sampling else None
     runs = [open_run(w, sampling) for w in workdirs]
-    prepared = _shared_data(config, runs)
-    stamp = files.sha256_json(
-        {
-            "config": config.to_json(),
-            "data": prepared.index["fingerprint"],
-            "runs": [(r.workdir, r.step, r.manifest["config_sha256"]) for r in runs],
-        }
-    )
+    prepared = shared_data(config, runs)
+    stamp = _stamp(config, runs, prepared)
     done = pathlib.Path(workdir) / "summary.json"
-    if processes.decided(lambda: done.is_file() and files.read_json(done)["run"]["stamp"] == stamp):
+    if processes.decided(lambda: _stamp_of(done) == stamp):
         print(f"already evaluated: {workdir}/index.html")
         print(text_table(files.read_json(done)))
         return
@@ -65,29 +59,26 @@ def run(config, workdir: str) -> None:
     print(f"report: {page}")
 
 
-def _shared_data(config, runs: list[Run]):
-    """The dataset to score on; every run must have been trained on it."""
-    if config.data.prepared:
-        folder = config.data.prepared
-    else:
-        folder = runs[0].config["data"]["prepared"]
-    with config.data.unlocked():
-        config.data.prepared = folder
-        if not folder:
-            config.data.root = runs[0].config["data"]["root"]
-    prepared = ensure_prepared(config.data)
-    for r in runs:
-        if (
-            r.manifest["data"]["fingerprint"] != prepared.index["fingerprint"]
-            and not config.other_data
-        ):
-            raise UserError(
-                r.workdir,
-                f"was trained on other data than {prepared.folder}",
-                "Evaluate runs of one dataset, or say --config.other_data=True (scores are then out of "
-                "domain).",
-            )
-    return prepared
+def _stamp(config, runs: list[Run], prepared) -> str:
+    """What makes two evaluations the same. Metrics count by what a reader is told of them: whoever mends
+    the arithmetic of one evaluates into another folder.
+    """
+    return files.sha256_json(
+        {
+            "config": config.to_json(),
+            "data": prepared.index["fingerprint"],
+            "runs": [(r.workdir, r.step, r.manifest["config_sha256"]) for r in runs],
+            "metrics": {
+                name: [m.label, m.unit, m.better, m.meaning, m.per, m.needs]
+                for name, m in METRICS.items()
+            },
+        }
+    )
+
+
+def _stamp_of(summary: pathlib.Path) -> str | None:
+    """None where there is no summary, or one without (pooled folds)."""
+    return files.read_json(summary)["run"].get("stamp") if summary.is_file() else None
 
 
 def _evaluate(config, runs: list[Run], prepared):
@@ -200,30 +191,13 @@ def _add_references(config, runs, prepared, rows, names, scorer) -> None:
             linear = references.linear_patches(scorer.real, rows.keys["label"], r)
             if linear is not None:
                 images["linear_ceiling"] = linear
-            images["ae_ceiling"] = _reconstruct(config, r, rows)
+            images["ae_ceiling"] = references.autoencoded(r, rows, config.batch_size)
             break
     again = references.reacquired(prepared, rows, names)
     if again is not None:
         images["reacquired_ceiling"] = again
     for name, value in images.items():
         scorer.add(REFERENCE, name, value)
-
-
-def _reconstruct(config, run: Run, rows) -> np.ndarray:
-    """Decode(encode(truth)) with the autoencoder inside a latent run's checkpoint."""
-    codec = run.codec
-
-    @jax.jit
-    def reconstruct(variables, x, label):
-        return codec.decode(variables, codec.encode(variables, x, label), label)
-
-    variables = jax.device_put(run.state.frozen["autoencoder"])
-    out = []
-    for start in range(0, len(rows), config.batch_size):
-        index = np.minimum(np.arange(start, start + config.batch_size), len(rows) - 1)
-        batch = rows.read(index)
-        out.append(np.asarray(reconstruct(variables, batch["target"], batch["label"]))[..., 0])
-    return np.concatenate(out)[: len(rows)]
 
 
 def _controls(config, run: Run, source, prepared, names, scorer, images, progress) -> list[dict]:

@@ -1,6 +1,5 @@
 """The reports of cross-validation folds as one: every person was a test person once."""
 
-import csv
 import math
 import pathlib
 
@@ -13,7 +12,7 @@ from cldm_jax.jobs.summary import COSTS, make_summary
 from cldm_jax.metrics import aggregate
 from cldm_jax.report.gallery import GALLERY, load_gallery
 from cldm_jax.report.labels import row_key
-from cldm_jax.report.page import write_report
+from cldm_jax.report.page import read_scores, write_report
 from cldm_jax.report.tables import text_table
 from cldm_jax.runtime import device
 
@@ -28,7 +27,7 @@ def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: 
     """
     summaries = [files.read_json(r / "summary.json") for r in reports]
     _check(reports, summaries)
-    scores = [_read_scores(r / "scores.csv") for r in reports]
+    scores = [read_scores(r / "scores.csv") for r in reports]
     chosen = _chosen(summaries, scores)
     flat = [row for fold in scores for row in fold]
     summary = make_summary(
@@ -59,12 +58,6 @@ def _check(reports, summaries) -> None:
         if facts(summary) != facts(summaries[0]):
             reason = f"has other methods or another protocol than {reports[0]}"
             raise UserError(report, reason, "Evaluate every fold with the same settings.")
-
-
-def _read_scores(path: pathlib.Path) -> list[dict]:
-    with open(path, newline="", encoding="utf-8") as f:
-        rows = list(csv.DictReader(f))
-    return [{**r, "value": float(r["value"]), "n_slices": int(r["n_slices"])} for r in rows]
 
 
 def _chosen(summaries, scores) -> dict[str, dict[str, str]]:

@@ -120,6 +120,9 @@ def _open(request: Request) -> Model:
     if not pathlib.Path(checkpoint).is_dir():
         raise UserError(checkpoint, "no such folder", "Give a training's workdir or an export")
     opened = open_run(checkpoint)
+    if "reconstruct" in opened.method.predict:  # which gives the target back, and there is none
+        reason = "is an autoencoder, which predicts nothing by itself"
+        raise UserError(checkpoint, reason, "Give the latent method trained on it")
     sampling = opened.config["recipe"].get("sampling")
     if sampling is not None:
         steps = request.steps or sampling["num_sampling_steps"]

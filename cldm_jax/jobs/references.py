@@ -3,6 +3,7 @@
 All return images [N, H, W] in model range for the rows of a source, to be scored like a method.
 """
 
+import jax
 import numpy as np
 
 from cldm_jax.data.pipeline import SliceSource
@@ -88,6 +89,23 @@ def linear_patches(real, labels, run) -> np.ndarray | None:
     basis, mean = (np.asarray(patch[k])[labels] for k in ("components", "mean"))
     flat = (flat - mean[:, None]) @ basis @ basis.transpose(0, 2, 1) + mean[:, None]
     return flat.reshape(cells.shape).transpose(0, 1, 3, 2, 4).reshape(real.shape)
+
+
+def autoencoded(run, source: SliceSource, batch_size: int) -> np.ndarray:
+    """Ceiling: the real images through the autoencoder of a latent run's checkpoint and back."""
+    codec = run.codec
+
+    @jax.jit
+    def reconstruct(variables, x, label):
+        return codec.decode(variables, codec.encode(variables, x, label), label)
+
+    variables = jax.device_put(run.state.frozen["autoencoder"])
+    out = []
+    for start in range(0, len(source), batch_size):
+        index = np.minimum(np.arange(start, start + batch_size), len(source) - 1)
+        batch = source.read(index)
+        out.append(np.asarray(reconstruct(variables, batch["target"], batch["label"]))[..., 0])
+    return np.concatenate(out)[: len(source)]
 
 
 def targets(source: SliceSource, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,15 +3,41 @@
 import numpy as np
 
 from cldm_jax.data import intensity, pipeline
+from cldm_jax.data.shards import Prepared
 from cldm_jax.data.truth import find_truth, read_truth
+from cldm_jax.errors import UserError
 from cldm_jax.jobs import references
-from cldm_jax.jobs.readouts import Entrant
+from cldm_jax.jobs.inputs import ensure_prepared
+from cldm_jax.jobs.readouts import Entrant, Run
 from cldm_jax.metrics import aggregate, statistics
 from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
 from cldm_jax.metrics.scores import Context
 from cldm_jax.report.labels import method_label
 
 HEADLINE = "psnr"  # decides "best mode" and the shown patients
+
+
+def shared_data(config, runs: list[Run]) -> Prepared:
+    """The dataset to score on: that of `config.data.prepared`, else the first run's. UserError where a
+    run was trained on another one and `config.other_data` does not allow that.
+    """
+    data = config.data.copy_and_resolve_references()  # the caller's config stays as it was
+    data.prepared = data.prepared or runs[0].config["data"]["prepared"]
+    if not data.prepared:
+        data.root = runs[0].config["data"]["root"]
+    prepared = ensure_prepared(data)
+    for r in runs:
+        if (
+            r.manifest["data"]["fingerprint"] != prepared.index["fingerprint"]
+            and not config.other_data
+        ):
+            raise UserError(
+                r.workdir,
+                f"was trained on other data than {prepared.folder}",
+                "Evaluate runs of one dataset, or say --config.other_data=True (scores are then out of "
+                "domain).",
+            )
+    return prepared
 
 
 class Scorer:

@@ -7,9 +7,8 @@ import numpy as np
 from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import through_plane
-from cldm_jax.jobs.inputs import ensure_prepared, read_run_config
 from cldm_jax.jobs.readouts import open_run, predict_rows
-from cldm_jax.jobs.scoring import Scorer
+from cldm_jax.jobs.scoring import Scorer, shared_data
 from cldm_jax.metrics import calibration
 from cldm_jax.report import charts, figures
 from cldm_jax.runtime import device
@@ -19,18 +18,18 @@ SHOWN = ("psnr", "ssim", "sharpness", "bone_edge", "sulcal_csf")
 
 
 def run(config, workdir: str) -> None:
-    """Samples `config.run` with every number of steps, and one whole volume with noise that is more and
-    less correlated through plane. Writes <workdir>/sweep.json and its figures.
+    """Samples `config.run` (a training's workdir or an exported folder) with every number of steps, and
+    one whole volume with noise that is more and less correlated through plane. Writes sweep.json and its
+    figures into `workdir`.
 
-    Draws are independent: sample k of a slice comes from seed k. UserError where the run has no samples.
+    Draws are independent: sample k of a slice comes from seed k. UserError where the run has no samples,
+    or was trained on other data and `config.other_data` does not allow that.
     """
-    trained = read_run_config(config.run)
+    own = open_run(config.run)
+    trained = own.config
     if trained["method"] != "ldm":
         raise UserError(config.run, f"is a {trained['method']} run", "Give a latent diffusion run.")
-    with config.data.unlocked():
-        config.data.prepared = config.data.prepared or trained["data"]["prepared"]
-        config.data.root = trained["data"]["root"]
-    prepared = ensure_prepared(config.data)
+    prepared = shared_data(config, [own])
     names = {prepared.index["modalities"][t]["code"]: t for t in config.targets}
     scorer = Scorer(config, prepared, names)
     source = scorer.source(trained["data"]["context"])
@@ -38,16 +37,14 @@ def run(config, workdir: str) -> None:
     draws[config.main_steps] = config.main_samples
     total = len(source) * sum(n * k for n, k in draws.items())
     points, spread = [], []
+    for mode in (m for m in own.method.predict if m in ("onestep", "mirror")):
+        images = predict_rows(own, mode, source, batch_size=config.batch_size, seed=0).images
+        points += _points(scorer, images, mode, steps=1, samples=0)
     with Progress(total, "sweep", "evaluation") as progress:
         options = dict(batch_size=config.batch_size, progress=progress)
         for steps, samples in sorted(draws.items()):
             sampling = {**trained["recipe"]["sampling"], "num_sampling_steps": steps}
             opened = open_run(config.run, {**sampling, "num_samples": (1,)})
-            if steps == min(draws):
-                for mode in (m for m in opened.method.predict if m in ("onestep", "mirror")):
-                    quiet = dict(batch_size=config.batch_size, seed=0)
-                    images = predict_rows(opened, mode, source, **quiet).images
-                    points += _points(scorer, images, mode, steps=1, samples=0)
             stack = np.stack(
                 [
                     predict_rows(opened, "sample", source, seed=k, **options).images
@@ -62,7 +59,7 @@ def run(config, workdir: str) -> None:
         found = through_plane.measure(config, trained, prepared, names)
     record = {
         "run": str(config.run),
-        "checkpoint": opened.step,
+        "checkpoint": own.step,
         "command": device.command_line(),
         "hardware": device.describe(),
         "people": len({s["patient"] for s in scorer.scores}),

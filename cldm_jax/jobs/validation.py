@@ -33,13 +33,16 @@ def make_validation(config, prepared, method):
     if len(codes) < 2 or config.method == "autoencoder":  # which gives every image back
         codes = []
 
-    def every_class(state, first, middle):
-        """The first rows' sources, and what each class code makes of them."""
+    def every_class(state, first, middle, own):
+        """The first rows' sources, and what each class code makes of them. own: predicted as labelled."""
         arrays = {k: v for k, v in first.items() if k != "valid"}
         made = [middle[:SHOWN]]
         for code in codes:
-            arrays["label"] = np.full_like(first["label"], code)
-            made.append(np.asarray(predict(state, arrays, rng).image)[:SHOWN])
+            image = own
+            if (first["label"][:SHOWN] != code).any():
+                arrays["label"] = np.full_like(first["label"], code)
+                image = np.asarray(predict(state, arrays, rng).image)
+            made.append(image[:SHOWN])
         return np.concatenate(made, axis=2)
 
     def validate(state, stop):
@@ -67,7 +70,7 @@ def make_validation(config, prepared, method):
             if stop.is_asked():
                 return None
             images["val/source_" + "_".join(names[c] for c in codes)] = every_class(
-                state, first, middle
+                state, first, middle, shown
             )
         return scalars, {name: np.clip((x + 1) / 2, 0, 1) for name, x in images.items()}
 

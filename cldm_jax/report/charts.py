@@ -8,11 +8,10 @@ from matplotlib.figure import Figure
 from cldm_jax.metrics import aggregate
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.report import labels, tables
-from cldm_jax.report.figures import INK, label_text, new_figure
+from cldm_jax.report.figures import INK, fold_text, label_text, new_figure
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"  # Okabe-Ito: colour-blind safe
 PALETTE = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_IS_FLOOR = "floor"
 
 
 def _colour(row: dict) -> str:
@@ -27,7 +26,7 @@ def _strip(axes) -> None:
 
 
 def scale_figure(summary: dict, target: str) -> Figure | None:
-    """Mean PSNR of every method between the reference rows, its sharpness beside it.
+    """Mean PSNR of every method, floors listed above them and ceilings below; sharpness beside it.
 
     Bars are 95 % intervals over patients. None where no row has a PSNR.
     """
@@ -37,13 +36,15 @@ def scale_figure(summary: dict, target: str) -> Figure | None:
     scales = [
         r for r in tables.references_of(summary, target) if tables.mean_of(r, "psnr") is not None
     ]
-    floors = [r for r in scales if r["name"].startswith(_IS_FLOOR)]
+    floors = [r for r in scales if r["name"] in labels.FLOORS]
     lines = floors + rows + [r for r in scales if r not in floors]
     names = [
-        label_text(labels.row_key(r)) if "method" in r else labels.reference_label(r["name"])
+        label_text(labels.row_key(r))
+        if "method" in r
+        else fold_text(labels.reference_label(r["name"]))
         for r in lines
     ]
-    figure = new_figure(8.6, 0.9 + 0.27 * len(lines))
+    figure = new_figure(8.6, 0.9 + 0.3 * len(lines))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2.3, 1])
     for axes, metric in ((left, "psnr"), (right, "sharpness")):
         for y, row in enumerate(lines):
@@ -53,7 +54,7 @@ def scale_figure(summary: dict, target: str) -> Figure | None:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         _strip(axes)
-    left.set_yticks(range(len(lines)), names)
+    left.set_yticks(range(len(lines)), names, linespacing=1.0)
     left.set_ylim(len(lines) - 0.5, -0.5)
     for row in scales:
         left.axvline(tables.mean_of(row, "psnr"), color=ORANGE, linewidth=0.8, linestyle="--")
@@ -79,7 +80,9 @@ def _dot(axes, y: int, row: dict, metric: str) -> None:
 def patients_figure(
     scores: list[dict], target: str, units: str, metrics=("psnr", "mae")
 ) -> Figure | None:
-    """One thin line per patient across the methods, the mean as a bar; None without finite scores."""
+    """One thin line per patient from method to method, top to bottom, the mean as a bar; None without
+    finite scores.
+    """
     wanted = [s for s in scores if s["target"] == target]
     keys = list(dict.fromkeys(labels.row_key(s) for s in wanted))
     values = {(labels.row_key(s), s["metric"], s["patient"]): s["value"] for s in wanted}
@@ -92,26 +95,25 @@ def patients_figure(
     tables_of = {m: t for m, t in tables_of.items() if np.isfinite(t).any()}
     if not tables_of:
         return None
-    figure = new_figure(max(4.2, 0.62 * len(keys) + 1.4) * len(tables_of), 3.3)
-    for axes, (metric, table) in zip(
-        figure.subplots(1, len(tables_of), squeeze=False)[0], tables_of.items(), strict=True
-    ):
+    figure = new_figure(2.4 + 3.4 * len(tables_of), 0.9 + 0.34 * len(keys))
+    grid = figure.subplots(1, len(tables_of), squeeze=False, sharey=True)[0]
+    for axes, (metric, table) in zip(grid, tables_of.items(), strict=True):
         table = np.where(
             np.isfinite(table), table, np.nan
         )  # an exact score has no place on an axis
         alpha = float(np.clip(8 / len(patients), 0.15, 0.7))
-        x = np.arange(len(keys))
+        y = np.arange(len(keys))
         for line in table:
-            axes.plot(x, line, "-o", color=GREY, alpha=alpha, linewidth=0.8, markersize=3)
-        for i in x[np.isfinite(table).any(axis=0)]:
+            axes.plot(line, y, "-o", color=GREY, alpha=alpha, linewidth=0.8, markersize=3)
+        for i in y[np.isfinite(table).any(axis=0)]:
             mean = np.nanmean(table[:, i])
-            axes.plot([i - 0.3, i + 0.3], [mean, mean], color=BLUE, linewidth=2.5)
-        axes.set_xticks(x, [label_text(k) for k in keys], rotation=35, ha="right")
-        axes.set_xlim(-0.6, len(keys) - 0.4)
+            axes.plot([mean, mean], [i - 0.3, i + 0.3], color=BLUE, linewidth=2.5)
+        axes.set_yticks(y, [label_text(k) for k in keys], linespacing=1.0)
+        axes.set_ylim(len(keys) - 0.5, -0.5)
         unit = labels.metric_unit(metric, units)
         axes.set_title(f"{METRICS[metric].label}, {unit}" if unit else METRICS[metric].label)
         axes.title.set(fontsize=9, color=INK)
-        axes.grid(axis="y", color="#e5e5e5", linewidth=0.6)
+        axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
         _strip(axes)
     return figure
 
@@ -160,7 +162,7 @@ def curves_figure(names: list[str], curves: list[list], label: str, *, log: bool
         x, y = zip(*points, strict=True)
         style = ("-", "--", ":")[number // len(PALETTE) % 3]
         colour = PALETTE[number % len(PALETTE)]
-        shown = name.replace("$", r"\$")
+        shown = fold_text(name)
         marker = "o" if len(points) < 20 else None
         axes.plot(
             x, y, style, marker=marker, markersize=3, linewidth=1.2, color=colour, label=shown

@@ -7,6 +7,7 @@ range [-1, 1]. A case is {"role", "patient", "slice", "source", "real", "mask", 
 
 import io
 import struct
+import textwrap
 import zlib
 
 import matplotlib
@@ -28,6 +29,7 @@ IMAGE_MAP, SOURCE_MAP, ERROR_MAP, SD_MAP = _MAPS = [
 ]
 _PANEL = 1.5  # inches
 _PLANE = 2.6  # of a coronal plane
+_TITLE = 23  # characters above a panel
 _DPIS = (130, 110, 90, 75, 60, 50)  # tried in turn
 _DEFAULT_WINDOW = {"HU": (-200.0, 1200.0), "fraction": (0.0, 1.0)}
 _DEFAULT_ERROR = {"HU": 500.0, "fraction": 0.3}
@@ -79,9 +81,16 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def label_text(key: str) -> str:
-    """The label of a method for a figure: no character of a user's name may start a formula."""
-    return labels.method_label(key).replace("$", r"\$")
+def fold_text(text: str, width: int = 38) -> str:
+    """A name for a figure, in lines of at most `width` characters: however long a user made it, it takes
+    no room from the picture or its neighbours, and no character of it starts a formula.
+    """
+    return "\n".join(textwrap.wrap(text, width)).replace("$", r"\$")
+
+
+def label_text(key: str, width: int = 38) -> str:
+    """`fold_text` of the label of a method."""
+    return fold_text(labels.method_label(key), width)
 
 
 def _box(mask: np.ndarray) -> tuple[slice, slice]:
@@ -157,14 +166,15 @@ def case_figure(target: dict, case: dict) -> Figure:
     num_rows, num_columns = (3 if deviations else 2), len(keys) + 2
     cut = mask[box].shape
     height = _PANEL * min(1.6, max(0.6, cut[0] / cut[1]))
-    figure = new_figure(_PANEL * num_columns + 0.9, (height + 0.26) * num_rows + 0.1)
+    titles = ["PET (input)", *(label_text(k, _TITLE) for k in keys), "Real"]
+    tall = (height + 0.26) * num_rows + 0.13 * max(t.count("\n") for t in titles) + 0.1
+    figure = new_figure(_PANEL * num_columns + 0.9, tall)
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
 
     source = _show(grid[0, 0], case["source"], box, (-1, 1), SOURCE_MAP)
-    titles = ["PET (input)", *map(label_text, keys), "Real"]
     pictures = [*predictions.values(), case["real"]]
     for column, title in enumerate(titles):
-        grid[0, column].set_title(title, fontsize=8, color=INK, wrap=True)
+        grid[0, column].set_title(title, fontsize=8, color=INK)
     shown = [
         _show(grid[0, 1 + i], picture, box, window, IMAGE_MAP) for i, picture in enumerate(pictures)
     ]
@@ -247,7 +257,7 @@ def overview_figure(gallery: dict) -> Figure:
         box, window = _box(mask), _window(target)
         keys = _overview_keys(case)
         panels = [("PET (input)", case["source"], (-1, 1), SOURCE_MAP)]
-        panels += [(label_text(k), case["predictions"][k], window, IMAGE_MAP) for k in keys]
+        panels += [(label_text(k, _TITLE), case["predictions"][k], window, IMAGE_MAP) for k in keys]
         panels += [(f"Real {labels.target_label(name)}", case["real"], window, IMAGE_MAP)]
         used = [*row[: len(panels) - 1], row[-1]]
         for axes, (title, picture, limits, colour_map) in zip(used, panels, strict=True):

@@ -23,6 +23,7 @@ _REFERENCES = {
     "ae_ceiling": "Ceiling: autoencoder reconstruction",
     "reacquired_ceiling": "Ceiling: same person acquired again",
 }
+FLOORS = ("source_identity", "floor_mean_image")  # the other references are ceilings
 _TARGETS = {"ct": "CT", "mr": "MR"}
 # Decimals printed at least and at most, by unit; the median SD of a column decides in between.
 _DECIMALS = {"dB": (1, 2), "HU": (0, 1), "fraction": (3, 4), "": (2, 3)}

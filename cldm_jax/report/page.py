@@ -80,6 +80,15 @@ def _csv(scores: list[dict]) -> str:
     return text.getvalue()
 
 
+def read_scores(path) -> list[dict]:
+    """The rows of a report's scores.csv, as `write_report` took them: value a float ("nan" and "inf" are
+    scores that are not defined), n_slices an int, everything else text. References are among them.
+    """
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{**r, "value": float(r["value"]), "n_slices": int(r["n_slices"])} for r in rows]
+
+
 def _file_name(*parts) -> str:
     return "_".join(re.sub(r"[^A-Za-z0-9-]+", "-", str(p)) for p in parts) + ".png"
 

@@ -1,5 +1,7 @@
 """Score tables of a summary as plain structures, Markdown and terminal text."""
 
+import itertools
+import textwrap
 from typing import NamedTuple
 
 from cldm_jax.metrics.scores import METRICS
@@ -13,6 +15,7 @@ _COSTS = (  # key, head, format
     ("network_evaluations", "Net evals per slice", labels.count),
     ("seconds_per_slice", "Time per slice", labels.duration),
 )
+_NAME_WIDTH, _GAP = 24, "  "  # of a text table: least width of the methods' column; between columns
 
 
 class Cell(NamedTuple):
@@ -205,18 +208,34 @@ def markdown_table(summary: dict) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def text_table(summary: dict) -> str:
-    """The main scores for a terminal: one aligned block per target, best means marked with *."""
+def text_table(summary: dict, width: int = 100) -> str:
+    """The main scores for a terminal: one aligned block per target, at most `width` characters wide, best
+    means marked with *. Intervals stand below their means; a text too long for its column goes on below.
+    """
     blocks = []
+    columns = 1 + len(MAIN_METRICS)
     for target in targets_of(summary):
         table = score_table(summary, target)
-        columns = range(1 + len(MAIN_METRICS))
-        grid = [[table.header[i] for i in columns]]
+        grid = [[[head] for head in table.header[:columns]]]
         for row in table.rows:
-            grid.append([_plain(row.cells[i]) + (" *" * row.cells[i].best) for i in columns])
-        widths = [max(len(line[i]) for line in grid) for i in columns]
-        lines = ["  ".join(t.ljust(w) for t, w in zip(line, widths, strict=True)) for line in grid]
+            grid.append([[c.text + " *" * c.best, c.detail] for c in row.cells[:columns]])
+        most = (width - _NAME_WIDTH) // len(MAIN_METRICS) - len(_GAP)
+        widths = [max(len(text) for line in grid for text in line[i]) for i in range(columns)]
+        widths[1:] = [min(w, most) for w in widths[1:]]
+        widths[0] = min(widths[0], width - sum(w + len(_GAP) for w in widths[1:]))
         people = people_of(rows_of(summary, target))
         title = f"PET to {labels.target_label(target)}" + (f", {people} people" if people else "")
-        blocks.append("\n".join([title, *(line.rstrip() for line in lines)]))
+        blocks.append("\n".join([title, *(text for line in grid for text in _fold(line, widths))]))
     return "\n\n".join(blocks) + "\n"
+
+
+def _fold(cells: list[list[str]], widths: list[int]) -> list[str]:
+    """One row of a table as lines: every cell's texts below each other, wrapped at its column's width."""
+    wrapped = [
+        [line for text in cell for line in textwrap.wrap(text, width)]
+        for cell, width in zip(cells, widths, strict=True)
+    ]
+    lines = itertools.zip_longest(*wrapped, fillvalue="")
+    return [
+        _GAP.join(t.ljust(w) for t, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    ]

@@ -20,7 +20,8 @@ def silence() -> None:
 class Progress:
     """`with Progress(total, "train ldm", "step") as p: p.update(1, loss="0.12")`.
 
-    In a terminal: one tqdm line. Elsewhere: a plain line every `plain_every_s` seconds and at the end.
+    In a terminal: one tqdm line. Elsewhere: a plain line every `plain_every_s` seconds and at the end,
+    where the last of them does not say it already.
     """
 
     is_shown = True
@@ -32,6 +33,7 @@ class Progress:
         self.done = self.first = initial
         self.notes: dict[str, str] = {}
         self.plain_every_s = plain_every_s
+        self.printed: int | None = None  # `done` of the last plain line
         self.start = self.last = time.monotonic()
         self.bar = None
         if sys.stderr.isatty() and self.is_shown:
@@ -48,7 +50,7 @@ class Progress:
             self._plain()
 
     def _plain(self) -> None:
-        self.last = time.monotonic()
+        self.last, self.printed = time.monotonic(), self.done
         if not self.is_shown:
             return
         spent, done = self.last - self.start, self.done - self.first
@@ -68,5 +70,5 @@ class Progress:
     def __exit__(self, *exc):
         if self.bar is not None:
             self.bar.close()
-        else:
+        elif self.printed != self.done:
             self._plain()
