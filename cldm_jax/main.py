@@ -13,6 +13,7 @@ import pathlib
 import re
 import sys
 import traceback
+import types
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -65,7 +66,7 @@ CHOICES = {
     "targets": ("pet", "ct", "mr"),
     "conditioning": ("concat", "sdedit", "bridge"),
     "source_encoding": ("s2d", "latent"),
-    "schedule": ("cosine", "scaled_linear"),
+    "schedule": ("cosine", "scaled_linear", "scaled_linear_plain"),
     "diffusion.target": ("v", "x0", "eps"),
     "decay": ("cosine", "second_half"),
     "attention": ("xla", "cudnn"),
@@ -77,7 +78,7 @@ FIXED = (
     "size spacing_mm shape fold split_fractions ct_window window onestep_share onestep_ramp".split()
 )
 
-_CONFIGS = pathlib.Path("configs")
+_CONFIGS, _PACKAGE = pathlib.Path("configs"), pathlib.Path(__file__).resolve().parent
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file and preset, e.g. configs/ldm.py:quick.", lock_config=True
 )
@@ -190,7 +191,7 @@ def _parse(argv: list[str]) -> list[str]:
             name = match[1]
             raise UserError(f"--config.{name}", "no such setting", _meant(name, known, "--config."))
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(_with_located(argv))
     except flags.UnrecognizedFlagError as error:
         names = [*(f"config.{n}" for n in known), "config", "workdir", "cache", "debug", "dry_run"]
         remedy = _meant(error.flagname, names, "--")
@@ -207,10 +208,10 @@ def _parse(argv: list[str]) -> list[str]:
 
 def _help(argv: list[str]) -> str:
     """Of everything, or of the config that argv names."""
-    path, _, preset = _given_config(argv).partition(":")
+    path, _, preset = _located(_given_config(argv)).partition(":")
     if not path:
         names = (f.name for f in _OWN_FLAGS)
-        return usage.overview(_CONFIGS, [(name, flags.FLAGS[name].help) for name in names])
+        return usage.overview(_find_configs(), [(name, flags.FLAGS[name].help) for name in names])
     values = _names(_load_config(argv))
     leaves = {k: v for k, v in values.items() if not isinstance(v, config_dict.ConfigDict)}
     return usage.settings(pathlib.Path(path), str(leaves.get("preset", preset)), leaves)
@@ -218,23 +219,48 @@ def _help(argv: list[str]) -> str:
 
 def _given_config(argv: list[str]) -> str:
     given = ""
-    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=True):
+    for argument, following in zip(argv[1:], [*argv[2:], ""], strict=False):
         if re.match(r"--?config(=|$)", argument):
             given = argument.partition("=")[2] if "=" in argument else following
     return given
+
+
+def _find_configs() -> pathlib.Path:
+    """The folder of configs: the working folder's, as in a checkout, else the one that was installed."""
+    places = (_CONFIGS, _PACKAGE / "configs", _PACKAGE.parent / "configs")
+    found = next((p for p in places if (p / "common.py").is_file()), _CONFIGS)
+    if found != _CONFIGS and "configs" not in sys.modules:  # where configs import each other from
+        package = sys.modules["configs"] = types.ModuleType("configs")
+        package.__path__ = [str(found), str(_CONFIGS)]
+    return found
+
+
+def _located(given: str) -> str:
+    """A file of configs/ (and preset) as given; the installed one where the working folder has none."""
+    path, colon, preset = given.partition(":")
+    installed = _find_configs() / pathlib.Path(path).name
+    is_ours = pathlib.Path(path).parent == _CONFIGS and installed.is_file()
+    return f"{installed}{colon}{preset}" if is_ours and not os.path.isfile(path) else given
+
+
+def _with_located(argv: list[str]) -> list[str]:
+    """argv with its config where it lies."""
+    given = _given_config(argv)
+    words = (given, f"-config={given}", f"--config={given}")
+    return [a.removesuffix(given) + _located(given) if a in words else a for a in argv]
 
 
 def _load_config(argv: list[str]):
     """The config that argv names, before its overrides. Raises UserError where it names none."""
     given = _given_config(argv)
     path, _, preset = given.partition(":")
-    if not pathlib.Path(path).is_file():
-        known = {str(p): p for p in _CONFIGS.glob("*.py")}
+    if not pathlib.Path(_located(path)).is_file():
+        known = {str(_CONFIGS / p.name): p for p in _find_configs().glob("*.py")}
         example = "Give a config file and a preset, like --config=configs/ldm.py:quick"
         remedy = _meant(path, known, "--config=") if path in known or known and path else example
         raise UserError(f"--config={given}", "no such config file", remedy)
     try:
-        return flags.FLAGS["config"].parser.parse(given)
+        return flags.FLAGS["config"].parser.parse(_located(given))
     except Exception as error:  # a config is a program
         own = error.__context__ or error  # ml_collections quotes a whole traceback
         words = re.findall(r"\w+", str(own).partition("known:")[2])

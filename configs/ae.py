@@ -17,6 +17,7 @@ def get_config(preset: str = "a6000"):
     c.data = common.data(preset)
     c.data.targets = ("pet", "ct", "mr")
     c.data.context = 1
+    c.init = common.init()
     c.train = common.train(preset)
     c.train.num_train_steps = common.pick(
         preset, tiny=20, quick=500, cpu=1500, cpu1mm=400, a6000=50_000

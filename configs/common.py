@@ -64,6 +64,14 @@ def train(preset: str) -> ml_collections.ConfigDict:
     return c
 
 
+def init() -> ml_collections.ConfigDict:
+    """Weights from elsewhere to begin with; with train.num_train_steps=0 they are only imported."""
+    c = ml_collections.ConfigDict()
+    c.weights = ""  # file of a MONAI network of these settings (.pt, .safetensors); "" = none
+    c.key = ""  # which of the file's state dicts, where it holds several that fit
+    return c
+
+
 def optim(learning_rate: float, ema_decay: float) -> ml_collections.ConfigDict:
     """AdamW with warm-up and decay to the last step; see runtime/optim.py."""
     c = ml_collections.ConfigDict()

@@ -31,7 +31,11 @@ def get_config(preset: str = "a6000"):
     c.autoencoder = {
         "workdir": "",  # "" = runs/ae-<preset>; trained with the recipe below if nothing is there
         "train": ae.get_config(preset),
+        # MONAI's one factor on all latents, of a U-Net that was trained with it; 0 = standardised by
+        # channel and class
+        "scale_factor": 0.0,
     }
+    c.init = common.init()
     c.encode_batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)  # slices
     c.train = common.train(preset)
     c.train.num_train_steps = common.pick(
@@ -61,7 +65,9 @@ def get_config(preset: str = "a6000"):
         "diffusion": {
             "conditioning": "concat",  # concat | sdedit | bridge
             "source_encoding": "s2d",  # s2d: PET pixels, space-to-depth (lossless) | latent
-            "schedule": "cosine",  # cosine | scaled_linear; both with zero terminal SNR
+            # cosine | scaled_linear, both with zero terminal SNR | scaled_linear_plain, without, for
+            # networks trained so elsewhere
+            "schedule": "cosine",
             "num_timesteps": 1000,
             "target": "v",  # v | x0 | eps
             "class_dropout_prob": 0.1,  # of the noisy rows, for guidance

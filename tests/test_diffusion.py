@@ -8,7 +8,7 @@ import pytest
 from cldm_jax.diffusion import parametrisation, samplers
 from cldm_jax.diffusion.guidance import with_guidance
 from cldm_jax.diffusion.noise import through_plane_weights
-from cldm_jax.diffusion.schedule import SCHEDULES, trailing_timesteps
+from cldm_jax.diffusion.schedule import SCHEDULES, ZERO_SNR, trailing_timesteps
 
 MEAN, STD = 0.7, 0.3  # the data of the Gaussian tests
 
@@ -16,7 +16,15 @@ MEAN, STD = 0.7, 0.3  # the data of the Gaussian tests
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_schedules_fall_to_zero_signal(name):
     ab = np.asarray(SCHEDULES[name](1000))
-    assert ab.shape == (1000,) and ab[-1] == 0 and (np.diff(ab) < 0).all() and ab[0] > 0.99
+    assert ab.shape == (1000,) and (np.diff(ab) < 0).all() and ab[0] > 0.99
+    assert (ab[-1] == 0) == (name in ZERO_SNR) and 0 <= ab[-1] < 3e-4
+
+
+def test_plain_scaled_linear_is_the_published_one():
+    betas = np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2
+    ab = np.asarray(SCHEDULES["scaled_linear_plain"](1000))
+    np.testing.assert_allclose(ab, np.cumprod(1 - betas), rtol=1e-6)
+    assert np.sqrt(ab[-1]) == pytest.approx(0.0119, abs=1e-4)
 
 
 def test_scaled_linear_before_rescaling_is_the_published_one():

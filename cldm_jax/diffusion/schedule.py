@@ -2,8 +2,9 @@
 
 zt = sqrt(alphas_bar[t]) z0 + sqrt(1 - alphas_bar[t]) eps      (DDPM, Ho 2020, eq. 4)
 
-Both schedules end at zero signal (zero terminal SNR, Lin et al. 2305.08891): the last step is pure
+Those of ZERO_SNR end at zero signal (zero terminal SNR, Lin et al. 2305.08891): the last step is pure
 noise, so sampling may start there and a one-step answer at t = T - 1 is defined for v and x0 targets.
+"scaled_linear_plain" leaves a little signal; it is for networks that were trained with it elsewhere.
 """
 
 import jax.numpy as jnp
@@ -20,13 +21,27 @@ def cosine(num_timesteps: int):
 
 def scaled_linear(num_timesteps: int, beta_start: float = 0.0015, beta_end: float = 0.0195):
     """CompVis' latent-diffusion betas, rescaled to zero terminal SNR (Lin et al., algorithm 1)."""
-    betas = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
-    root = np.sqrt(np.cumprod(1 - betas))
+    root = np.sqrt(_scaled_linear(num_timesteps, beta_start, beta_end))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     return jnp.asarray(root**2, jnp.float32)
 
 
-SCHEDULES = {"cosine": cosine, "scaled_linear": scaled_linear}
+def scaled_linear_plain(num_timesteps: int, beta_start: float = 0.0015, beta_end: float = 0.0195):
+    """CompVis' latent-diffusion betas as they are: sqrt(alphas_bar[T - 1]) is 0.012 at 1000 steps."""
+    return jnp.asarray(_scaled_linear(num_timesteps, beta_start, beta_end), jnp.float32)
+
+
+def _scaled_linear(num_timesteps: int, beta_start: float, beta_end: float) -> np.ndarray:
+    betas = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
+    return np.cumprod(1 - betas)
+
+
+SCHEDULES = {
+    "cosine": cosine,
+    "scaled_linear": scaled_linear,
+    "scaled_linear_plain": scaled_linear_plain,
+}
+ZERO_SNR = ("cosine", "scaled_linear")  # their last step is pure noise
 
 
 def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray:

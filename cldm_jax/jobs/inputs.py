@@ -5,6 +5,7 @@ autoencoder of a latent method, the latents.
 """
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +14,8 @@ from cldm_jax import files
 from cldm_jax.data import pipeline
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.runtime import processes
+from cldm_jax.models import monai_names
+from cldm_jax.runtime import foreign, processes
 
 
 class Inputs(NamedTuple):
@@ -101,8 +103,12 @@ def ensure_autoencoder(config) -> str:
 
 def method_recipe(config) -> dict[str, Any]:
     """Keywords of the method's `make` that the training config holds."""
-    optim = {**config.recipe.optim.to_dict(), "num_train_steps": config.train.num_train_steps}
-    return {**config.recipe.to_dict(), "optim": optim}
+    return scheduled(config.recipe.to_dict(), config.train.num_train_steps)
+
+
+def scheduled(recipe: Mapping[str, Any], num_train_steps: int) -> dict[str, Any]:
+    """`recipe` whose optimiser knows its steps; 1 of an import alone, as no schedule has 0."""
+    return {**recipe, "optim": {**recipe["optim"], "num_train_steps": max(1, num_train_steps)}}
 
 
 def check_size(config, size) -> None:
@@ -116,13 +122,39 @@ def check_size(config, size) -> None:
         raise UserError(
             f"images of {size[0]} x {size[1]}",
             f"the networks of these settings need multiples of {multiple}",
-            f'Prepare them with --config.size="({fitting})", or give fewer levels (channel_mult).',
+            f'Prepare them with --config.size="({fitting})", or give fewer levels (channel_mult, of '
+            "MONAI's networks channels).",
+        )
+
+
+def _check_codes(config, index: dict) -> None:
+    """UserError where a class code that MONAI's U-Net is asked for has no row in its embedding: JAX would
+    take the last one without a word.
+    """
+    recipe = config.recipe.to_dict()
+    rows = recipe.get("model", {}).get("num_class_embeds")
+    if rows is None:
+        return
+    asked = {name: index["modalities"][name]["code"] for name in config.data.targets}
+    if rows == 0 and len(asked) > 1:
+        reason = f"cannot tell {' from '.join(asked)} without class embeddings"
+        raise UserError("num_class_embeds=0", reason, "Give one of them as config.data.targets.")
+    diffusion, scale = recipe["diffusion"], recipe["sampling"]["guidance_scale"]
+    if diffusion["class_dropout_prob"] > 0 or scale != 1.0:
+        asked["no class (null_code)"] = diffusion["null_code"]
+    missing = [f"{name}: {code}" for name, code in asked.items() if code >= rows > 0]
+    if missing:
+        raise UserError(
+            f"num_class_embeds={rows}",
+            f"has no row for the class code of {', '.join(missing)}",
+            "Give as many as the highest code and one; for no class, class_dropout_prob=0 will do.",
         )
 
 
 def _multiple(model: dict) -> int:
     """Pixels that become one at the network's lowest level, along a side."""
     levels = model.get("channel_mult") or model.get("unet", {}).get("channel_mult")
+    levels = levels or model.get("channels")  # MONAI's networks
     if levels is None:  # CycleGAN's generator
         return 4
     return model.get("stem_block", 1) * 2 ** (len(levels) - 1)
@@ -132,6 +164,7 @@ def open_inputs(config) -> Inputs:
     """Opens (and where needed makes) everything that training `config` reads."""
     prepared = ensure_prepared(config.data)
     check_size(config, prepared.index["grid"]["size"])
+    _check_codes(config, prepared.index)
     recipe = method_recipe(config)
     if config.data.kind == "images":
         return Inputs(prepared, None, {}, recipe)
@@ -142,9 +175,71 @@ def open_inputs(config) -> Inputs:
     latents = ensure_latents(
         prepared, ae_workdir, config.encode_batch_size, needed_modalities(config.data)
     )
-    statistics = {k: np.asarray(v, np.float32) for k, v in latents.index["statistics"].items()}
+    statistics = _latent_statistics(latents, config.autoencoder.scale_factor)
     frozen = {"autoencoder": variables, "statistics": statistics}
     return Inputs(prepared, latents, frozen, {"autoencoder": model, **recipe})
+
+
+def _latent_statistics(latents: Prepared, scale_factor: float) -> dict[str, np.ndarray]:
+    """{"mean", "std"} [classes, C] that latents are standardised by: each class's and channel's own, or
+    MONAI's multiplication by one factor where that is not 0. Raises UserError.
+    """
+    statistics = {k: np.asarray(v, np.float32) for k, v in latents.index["statistics"].items()}
+    if scale_factor < 0:
+        what = f"config.autoencoder.scale_factor={scale_factor:g}"
+        raise UserError(what, "negative", "Give MONAI's scale_factor, or 0 for none.")
+    if scale_factor == 0:
+        return statistics
+    ones = np.ones_like(statistics["std"])
+    return {"mean": 0 * ones, "std": ones / np.float32(scale_factor)}
+
+
+def import_weights(config, params) -> tuple[dict, dict]:
+    """(a tree like `params` with the weights of `config.init`, facts about the file for run.json).
+
+    Raises UserError for networks that are not MONAI's, and a file that cannot be read or does not fit.
+    """
+    path, key = config.init.weights, config.init.key
+    if config.recipe.model.to_dict().get("architecture") != "monai":
+        raise UserError(
+            f"config.init.weights={path}",
+            "is for networks of MONAI's architecture, and these are cldm_jax's own",
+            "Use configs/monai_ae.py or configs/monai_ldm.py.",
+        )
+    expected = monai_names.expected_shapes(params)
+    states = {k: monai_names.split_qkv(s) for k, s in foreign.read_states(path).items()}
+    key, state = _choose_state(path, key, states, expected)
+    arrays = foreign.to_float32(path, state)
+    facts = {"file": pathlib.Path(path).name, "sha256": files.sha256_file(path), "key": key}
+    return monai_names.to_params(arrays, params), facts
+
+
+def _choose_state(path, key: str, states: dict, expected: dict) -> tuple[str, dict]:
+    """(key, state dict) of the one named or, without a name, of the only one that fits."""
+    shapes = {k: {n: tuple(v.shape) for n, v in s.items()} for k, s in states.items()}
+    listed = ", ".join(k or "(the file itself)" for k in states)
+    if key and key not in states:
+        raise UserError(path, f"holds no state dict {key!r}", f"It holds: {listed}.")
+    candidates = [key] if key else list(states)
+    fitting = [k for k in candidates if not monai_names.explain(shapes[k], expected)]
+    if len(fitting) > 1:
+        remedy = "Say which one: --config.init.key=NAME."
+        raise UserError(path, f"holds several state dicts that fit ({', '.join(fitting)})", remedy)
+    if fitting:
+        return fitting[0], states[fitting[0]]
+    nearest = max(candidates, key=lambda k: len(shapes[k].keys() & expected.keys()))
+    reason = monai_names.explain(shapes[nearest], expected)
+    if len(candidates) > 1:
+        reason = f"holds the state dicts {listed}, and none fits; {nearest or 'the file itself'} {reason}"
+    remedy = "Set config.recipe.model to the keywords it was trained with."
+    if reason.endswith(monai_names.LEGACY):
+        remedy = (
+            "Where it was trained: net.load_old_state_dict(torch.load(OLD)), then "
+            "torch.save(net.state_dict(), NEW)."
+        )
+    elif len(candidates) > 1:
+        remedy = f"{remedy} If another one is meant: --config.init.key=NAME."
+    raise UserError(path, reason, remedy)
 
 
 def train_source(config, inputs: Inputs):

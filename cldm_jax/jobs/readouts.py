@@ -11,7 +11,7 @@ import numpy as np
 
 from cldm_jax.data.pipeline import SliceSource
 from cldm_jax.errors import UserError
-from cldm_jax.jobs.inputs import read_run_config, read_run_json
+from cldm_jax.jobs.inputs import read_run_config, read_run_json, scheduled
 from cldm_jax.methods.base import Method
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.registry import make_method
@@ -110,8 +110,7 @@ def stored_method(
 ) -> tuple[Method, Codec | None]:
     """The stored model's method and, for a latent one, its codec."""
     config = stored.config
-    optim = {**config["recipe"]["optim"], "num_train_steps": config["train"]["num_train_steps"]}
-    recipe = {**config["recipe"], "optim": optim}
+    recipe = scheduled(config["recipe"], config["train"]["num_train_steps"])
     if "sampling" in recipe:
         own = recipe["sampling"] if sampling is None else sampling
         recipe["sampling"] = {**SAMPLING_BEFORE, **own}

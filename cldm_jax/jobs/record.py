@@ -41,6 +41,10 @@ ADDED = {
         "generator.unet.attention": "xla",
     }.items()
 }
+ADDED |= {
+    f"{section}init.{k}": "" for section in ("", "autoencoder.train.") for k in ("weights", "key")
+}
+ADDED["autoencoder.scale_factor"] = 0.0
 
 
 class Clock:
@@ -149,6 +153,8 @@ def make_manifest(config, workdir, inputs, state, resolved) -> dict:
         "train_cpu_seconds": old.get("train_cpu_seconds", 0.0),
         "step": old.get("step", 0),
         "best": old.get("best"),  # {"step", "psnr"} of the best validation, None without one
+        # The weights it began with: {"file", "sha256", "key"}, or None.
+        "imported": old.get("imported"),
         "finished": False,
     }
 

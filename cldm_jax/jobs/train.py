@@ -34,8 +34,11 @@ LATENTS_SHOWN = 32  # items of the histogram
 def run(config, workdir: str) -> None:
     """Trains `config.method` to `config.train.num_train_steps`, resuming what `workdir` holds.
 
+    With `config.init.weights` it begins with those; with 0 steps it only imports them.
+
     UserError: what stops a run is named (another writer or config, damage, a full disk, a NaN).
     """
+    _check_has_work(config)
     sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
     _warn_if_gpu_preset(config)
     resolved = record.comparable(config)
@@ -61,7 +64,7 @@ def _write_errors_named(workdir):
         while isinstance(error.__context__, OSError):
             error = error.__context__
         step = newest_sound(pathlib.Path(workdir) / "checkpoints")
-        kept = f"Step {step} is intact" if step else "No step is saved yet"
+        kept = "No step is saved yet" if step is None else f"Step {step} is intact"
         raise UserError(
             error.filename or workdir,
             f"cannot be written or read ({error.strerror or error})",
@@ -87,13 +90,20 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         start, state = found
         print(f"resuming {workdir} at step {start} of {total}", flush=True)
     manifest = record.make_manifest(config, workdir, inputs, state, resolved)
+    if found is None and _imports(config):
+        state, manifest["imported"] = _import(config, state)
+        if total == 0:  # all there is to do
+            open_writer(workdir, 0, is_writing=processes.is_main()).close()
+            checkpoints.save(0, state)
+        record.write_manifest(workdir, manifest, 0, finished=False)
     owes_validation = processes.decided(lambda: _owes_validation(config, workdir, inputs, start))
     if start >= total and not owes_validation:
         checkpoints.close()
         # A finished run's record stays that of the command and commit that trained it.
         if not record.is_finished(workdir):
             record.finish(workdir, manifest, start)
-        print(f"{workdir}: already trained to step {start}", flush=True)
+        done = f"already trained to step {start}" if total else "holds the imported weights"
+        print(f"{workdir}: {done}", flush=True)
         return True
     _print_overview(config, state)
 
@@ -173,6 +183,24 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         return False
     record.finish(workdir, manifest, total)
     return True
+
+
+def _imports(config) -> bool:
+    return "init" in config and bool(config.init.weights)
+
+
+def _check_has_work(config) -> None:
+    if config.train.num_train_steps == 0 and not _imports(config):
+        remedy = "Give a number of steps, or weights: --config.init.weights=FILE."
+        raise UserError("config.train.num_train_steps=0", "nothing to train or to import", remedy)
+
+
+def _import(config, state):
+    """(state with the weights of `config.init`, also as their average; facts for the manifest)."""
+    params, facts = inputs_lib.import_weights(config, state.params)
+    print(f"{config.name}: begins with {facts['file']} ({facts['sha256'][:12]})", flush=True)
+    params, average = (jax.tree.map(jnp.array, params) for _ in range(2))  # both are donated
+    return state._replace(**sharding.replicate({"params": params, "ema_params": average})), facts
 
 
 def _is_due(step: int, total: int, every: int) -> bool:

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 from cldm_jax.methods.base import Method, Prediction
 from cldm_jax.methods.codec import make_codec
 from cldm_jax.methods.common import make_update
-from cldm_jax.models.autoencoder import Autoencoder, fit_patch_basis
+from cldm_jax.models.autoencoder import fit_patch_basis
+from cldm_jax.models.build import make_autoencoder
 from cldm_jax.models.init import init_params
 
 
@@ -17,11 +18,11 @@ def kl_divergence(mean, logvar):
 
 
 def make(*, model: dict, patch_skip: bool, loss: dict, optim: dict) -> Method:
-    """model: keywords of Autoencoder. loss: l1_weight, l2_weight (pixel means), kl_weight (on the KL
+    """model: of `make_autoencoder`. loss: l1_weight, l2_weight (pixel means), kl_weight (on the KL
     summed over the latent and averaged over the batch: MONAI's convention, so 1e-6 means what it means
     there). patch_skip: principal components of the training patches as the skip path.
     """
-    net, codec = Autoencoder(**model), make_codec(model)
+    net, codec = make_autoencoder(model), make_codec(model)
 
     def init(rng, batch, frozen):
         del frozen

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from cldm_jax.models.autoencoder import Autoencoder
+from cldm_jax.models.build import make_autoencoder
 
 
 class Codec(NamedTuple):
@@ -16,17 +16,17 @@ class Codec(NamedTuple):
 
 
 def make_codec(model: dict) -> Codec:
-    """model: keywords of Autoencoder."""
-    net = Autoencoder(**model)
+    """model: of `make_autoencoder`."""
+    net = make_autoencoder(model)
 
     def encode(variables, images, label):
         patch = variables.get("patch")
         params = {"params": variables["params"]}
-        return net.apply(params, images, label, patch, method=Autoencoder.encode)[0]
+        return net.apply(params, images, label, patch, method="encode")[0]
 
     def decode(variables, z, label):
         patch = variables.get("patch")
         params = {"params": variables["params"]}
-        return net.apply(params, z, label, patch, method=Autoencoder.decode)
+        return net.apply(params, z, label, patch, method="decode")
 
     return Codec(net.factor, model["latent_channels"], encode, decode)

@@ -12,17 +12,18 @@ import dataclasses
 import functools
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cldm_jax.diffusion import guidance, parametrisation, samplers
 from cldm_jax.diffusion.noise import through_plane_weights
-from cldm_jax.diffusion.schedule import SCHEDULES
+from cldm_jax.diffusion.schedule import SCHEDULES, ZERO_SNR
 from cldm_jax.methods.base import Method, Prediction, example_keys, normal_like, with_mirror
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.common import make_update
+from cldm_jax.models.build import make_latent_unet
 from cldm_jax.models.init import init_params
-from cldm_jax.models.latent_unet import LatentUNet
 from cldm_jax.models.layers import space_to_depth
 
 CONDITIONINGS = ("concat", "sdedit", "bridge")
@@ -50,13 +51,13 @@ def masked_mean(values, mask):
 
 
 def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, optim: dict) -> Method:
-    """autoencoder: keywords of the frozen Autoencoder. model: keywords of LatentUNet without
-    latent_channels. diffusion: conditioning, source_encoding ("s2d" | "latent"), schedule,
-    num_timesteps, target, class_dropout_prob, onestep_share (first, last), onestep_ramp (begin, end),
-    onestep_weight_power, noisy_weight_power, min_snr_gamma (0 = off), bridge_variance, null_code,
-    source_code. sampling: num_sampling_steps, num_samples (K of each mean), eta, guidance_scale,
-    sdedit_strength, noise_slices (SD in slices of the filter that correlates a patient's noise through
-    plane; 0: every slice has its own). Raises ValueError for combinations that cannot work.
+    """autoencoder: of `make_autoencoder`, the frozen one's. model: of `make_latent_unet`. diffusion:
+    conditioning, source_encoding ("s2d" | "latent"), schedule, num_timesteps, target,
+    class_dropout_prob, onestep_share (first, last), onestep_ramp (begin, end), onestep_weight_power,
+    noisy_weight_power, min_snr_gamma (0 = off), bridge_variance, null_code, source_code. sampling:
+    num_sampling_steps, num_samples (K of each mean), eta, guidance_scale, sdedit_strength, noise_slices
+    (SD in slices of the filter that correlates a patient's noise through plane; 0: every slice has its
+    own). Raises ValueError for combinations that cannot work.
     """
     d, s = diffusion, sampling
     if d["conditioning"] not in CONDITIONINGS:
@@ -67,8 +68,10 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
         raise ValueError("conditioning 'bridge' predicts x0: set target to 'x0'")
     if max(d["onestep_share"]) > 0 and (d["target"] == "eps" or d["conditioning"] != "concat"):
         raise ValueError("onestep rows need conditioning 'concat' and a v or x0 target")
+    if max(d["onestep_share"]) > 0 and d["schedule"] not in ZERO_SNR:
+        raise ValueError(f"onestep rows need zero terminal SNR: schedule {' or '.join(ZERO_SNR)}")
     codec = make_codec(autoencoder)
-    net = LatentUNet(latent_channels=codec.latent_channels, **model)
+    net = make_latent_unet(model, codec.latent_channels)
     cldm = _Cldm(codec, net, d, s, optim["num_train_steps"])
     init_state, train_step = make_update(cldm.loss, optim, cldm.draw)
 
@@ -96,7 +99,7 @@ class _Cldm:
     """The settings of one model and the pure functions that share them; holds no arrays."""
 
     codec: Codec
-    net: LatentUNet
+    net: nn.Module
     diffusion: dict[str, Any]
     sampling: dict[str, Any]
     num_train_steps: int
@@ -285,12 +288,14 @@ class _Cldm:
         return noise_fn
 
     def predict_samples(self, state, batch, rng, *, num_samples: int):
-        """Mean and SD of K *decoded* samples (the decoder is not linear), K folded into the batch."""
+        """Mean and SD of K *decoded* samples (the decoder is not linear), K folded into the batch. The SD
+        divides by K - 1: its square is the unbiased variance, as `metrics.calibration` takes it.
+        """
         b, label = batch["label"].shape[0], batch["label"]
         source = jnp.repeat(self.image_source(state.frozen, batch["source"]), num_samples, axis=0)
         labels = jnp.repeat(label, num_samples)
         latents = self.sample_latents(state, source, labels, self.noise(batch, rng, num_samples))
         images = self.decode(state, latents, labels)
         images = images.reshape(b, num_samples, *images.shape[1:])
-        sd = images.std(axis=1) if num_samples > 1 else None
+        sd = images.std(axis=1, ddof=1) if num_samples > 1 else None
         return Prediction(images.mean(axis=1), sd)

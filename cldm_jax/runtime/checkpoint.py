@@ -27,6 +27,7 @@ from cldm_jax.runtime import processes
 
 MANIFEST = "sha256-{step}.json"
 CORRUPT = "{step}.corrupt"  # a damaged step, set aside with its manifest inside
+NONE = -1  # no step; 0 is one, of weights that were imported and not trained
 LATE_SECONDS = 0.5  # in which TensorStore's threads are through with a save that failed
 BEST = "best"  # folder beside "checkpoints": the step with the best validation, for inference
 
@@ -95,7 +96,7 @@ class Checkpoints:
             lambda: self._keep_sound(sorted(self.manager.all_steps(), reverse=True))
         )
         self._reload()
-        if step:
+        if step != NONE:
             return step, self._restore(step, abstract)
         if processes.decided(lambda: any(self.folder.glob("*.corrupt*/sha256.json"))):
             raise UserError(
@@ -106,14 +107,14 @@ class Checkpoints:
         return None
 
     def _keep_sound(self, steps: list[int]) -> int:
-        """The first of the steps that is there and sound, or 0; damaged ones before it are set aside."""
+        """The first of the steps that is there and sound, or NONE; damaged ones before it: set aside."""
         known = self.manager.all_steps()
         for step in (s for s in steps if s in known):
             reason = _damage(self.folder, step)
             if reason is None:
                 return step
             self._set_aside(step, reason)
-        return 0
+        return NONE
 
     def _reload(self) -> None:
         """Process 0 may have set something aside."""

@@ -29,6 +29,11 @@ DTYPES = ("float32", "float16")
 # With dtype float16 only these are halved, by the last part of their name: nearly all of the bytes.
 # Biases, gains, patch bases and latent statistics stay as they are.
 HALVED = ("kernel", "embedding")
+# Of foreign files, beside bfloat16; whatever has another type is no weight.
+DECODED = {
+    **{"F64": np.float64, "F32": np.float32, "F16": np.float16, "BOOL": np.bool_},
+    **{"I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8},
+}
 MAX_CARD_BYTES = 4 << 20
 FILE_NAME = re.compile(r"\w[\w.-]*")  # no folder, no "..", nothing hidden
 SECTIONS = {"config": dict, "training": dict, "weights": dict, "files": dict, "step": int}
@@ -133,6 +138,36 @@ def load(folder, card: dict) -> dict:
         return unflatten({n: v.astype(np.float32, copy=False) for n, v in found.items()})
     except ValueError as error:
         raise UserError(path, str(error), AGAIN) from error
+
+
+def read_tensors(path) -> dict[str, np.ndarray]:
+    """The arrays of any safetensors file, bfloat16 as float32. Raises UserError for another file."""
+    path = pathlib.Path(path)
+    try:
+        entries = safetensors.deserialize(path.read_bytes())
+        return {name: _decoded(entry) for name, entry in entries}
+    except OSError as error:
+        raise UserError(path, f"cannot be read ({error.strerror})", "Correct the path.") from error
+    except (safetensors.SafetensorError, ValueError, TypeError, KeyError) as error:
+        reason = f"not a safetensors file ({error})"
+        raise UserError(
+            path, reason, "Copy it again, or save it again where it was made."
+        ) from error
+
+
+def write_tensors(path, arrays: dict[str, np.ndarray]) -> None:
+    """Any arrays as a safetensors file, whole or not at all."""
+    with files.atomic_path(path) as tmp:
+        tmp.write_bytes(safetensors.numpy.save(arrays))
+
+
+def _decoded(entry: dict) -> np.ndarray:
+    """One tensor of `safetensors.deserialize`. NumPy has no bfloat16: the upper half of a float32."""
+    if entry["dtype"] == "BF16":
+        flat = (np.frombuffer(entry["data"], np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        flat = np.frombuffer(entry["data"], DECODED[entry["dtype"]])
+    return flat.reshape(entry["shape"])
 
 
 def write_card(folder, card: dict, names: Sequence[str]) -> dict:
