@@ -6,7 +6,7 @@ import pytest
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import dry_run
 from cldm_jax.runtime.checkpoint import restore_for_inference
-from configs import ldm, unet
+from configs import ae, ldm, pix2pix, unet
 from configs import prepare as prepare_config
 
 
@@ -48,3 +48,10 @@ def test_what_cannot_be_planned_is_refused():
     config.train.batch_size = 3
     with pytest.raises(UserError, match="multiple of 2"):
         dry_run.run(config, "never")
+
+
+@pytest.mark.parametrize("module", [ae, ldm, pix2pix, unet])
+def test_hours_are_those_of_the_computing_type(module):
+    """Wherever in the recipe the network's settings stand."""
+    assert dry_run._dtype(module.get_config("a6000").recipe.to_dict()) == "bfloat16"
+    assert dry_run._dtype(module.get_config("tiny").recipe.to_dict()) == "float32"

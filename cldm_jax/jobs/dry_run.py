@@ -143,11 +143,15 @@ def _account(config, state, compiled) -> dict:
 
 def _dtype(recipe: dict) -> str:
     """The network's computing type: the first `dtype` a recipe names, float32 where none is."""
+    return next((d for d in _dtypes(recipe) if d in A6000), "float32")
+
+
+def _dtypes(recipe: dict):
     for key, value in recipe.items():
-        found = _dtype(value) if isinstance(value, dict) else value if key == "dtype" else ""
-        if found in A6000:
-            return found
-    return "float32"
+        if isinstance(value, dict):
+            yield from _dtypes(value)
+        elif key == "dtype":
+            yield value
 
 
 def _lines(config, workdir: str, account: dict):

@@ -30,6 +30,7 @@ IMAGE_MAP, SOURCE_MAP, ERROR_MAP, SD_MAP = _MAPS = [
 _PANEL = 1.5  # inches
 _PLANE = 2.6  # of a coronal plane
 _TITLE = 23  # characters above a panel
+_ABREAST = 7  # predictions of a case beside each other
 _DPIS = (130, 110, 90, 75, 60, 50)  # tried in turn
 _DEFAULT_WINDOW = {"HU": (-200.0, 1200.0), "fraction": (0.0, 1.0)}
 _DEFAULT_ERROR = {"HU": 500.0, "fraction": 0.3}
@@ -151,55 +152,67 @@ def _error_text(case, prediction, target: dict) -> str:
 
 
 def case_figure(target: dict, case: dict) -> Figure:
-    """One case: images, signed errors, SD over samples (row left out where no method has one).
+    """One case: images, signed errors, SD over samples (left out where no method of a row has one).
 
-    target: {"units", and optionally "window", "error_window", "clip"}. Columns: PET, predictions, real.
+    target: {"units", and optionally "window", "error_window", "clip"}. Columns: PET, predictions, real;
+    more than `_ABREAST` predictions go on below, PET and real beside them again.
     """
-    predictions, units = case["predictions"], target["units"]
-    keys, deviations = list(predictions), {}
-    for key, sd in (case.get("sd") or {}).items():
-        if key in predictions and sd is not None:
-            deviations[key] = sd
+    keys, units = list(case["predictions"]), target["units"]
+    found = (case.get("sd") or {}).items()
+    deviations = {k: sd for k, sd in found if k in case["predictions"] and sd is not None}
     mask = np.asarray(case["mask"], bool).reshape(np.shape(case["real"]))
     case = dict(case, mask=mask)
-    box, window, error_limit = _box(mask), _window(target), _error_limit(target)
-    num_rows, num_columns = (3 if deviations else 2), len(keys) + 2
+    box = _box(mask)
+    lines = max(1, -(-len(keys) // _ABREAST))
+    width = -(-len(keys) // lines)
+    blocks = [keys[i * width : (i + 1) * width] for i in range(lines)]
+    heights = [3 if any(k in deviations for k in block) else 2 for block in blocks]
     cut = mask[box].shape
     height = _PANEL * min(1.6, max(0.6, cut[0] / cut[1]))
-    titles = ["PET (input)", *(label_text(k, _TITLE) for k in keys), "Real"]
-    tall = (height + 0.26) * num_rows + 0.13 * max(t.count("\n") for t in titles) + 0.1
-    figure = new_figure(_PANEL * num_columns + 0.9, tall)
-    grid = figure.subplots(num_rows, num_columns, squeeze=False)
-
-    source = _show(grid[0, 0], case["source"], box, (-1, 1), SOURCE_MAP)
-    pictures = [*predictions.values(), case["real"]]
-    for column, title in enumerate(titles):
-        grid[0, column].set_title(title, fontsize=8, color=INK)
-    shown = [
-        _show(grid[0, 1 + i], picture, box, window, IMAGE_MAP) for i, picture in enumerate(pictures)
-    ]
-    add_bar(figure, shown[-1], grid[0, :].tolist(), window, units)
-
-    for row in grid[1:]:
-        for axes in (row[0], row[-1]):
-            _show(axes, None, box, window, IMAGE_MAP)
-    for i, key in enumerate(keys):
-        axes = grid[1, 1 + i]
-        error = np.where(mask, np.asarray(predictions[key], float) - case["real"], 0.0)
-        last = _show(axes, error, box, (-error_limit, error_limit), ERROR_MAP)
-        axes.set_title(_error_text(case, predictions[key], target), fontsize=7, color=INK)
-    if keys:
-        limits = (-error_limit, error_limit)
-        add_bar(figure, last, grid[1, :].tolist(), limits, f"error, {units}", middle=0)
-    _row_name(grid[1, 0], "prediction\nminus real")
-    inset = grid[1, 0].inset_axes([0.1, 0.12, 0.8, 0.06])
-    bar = figure.colorbar(source, cax=inset, orientation="horizontal", ticks=[-1, 1])
-    bar.ax.tick_params(labelsize=6, length=0, colors=INK)
-    bar.outline.set_visible(False)
-    bar.ax.set_title("PET, model range", fontsize=6, color=INK, pad=2)
-    if deviations:
-        _deviation_row(figure, grid[2], keys, deviations, mask, box, units)
+    tall = (height + 0.26) * sum(heights) + 0.1
+    folds = [[label_text(k, _TITLE).count("\n") for k in block] for block in blocks]
+    tall += 0.13 * sum(max(counts, default=0) for counts in folds)
+    figure = new_figure(_PANEL * (width + 2) + 0.9, tall)
+    grid = figure.subplots(sum(heights), width + 2, squeeze=False)
+    for axes in grid.ravel():
+        _show(axes, None, box, (0, 1), IMAGE_MAP)
+    for number, block in enumerate(blocks):
+        rows, grid = grid[: heights[number]], grid[heights[number] :]
+        _picture_row(figure, rows[0], case, block, box, target)
+        source = rows[0][0].images[0]
+        if block:
+            _error_row(figure, rows[1], case, block, box, target)
+        _row_name(rows[1][0], "prediction\nminus real")
+        if len(rows) > 2:
+            _deviation_row(figure, rows[2], block, deviations, mask, box, units)
+        if number == 0:
+            inset = rows[1][0].inset_axes([0.1, 0.12, 0.8, 0.06])
+            bar = figure.colorbar(source, cax=inset, orientation="horizontal", ticks=[-1, 1])
+            bar.ax.tick_params(labelsize=6, length=0, colors=INK)
+            bar.outline.set_visible(False)
+            bar.ax.set_title("PET, model range", fontsize=6, color=INK, pad=2)
     return figure
+
+
+def _picture_row(figure, row, case, keys, box, target) -> None:
+    window = _window(target)
+    _show(row[0], case["source"], box, (-1, 1), SOURCE_MAP)
+    row[0].set_title("PET (input)", fontsize=8, color=INK)
+    named = [(label_text(k, _TITLE), case["predictions"][k]) for k in keys]
+    for axes, (title, picture) in zip(row[1:], [*named, ("Real", case["real"])], strict=False):
+        shown = _show(axes, picture, box, window, IMAGE_MAP)
+        axes.set_title(title, fontsize=8, color=INK)
+    add_bar(figure, shown, row.tolist(), window, target["units"])
+
+
+def _error_row(figure, row, case, keys, box, target) -> None:
+    limit = _error_limit(target)
+    for axes, key in zip(row[1:], keys, strict=False):
+        prediction = np.asarray(case["predictions"][key], float)
+        error = np.where(case["mask"], prediction - case["real"], 0.0)
+        shown = _show(axes, error, box, (-limit, limit), ERROR_MAP)
+        axes.set_title(_error_text(case, prediction, target), fontsize=7, color=INK)
+    add_bar(figure, shown, row.tolist(), (-limit, limit), f"error, {target['units']}", middle=0)
 
 
 def _row_name(axes, text: str) -> None:

@@ -178,6 +178,14 @@ def _protocol_words(protocol) -> list[str]:
     return Protocol.from_json(protocol).describe() if protocol else [labels.NOT_MEASURED]
 
 
+def _hardware(found) -> str:
+    """`runtime.device.describe` in words; what is no such dict, of older reports, as it is."""
+    if not isinstance(found, dict):
+        return "not recorded" if found is None else str(found)
+    values = {k: "+".join(map(str, v)) if isinstance(v, list) else v for k, v in found.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
+
+
 def _run_facts(run: dict, data: dict) -> list[tuple[str, str]]:
     """(name, text) pairs of the page's head; what was not recorded says so."""
 
@@ -188,7 +196,7 @@ def _run_facts(run: dict, data: dict) -> list[tuple[str, str]]:
     return [
         ("Command", text(run.get("command"))),
         ("Preset", text(run.get("preset"))),
-        ("Hardware", text(run.get("hardware"))),
+        ("Hardware", _hardware(run.get("hardware"))),
         ("Seed", text(run.get("seed"))),
         ("Git revision", text(run.get("git"))),
         ("Data", text(data.get("name"))),
