@@ -10,8 +10,8 @@ import math
 import flax.linen as nn
 import jax
 
-from benchmarks.nets_flax import CentredDownsample
 from cldm_jax.models.layers import Conv, Dense, SelfAttention
+from cldm_jax.models.monai import CentredDownsample
 
 TRAINING_FACTOR = 3  # forward, and twice that backward: the usual convention
 

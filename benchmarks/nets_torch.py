@@ -1,6 +1,6 @@
 """The other side: MONAI's own autoencoder, U-Net and DDIM scheduler, used as a MONAI user would.
 
-Images and latents are NCHW. Defaults are the benchmark's; `nets_flax` builds the same architectures.
+Images and latents are NCHW. Defaults are the benchmark's; `tasks_flax` builds the same networks.
 """
 
 import torch

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import flops, nets_flax
+from benchmarks import flops
 from benchmarks.tasks import Spec
 from cldm_jax.diffusion import parametrisation, samplers, schedule
+from cldm_jax.models.conv import prepare_params
 from cldm_jax.models.init import init_params
+from cldm_jax.models.monai import AutoencoderKL, DiffusionModelUNet
 from cldm_jax.runtime import device
 
 KL_WEIGHT = 1e-6
@@ -26,9 +28,56 @@ class Task(NamedTuple):
     compile_s: float  # tracing and compiling
 
 
+def make_autoencoder(channels=(32, 64, 128)) -> AutoencoderKL:
+    """The network of `nets_torch.make_autoencoder`."""
+    return AutoencoderKL(
+        channels=channels,
+        latent_channels=4,
+        num_classes=4,
+        num_res_blocks=2,
+        attention_levels=(False,) * len(channels),
+        norm_num_groups=16,
+    )
+
+
+def make_unet(channels=(64, 128, 256), num_classes: int = 4) -> DiffusionModelUNet:
+    """The network of `nets_torch.make_unet`."""
+    return DiffusionModelUNet(
+        latent_channels=4,
+        channels=channels,
+        num_res_blocks=2,
+        attention_levels=(False,) + (True,) * (len(channels) - 1),
+        norm_num_groups=32,
+        num_head_channels=64,
+        num_class_embeds=num_classes,
+    )
+
+
+def prepare_variables(variables):
+    """What inference takes instead of `variables`: computed once per checkpoint, outside jit."""
+    return {**variables, "params": prepare_params(variables["params"])}
+
+
+def latent_shape(net, images) -> tuple[int, ...]:
+    """Of the latents of images [B, H, W, 1]."""
+    b, h, w, _ = images.shape
+    return b, h // net.factor, w // net.factor, net.latent_channels
+
+
+def encode(net, variables, images):
+    """images [B, H, W, 1] -> posterior mean, log-variance [B, h, w, 4]."""
+    return net.apply(variables, images, None, None, method="encode")
+
+
+def decode(net, variables, z):
+    """z [B, h, w, 4] -> images [B, H, W, 1]."""
+    return net.apply(variables, z, None, None, method="decode")
+
+
 def autoencoder_loss(net, params, images, key):
     """L1 + 1e-6 KL (mean over the latent), as in `nets_torch`."""
-    reconstruction, mean, logvar = net.apply({"params": params}, images, key)
+    eps = jax.random.normal(key, latent_shape(net, images))
+    reconstruction, mean, logvar = net.apply({"params": params}, images, None, None, eps)
     kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - logvar - 1).mean()
     return jnp.abs(reconstruction - images).mean() + KL_WEIGHT * kl
 
@@ -41,7 +90,7 @@ def ldm_loss(net, alphas_bar, params, latents, source, code, key):
     a, s = parametrisation.coefficients(alphas_bar, t, latents.ndim)
     noisy = parametrisation.add_noise(latents, noise, a, s)
     target = parametrisation.make_target("v", latents, noise, a, s)
-    prediction = net.apply({"params": params}, jnp.concatenate([noisy, source], -1), t, code)
+    prediction = net.apply({"params": params}, noisy, t, code, source)
     return jnp.square(prediction - target).mean()
 
 
@@ -49,7 +98,7 @@ def ddim(net, variables, start, source, code, alphas_bar, num_sampling_steps: in
     """Deterministic DDIM from the noise `start` [B, h, w, 4] with this project's sampler."""
 
     def denoise(zt, t):
-        return net.apply(variables, jnp.concatenate([zt, source], -1), t, code)
+        return net.apply(variables, zt, t, code, source)
 
     return samplers.ddim(
         denoise,
@@ -66,8 +115,7 @@ def onestep_latents(unet, params, source, code, alphas_bar):
     """One evaluation at the last step from a zero latent. source [B, h, w, 4] -> latents of its shape."""
 
     def denoise(zt, t):
-        x = jnp.concatenate([zt, source], -1)
-        return unet.apply({"params": params["unet"]}, x, t, code)
+        return unet.apply({"params": params["unet"]}, zt, t, code, source)
 
     return samplers.onestep(denoise, source, alphas_bar, target="v")
 
@@ -93,7 +141,7 @@ def unet_inputs(batch: int, size: int):
 
 def unet_params(net, latents, code):
     """Parameters for inputs of these shapes, and the FLOPs of one evaluation."""
-    args = (jnp.concatenate([latents, latents], -1), code, code)
+    args = (latents, code, code, latents)
     return init_params(net, jax.random.key(0), *args), flops.forward_flops(net, *args)
 
 
@@ -121,7 +169,7 @@ def _training(loss, params, data, forward: int) -> Task:
 
 def _inference(function, params, data, forward: int) -> Task:
     count = sum(p.size for p in jax.tree.leaves(params))
-    variables = nets_flax.prepare_variables({"params": jax.tree.map(jnp.asarray, params)})
+    variables = prepare_variables({"params": jax.tree.map(jnp.asarray, params)})
     began = time.perf_counter()
     compiled = jax.jit(function).lower(variables, *data).compile()
     compile_s = time.perf_counter() - began
@@ -132,7 +180,7 @@ def _inference(function, params, data, forward: int) -> Task:
 
 def _ae_train(spec: Spec) -> Task:
     net, images, params = _autoencoder(spec)
-    forward = flops.forward_flops(net, images, jax.random.key(0))
+    forward = flops.forward_flops(net, images, None, None, jnp.zeros(latent_shape(net, images)))
 
     def loss(params, images, key):
         return autoencoder_loss(net, params, images, key)
@@ -142,27 +190,26 @@ def _ae_train(spec: Spec) -> Task:
 
 def _ae_encode(spec: Spec) -> Task:
     net, images, params = _autoencoder(spec)
-    forward = flops.forward_flops(net, images, method="encode")
-    return _inference(lambda v, x: net.apply(v, x, method="encode"), params, (images,), forward)
+    forward = flops.forward_flops(net, images, None, None, method="encode")
+    return _inference(lambda v, x: encode(net, v, x), params, (images,), forward)
 
 
 def _ae_decode(spec: Spec) -> Task:
     net, images, params = _autoencoder(spec)
-    factor = 2 ** (len(net.channels) - 1)
-    shape = (spec.batch, spec.size // factor, spec.size // factor, net.latent_channels)
-    latents = jax.random.normal(jax.random.key(2), shape)
-    forward = flops.forward_flops(net, latents, method="decode")
-    return _inference(lambda v, z: net.apply(v, z, method="decode"), params, (latents,), forward)
+    latents = jax.random.normal(jax.random.key(2), latent_shape(net, images))
+    forward = flops.forward_flops(net, latents, None, None, method="decode")
+    return _inference(lambda v, z: decode(net, v, z), params, (latents,), forward)
 
 
 def _autoencoder(spec: Spec):
-    net = nets_flax.Autoencoder()
+    net = make_autoencoder()
     images = jax.random.uniform(jax.random.key(0), (spec.batch, spec.size, spec.size, 1))
-    return net, images, init_params(net, jax.random.key(0), images, jax.random.key(0))
+    eps = jnp.zeros(latent_shape(net, images))
+    return net, images, init_params(net, jax.random.key(0), images, None, None, eps)
 
 
 def _ldm_train(spec: Spec) -> Task:
-    net, data = nets_flax.UNet(), unet_inputs(spec.batch, spec.size)
+    net, data = make_unet(), unet_inputs(spec.batch, spec.size)
     params, forward = unet_params(net, data[0], data[2])
     alphas_bar = schedule.cosine(1000)
 
@@ -173,14 +220,14 @@ def _ldm_train(spec: Spec) -> Task:
 
 
 def _unet(spec: Spec) -> Task:
-    net, (latents, source, code) = nets_flax.UNet(), unet_inputs(spec.batch, spec.size)
+    net, (latents, source, code) = make_unet(), unet_inputs(spec.batch, spec.size)
     params, forward = unet_params(net, latents, code)
-    x = jnp.concatenate([latents, source], -1)
-    return _inference(lambda v, *args: net.apply(v, *args), params, (x, code + 10, code), forward)
+    data = (latents, code + 10, code, source)
+    return _inference(lambda v, *args: net.apply(v, *args), params, data, forward)
 
 
 def _ddim(spec: Spec) -> Task:
-    net, (latents, source, code) = nets_flax.UNet(), unet_inputs(spec.batch, spec.size)
+    net, (latents, source, code) = make_unet(), unet_inputs(spec.batch, spec.size)
     params, forward = unet_params(net, latents, code)
     alphas_bar = schedule.cosine(1000)
 
@@ -193,11 +240,11 @@ def _ddim(spec: Spec) -> Task:
 
 def _volume(spec: Spec) -> Task:
     """The one-step read-out of `spec.slices` slices, `spec.batch` at a time."""
-    unet, decoder = nets_flax.UNet(), nets_flax.Autoencoder()
+    unet, decoder = make_unet(), make_autoencoder()
     latents, source, code = unet_inputs(spec.batch, spec.size)
     unet_tree, forward = unet_params(unet, latents, code)
-    decode_flops = flops.forward_flops(decoder, latents, method="decode")
-    decoder_tree = init_params(decoder, jax.random.key(0), latents, method="decode")
+    decode_flops = flops.forward_flops(decoder, latents, None, None, method="decode")
+    decoder_tree = init_params(decoder, jax.random.key(0), latents, None, None, method="decode")
     params = {"unet": unet_tree, "decoder": decoder_tree}
     batches = -(-spec.slices // spec.batch)
     alphas_bar = schedule.cosine(1000)
@@ -205,7 +252,7 @@ def _volume(spec: Spec) -> Task:
     def read_out(variables, source, code):
         params = variables["params"]
         z = onestep_latents(unet, params, source, code, alphas_bar)
-        return decoder.apply({"params": params["decoder"]}, z, method="decode")
+        return decode(decoder, {"params": params["decoder"]}, z)
 
     one = _inference(read_out, params, (source, code), forward + decode_flops)
 

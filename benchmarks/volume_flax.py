@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from benchmarks import flops, nets_flax, tasks_flax, volume_case
+from benchmarks import flops, tasks_flax, volume_case
 from cldm_jax.diffusion import schedule
 
 
@@ -16,7 +16,7 @@ def load_variables(folder) -> dict:
     flat = volume_case.load_arrays(pathlib.Path(folder) / volume_case.FLAX_WEIGHTS)
     params = traverse_util.unflatten_dict({tuple(k.split("/")): v for k, v in flat.items()})
     tree = {"unet": params["unet"], "decoder": params["autoencoder"]}
-    return nets_flax.prepare_variables({"params": jax.tree.map(jnp.asarray, tree)})["params"]
+    return tasks_flax.prepare_variables({"params": jax.tree.map(jnp.asarray, tree)})["params"]
 
 
 def setup(folder: str, steps: int):
@@ -25,7 +25,7 @@ def setup(folder: str, steps: int):
     """
     case = volume_case.load_case(folder)
     params = load_variables(folder)
-    unet, autoencoder = nets_flax.UNet(), nets_flax.Autoencoder()
+    unet, autoencoder = tasks_flax.make_unet(), tasks_flax.make_autoencoder()
     alphas_bar = schedule.cosine(volume_case.TRAINED_STEPS)
 
     def read_out(params, source, start, code, mean, std):
@@ -35,7 +35,7 @@ def setup(folder: str, steps: int):
             variables = {"params": params["unet"]}
             z = tasks_flax.ddim(unet, variables, start, source, code, alphas_bar, steps)
         z = z * std[None, None, None] + mean[None, None, None]
-        return autoencoder.apply({"params": params["decoder"]}, z, method="decode")[..., 0]
+        return tasks_flax.decode(autoencoder, {"params": params["decoder"]}, z)[..., 0]
 
     compiled = jax.jit(read_out)
     batch = volume_case.BATCH
@@ -51,7 +51,7 @@ def setup(folder: str, steps: int):
         return np.concatenate(parts)
 
     z, code = case.source[:batch], case.code[:batch]
-    evaluation = flops.forward_flops(unet, np.concatenate([z, z], -1), code, code)
-    decoding = flops.forward_flops(autoencoder, z, method="decode")
+    evaluation = flops.forward_flops(unet, z, code, code, z)
+    decoding = flops.forward_flops(autoencoder, z, None, None, method="decode")
     per_batch = max(1, steps) * evaluation + decoding
     return call, {"flops": per_batch * len(case.code) // batch}

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from benchmarks import carry, nets_flax, tasks_flax, volume_case
+from benchmarks import tasks_flax, volume_case
 from cldm_jax import files
 from cldm_jax.diffusion import parametrisation, schedule
 from cldm_jax.jobs.inputs import ensure_prepared
 from cldm_jax.methods.common import make_update
 from cldm_jax.methods.latent_diffusion import ramp
+from cldm_jax.models import monai_names
 from cldm_jax.models.init import init_params
 from configs import common
 
@@ -73,8 +74,7 @@ def make_ldm_loss(net, num_train_steps: int):
         a, s = parametrisation.coefficients(alphas_bar, t, z0.ndim)
         zt = parametrisation.add_noise(z0, noise, a, s)
         zt = jnp.where(is_onestep[:, None, None, None], 0.0, zt)
-        x = jnp.concatenate([zt, batch["source"]], -1)
-        prediction = net.apply({"params": params}, x, t, batch["code"])
+        prediction = net.apply({"params": params}, zt, t, batch["code"], batch["source"])
         target = parametrisation.make_target("v", z0, noise, a, s)
         return jnp.square(prediction - target).mean(), {}
 
@@ -111,8 +111,8 @@ def train(make_loss, params, arrays: dict[str, np.ndarray], seconds: float) -> t
 
 def make_encoder(net, params):
     """images [N, H, W, 1] -> posterior means [N, h, w, 4], in batches of one size."""
-    variables = nets_flax.prepare_variables({"params": params})
-    encode = jax.jit(lambda v, x: net.apply(v, x, method="encode")[0])
+    variables = tasks_flax.prepare_variables({"params": params})
+    encode = jax.jit(lambda v, x: tasks_flax.encode(net, v, x)[0])
 
     def run(images: np.ndarray) -> np.ndarray:
         count = len(images)
@@ -159,15 +159,12 @@ def lay_out_case(slices: dict, latents: dict, moments: dict) -> dict[str, np.nda
 
 def save_weights(folder: pathlib.Path, params: dict[str, dict]) -> None:
     """The same weights twice: Flax paths joined by '/', and MONAI's names behind 'net/'."""
-    from benchmarks import nets_torch
-
-    makers = {"autoencoder": nets_torch.make_autoencoder, "unet": nets_torch.make_unet}
     flat = {"/".join(path): a for path, a in traverse_util.flatten_dict(params).items()}
     volume_case.save_arrays(folder / volume_case.FLAX_WEIGHTS, flat)
     states = {
         f"{net}/{name}": array
-        for net, make in makers.items()
-        for name, array in carry.to_state_dict(params[net], make().state_dict()).items()
+        for net, tree in params.items()
+        for name, array in monai_names.to_state_dict(tree).items()
     }
     volume_case.save_arrays(folder / volume_case.TORCH_WEIGHTS, states)
 
@@ -176,9 +173,11 @@ def main(folder: pathlib.Path, minutes: float, people: int) -> None:
     prepared = prepare_cohort(folder, people)
     slices, held_out = load_slices(prepared, "train"), load_slices(prepared, "test")
     images = np.concatenate([slices[name] for name in ("pet", *TARGETS)])
-    autoencoder, unet, key = nets_flax.Autoencoder(), nets_flax.UNet(), jax.random.key(0)
+    autoencoder, unet = tasks_flax.make_autoencoder(), tasks_flax.make_unet()
+    key = jax.random.key(0)
     seconds = 60 * minutes
-    start = init_params(autoencoder, key, images[:1], key)
+    eps = jnp.zeros(tasks_flax.latent_shape(autoencoder, images[:1]))
+    start = init_params(autoencoder, key, images[:1], None, None, eps)
     ae_params, ae_record = train(
         lambda steps: make_autoencoder_loss(autoencoder),
         start,
@@ -189,8 +188,8 @@ def main(folder: pathlib.Path, minutes: float, people: int) -> None:
     latents = {name: encode(slices[name]) for name in ("pet", *TARGETS)}
     moments = {name: (z.mean((0, 1, 2)), z.std((0, 1, 2))) for name, z in latents.items()}
     rows = latent_rows(latents, moments)
-    x = np.concatenate([rows["target"][:1]] * 2, -1)
-    start = init_params(unet, key, x, rows["code"][:1], rows["code"][:1])
+    z, code = rows["target"][:1], rows["code"][:1]
+    start = init_params(unet, key, z, code, code, z)
     unet_params, unet_record = train(
         lambda steps: make_ldm_loss(unet, steps), start, rows, (1 - AUTOENCODER_SHARE) * seconds
     )

@@ -12,15 +12,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
 from benchmarks import (
-    carry,
     data,
     datasets,
     flops,
     growth,
-    nets_flax,
     proc,
     race,
     report,
@@ -28,11 +25,14 @@ from benchmarks import (
     stats,
     tables,
     tasks,
+    tasks_flax,
     volume_case,
     worker,
 )
 from benchmarks.stats import Sample
 from cldm_jax import files
+from cldm_jax.models.layers import Conv, SelfAttention
+from cldm_jax.models.monai import CentredDownsample
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"quick": True}
@@ -262,15 +262,15 @@ def test_names_on_the_command_line():
 
 
 def autoencoder_shapes():
-    net, x = nets_flax.Autoencoder(), jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32)
-    key = jax.random.key(0)
-    return jax.eval_shape(lambda x: net.init(key, x, key), x)["params"]
+    net, x = tasks_flax.make_autoencoder(), jax.ShapeDtypeStruct((1, 32, 32, 1), jnp.float32)
+    eps = jnp.zeros(tasks_flax.latent_shape(net, x))
+    return jax.eval_shape(lambda x: net.init(jax.random.key(0), x, None, None, eps), x)["params"]
 
 
 def unet_shapes():
-    net, x = nets_flax.UNet(), jax.ShapeDtypeStruct((1, 16, 16, 8), jnp.float32)
+    net, z = tasks_flax.make_unet(), jax.ShapeDtypeStruct((1, 16, 16, 4), jnp.float32)
     code = jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(lambda *a: net.init(jax.random.key(0), *a), x, code, code)["params"]
+    return jax.eval_shape(lambda *a: net.init(jax.random.key(0), *a), z, code, code, z)["params"]
 
 
 @pytest.mark.parametrize(
@@ -282,10 +282,10 @@ def test_networks_have_monais_number_of_parameters(shapes, count):
 
 def test_flops_of_known_modules():
     x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
-    assert flops.forward_flops(nets_flax.Conv(5), x) == 2 * 2 * 64 * 5 * 9 * 3
-    assert flops.forward_flops(nets_flax.Conv(5, stride=2), x) == 2 * 2 * 16 * 5 * 9 * 3
-    assert flops.forward_flops(nets_flax.CentredDownsample(), x) == 2 * 2 * 16 * 3 * 9 * 3
-    attention = nets_flax.SelfAttention(1, head_channels=3)
+    assert flops.forward_flops(Conv(5), x) == 2 * 2 * 64 * 5 * 9 * 3
+    assert flops.forward_flops(Conv(5, stride=2), x) == 2 * 2 * 16 * 5 * 9 * 3
+    assert flops.forward_flops(CentredDownsample(), x) == 2 * 2 * 16 * 3 * 9 * 3
+    attention = SelfAttention(1, head_channels=3)
     projections, products = 2 * 2 * 64 * 3 * (9 + 3), 4 * 2 * 64**2 * 3
     assert flops.forward_flops(attention, x) == projections + products
 
@@ -293,55 +293,11 @@ def test_flops_of_known_modules():
 def test_flops_are_those_of_the_other_side():
     """What FlopCounterMode plus the attention products gives for MONAI's networks (check.py)."""
     images = jax.ShapeDtypeStruct((2, 64, 64, 1), jnp.float32)
-    net, key = nets_flax.Autoencoder(), jax.random.key(0)
-    assert flops.forward_flops(net, images, key) == 6_637_535_232
-    x, code = jax.ShapeDtypeStruct((2, 16, 16, 8), jnp.float32), jnp.zeros(2, jnp.int32)
-    assert flops.forward_flops(nets_flax.UNet(), x, code, code) == 2_246_836_224
-
-
-@pytest.mark.parametrize("shapes", [autoencoder_shapes, unet_shapes])
-def test_weights_survive_the_way_there_and_back(shapes):
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda p: rng.standard_normal(p.shape).astype(np.float32), shapes())
-    names = monai_names(params)
-    state = carry.to_state_dict(params, names)
-    assert set(state) == set(names)
-    back = carry.to_flax(state, params)
-    assert jax.tree.all(jax.tree.map(np.array_equal, params, back))
-
-
-def monai_names(params):
-    """MONAI's names of these parameters: convolutions in wrappers, but for the class embedding."""
-    names = []
-    for path, leaf in traverse_util.flatten_dict(params).items():
-        is_conv = {**traverse_util.flatten_dict(params)}.get((*path[:-1], "kernel"), leaf).ndim == 4
-        for name in carry._sources(path):
-            head, _, kind = name.rpartition(".")
-            names.append(f"{head}.conv.{kind}" if is_conv else name)
-    return names
-
-
-def test_known_names_and_layouts():
-    params = traverse_util.flatten_dict(unet_shapes())
-    sources = {name for path in params for name in carry._sources(path)}
-    for name in (
-        "down_blocks.1.attentions.0.attn.to_k.weight",
-        "up_blocks.0.resnets.2.skip_connection.weight",
-        "middle_block.attention.attn.out_proj.bias",
-        "time_embed.2.weight",
-        "out.2.bias",
-    ):
-        assert name in sources
-    conv = np.arange(2 * 3 * 3 * 3).reshape(2, 3, 3, 3)  # OIHW
-    assert carry._to_flax(conv)[1, 2, 0, 1] == conv[1, 0, 1, 2]
-
-
-def test_a_parameter_without_a_partner_is_refused():
-    params = {"conv_in": {"bias": np.zeros(2)}}
-    with pytest.raises(ValueError, match="without a partner"):
-        carry.to_flax({"conv_out.bias": np.zeros(2)}, params)
-    with pytest.raises(ValueError, match="shape"):
-        carry.to_flax({"conv_in.bias": np.zeros(3)}, params)
+    net = tasks_flax.make_autoencoder()
+    eps = jnp.zeros(tasks_flax.latent_shape(net, images))
+    assert flops.forward_flops(net, images, None, None, eps) == 6_637_535_232
+    z, code = jax.ShapeDtypeStruct((2, 16, 16, 4), jnp.float32), jnp.zeros(2, jnp.int32)
+    assert flops.forward_flops(tasks_flax.make_unet(), z, code, code, z) == 2_246_836_224
 
 
 # Data

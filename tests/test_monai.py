@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from cldm_jax import files
+from cldm_jax import files, main
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import export, inputs, readouts, record, train
+from cldm_jax.jobs import dry_run, export, inputs, readouts, record, train
 from cldm_jax.methods.registry import make_method
 from cldm_jax.models import build, monai_names
 from cldm_jax.models.conv import prepare_params
@@ -275,6 +275,20 @@ def test_the_same_blocks_in_other_levels_are_named():
 )
 def test_networks_of_other_kinds_are_named(name, said):
     assert said in monai_names.explain({name: (2, 2)}, {"x": (2, 2)})
+
+
+def test_attention_without_its_projection_is_named():
+    wanted = monai_names.expected_shapes(ae_params()[1])
+    found = {name: shape for name, shape in wanted.items() if ".out_proj." not in name}
+    assert "include_fc" in monai_names.explain(found, wanted)
+
+
+def test_the_command_takes_an_import_alone_and_accounts_for_it(capsys):
+    config = monai_ldm.get_config("tiny")
+    names = main._names(config)
+    main.check_settings({**names, "train.num_train_steps": 0}, names)
+    dry_run.run(config, "never")
+    assert "dry run of monai_ldm:tiny" in capsys.readouterr().out
 
 
 def test_volumes_are_named():

@@ -15,6 +15,7 @@ import numpy as np
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import inputs as inputs_lib
 from cldm_jax.jobs import train
+from cldm_jax.methods.codec import make_codec
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runtime import sharding
 
@@ -85,8 +86,7 @@ def _autoencoder(config, h: int, w: int):
     model = config.recipe.model
     method = make_method("autoencoder", **inputs_lib.method_recipe(config))
     state = method.init(jax.random.key(0), _images(4, h, w, 1), {})
-    factor = model.stem_block * 2 ** (len(model.channel_mult) - 1)
-    return {"params": state.ema_params, **state.frozen}, factor
+    return {"params": state.ema_params, **state.frozen}, make_codec(model.to_dict()).factor
 
 
 def _compile(method, state, batch):
