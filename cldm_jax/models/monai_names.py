@@ -107,8 +107,8 @@ def explain(found: Mapping[str, tuple], expected: Mapping[str, tuple]) -> str:
     for pattern, what in _FOREIGN:
         if any(re.search(pattern, name) for name in found):
             return f"{what}, which these networks lack"
-    projections = {n for n in expected if ".attn.out_proj." in n}
-    if projections and any(".attn.to_q." in n for n in found) and not projections & found.keys():
+    has = {part: any(f".attn.{part}." in n for n in found) for part in ("to_q", "out_proj")}
+    if has["to_q"] and not has["out_proj"]:
         return "has attention without its last projection (include_fc), which these networks lack"
     if any(_LEGACY.search(name) for name in found):
         return LEGACY
