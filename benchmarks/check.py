@@ -2,8 +2,8 @@
 
 Both sides of the benchmark must be the same networks before they are timed: parameter counts, forward
 FLOPs and, on carried random weights, the outputs of encoder, decoder, U-Net and a five-step DDIM. Then
-`parity`: the product against MONAI, diffusers and published architectures. Exit status 1 where one
-differs; --out FILE keeps the rows (docs/results/parity.json).
+`parity` and `published`: the product against MONAI, diffusers and published architectures. Exit status 1
+where one differs; --out FILE keeps the rows (docs/results/parity.json).
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 from monai.networks.blocks import SpatialAttentionBlock
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import flops, nets_torch, parity, tasks_flax, tasks_torch
+from benchmarks import flops, nets_torch, parity, published, tasks_flax, tasks_torch
 from benchmarks.compare import Row, carried, check_sizes, nhwc, normal, randomise
 from cldm_jax import files
 from cldm_jax.diffusion import schedule
@@ -95,7 +95,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", help="JSON file of the rows")
     out, kept = parser.parse_args().out, []
-    for row in (*check_autoencoder(), *check_unet(), *parity.rows()):
+    for row in (*check_autoencoder(), *check_unet(), *parity.rows(), *published.rows()):
         number = "" if row.count is None else f" {row.count:,}"
         verdict = "ok" if row.is_met else f"DIFFERS (allowed {row.allowed:g})"
         print(f"check: {row.what}:{number} difference {row.difference:.1e} {verdict}", flush=True)
