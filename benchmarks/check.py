@@ -99,12 +99,8 @@ def main() -> int:
         number = "" if row.count is None else f" {row.count:,}"
         verdict = "ok" if row.is_met else f"DIFFERS (allowed {row.allowed:g})"
         print(f"check: {row.what}:{number} difference {row.difference:.1e} {verdict}", flush=True)
-        kept.append(
-            {
-                **{"what": row.what, "count": row.count, "difference": row.difference},
-                **{"allowed": row.allowed, "ok": row.is_met},
-            }
-        )
+        own = {"what": row.what, "count": row.count, "difference": row.difference}
+        kept.append({**own, "allowed": row.allowed, "ok": row.is_met})
     if out:
         versions = {name: importlib.metadata.version(name) for name in PACKAGES}
         record = {"command": "python -m benchmarks.check", "hardware": device.describe()}

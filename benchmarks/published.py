@@ -99,17 +99,10 @@ def _gates():
     gates = {name: tree for name, tree in gated.items() if name not in plain}
     reference = 0
     for tree in gates.values():
-        inner = tree["theta"]["kernel"].shape[2] // 2  # half the skip's, as published
-        block = AttentionBlock(
-            2, inner, tree["phi"]["kernel"].shape[2], tree["theta"]["kernel"].shape[2]
-        )
-        reference += sum(p.numel() for p in block.parameters())
-        reference -= sum(
-            p.numel()
-            for m in block.modules()
-            if isinstance(m, torch.nn.BatchNorm2d)
-            for p in m.parameters()
-        )
+        skip, gate = (tree[name]["kernel"].shape[2] for name in ("theta", "phi"))
+        block = AttentionBlock(2, skip // 2, gate, skip)  # half the skip's channels, as published
+        convolutions = (m for m in block.modules() if isinstance(m, torch.nn.Conv2d))
+        reference += sum(p.numel() for m in convolutions for p in m.parameters())
     added = count_parameters(gated) - count_parameters(plain)
     yield Row("Attention U-Net less U-Net, gates of MONAI without BatchNorm", added, reference, 0)
 
