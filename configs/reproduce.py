@@ -10,6 +10,8 @@ core, somewhat less on two: 41 minutes for quick on 2 cores (README, "What to ex
 from configs import ae, attention_unet, common, cyclegan, ldm, pix2pix, prepare, simulate, unet
 from configs import eval as evaluation
 
+PLAIN = "ldm-plain"  # the abstract's plain recipe
+
 
 def get_config(preset: str = "a6000"):
     c = common.base("reproduce", "reproduce", preset)
@@ -17,7 +19,10 @@ def get_config(preset: str = "a6000"):
     c.cohort = ""  # BIDS folder or manifest to prepare, or "" for:
     c.simulate = simulate.get_config(preset)  # the embedded phantom, or simulate.labels
     c.prepare = prepare.get_config(preset)
-    c.methods = ""  # comma-separated names of `trainings`; "" = all
+    # Comma-separated names of `trainings`; "" = all. quick leaves out the plain recipe: 45 minutes.
+    c.methods = common.pick(
+        preset, quick=",".join(n for n in trainings(preset) if n != PLAIN), a6000=""
+    )
     c.seeds = 1  # trainings of each method in `headline`; the others are trained once
     c.headline = ("unet", "ldm")
     c.folds = 0  # cross-validation: everyone is tested once; 0 = one split
@@ -30,9 +35,16 @@ def get_config(preset: str = "a6000"):
     c.measured_seconds = common.pick(preset, tiny=0.3, quick=10.0, cpu=30.0, a6000=60.0)
     c.shares = {"cyclegan": 2}  # methods with one model per target divide the budget
     c.autoencoder = ae.get_config(preset)
+    c.autoencoders = {PLAIN: plain_autoencoder(preset)}  # methods with one of their own
     c.encode_batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)
     c.trainings = trainings(preset)
     c.eval = evaluation.get_config(preset)
+    return c
+
+
+def plain_autoencoder(preset: str):
+    c = ae.get_config(preset)
+    c.name, c.recipe.patch_skip = "ae-plain", False
     return c
 
 
@@ -47,6 +59,11 @@ def trainings(preset: str) -> dict:
     regression.name = "latent_regression"
     regression.recipe.diffusion.onestep_share = (1.0, 1.0)
     regression.recipe.sampling.num_samples = ()
+    plain = ldm.get_config(preset)  # docs/method.md, "What differs from a plain recipe"
+    plain.name, plain.data.source_kind, plain.data.context = PLAIN, "latent", 1
+    plain.recipe.diffusion.source_encoding = "latent"
+    plain.recipe.diffusion.onestep_share = (0.0, 0.0)
+    plain.recipe.diffusion.noisy_weight_power = 0.0
     ct, mr = cyclegan.get_config(preset), cyclegan.get_config(preset)
     mr.data.targets = ("mr",)
     return {
@@ -59,4 +76,5 @@ def trainings(preset: str) -> dict:
         "unet-cells": cells,
         "latent_regression": regression,
         "ldm": ldm.get_config(preset),
+        PLAIN: plain,
     }

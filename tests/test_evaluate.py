@@ -50,6 +50,16 @@ def test_summary_has_every_row(study):
     assert (study.report / "index.html").stat().st_size > 10_000
 
 
+def test_trainings_on_the_same_weights_share_a_ceiling():
+    def run(value, codec=True, **more):
+        frozen = {"autoencoder": {"params": {"w": np.full(3, value)}, **more}}
+        state = types.SimpleNamespace(frozen=frozen)
+        return types.SimpleNamespace(codec=codec or None, state=state)
+
+    runs = [run(1.0, codec=False), run(1.0), run(1.0), run(2.0), run(2.0, patch=np.ones(2))]
+    assert references.one_per_autoencoder(runs) == [runs[1], runs[3], runs[4]]
+
+
 def test_no_untrained_method_beats_the_ceilings(study):
     summary = files.read_json(study.report / "summary.json")
     ceiling = {

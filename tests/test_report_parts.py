@@ -223,6 +223,24 @@ def test_floors_are_drawn_above_the_methods_and_ceilings_below():
     assert kinds == [*["Floor"] * 2, "U-Net", "CLDM onestep", "CLDM mean of 4", *["Ceiling"] * 3]
 
 
+def test_each_autoencoder_is_checked_against_the_methods_that_use_it():
+    summary = make_summary(("ct",))
+    plain = {"name": "ae_ceiling:ldm-plain", "target": "ct", "psnr": {"mean": 27.0}}
+    summary["references"].append(plain)
+    summary["rows"] += [
+        {**summary["rows"][-1], "method": f"ldm-plain{seed}", "psnr": {"mean": mean}}
+        for seed, mean in (("", 21.0), ("-seed1", 22.0))
+    ]
+    checks = [c for c in reading.checks(summary) if c.name.startswith("Autoencoder")]
+    shared, own = checks
+    assert shared.status == "pass" and "37.8 dB, best CLDM 26.1" in shared.measured
+    assert own.status == "fail" and "27.0 dB, best CLDM 22.0" in own.measured
+    assert "CLDM, plain recipe" in own.name
+    assert labels.reference_label(plain["name"]) == (
+        "Ceiling: autoencoder reconstruction (CLDM, plain recipe)"
+    )
+
+
 def test_charts_are_none_without_numbers():
     assert charts.scale_figure({"rows": []}, "ct") is None
     assert charts.patients_figure([], "ct", "HU") is None

@@ -8,7 +8,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.jobs import budget, reproduce
 from configs import reproduce as config_file
 
-METHODS = "cyclegan-ct,cyclegan-mr,latent_regression,ldm"
+METHODS = "cyclegan-ct,cyclegan-mr,latent_regression,ldm,ldm-plain"
 
 
 def make_config(study, **fields):
@@ -34,10 +34,18 @@ def test_steps_of_two_latent_methods_are_measured_in_one_process(study):
     untrained = budget._untrained(config.autoencoder)
     steps = [
         budget._open(reproduce._recipe(config, name, str(study.prepared)), untrained)
-        for name in ("latent_regression", "ldm")
+        for name in ("ldm-plain", "ldm")
     ]
     for step in 2 * steps:
         step()
+
+
+def test_the_plain_recipe_has_its_own_autoencoder_and_is_left_out_of_45_minutes():
+    config = config_file.get_config("quick")
+    assert not reproduce._autoencoder(config, "ldm-plain").recipe.patch_skip
+    assert reproduce._autoencoder(config, "ldm").recipe.patch_skip
+    assert set(config.trainings) - set(config.methods.split(",")) == {"ldm-plain"}
+    assert config_file.get_config("cpu1mm").methods == ""  # all
 
 
 @pytest.mark.usefixtures("study")
@@ -47,12 +55,15 @@ class TestReproduce:
         summary = files.read_json(compared / "report" / "summary.json")
         rows = {(r["method"], r["mode"], r["target"]): r for r in summary["rows"]}
         modes = {"cyclegan": "predict", "latent_regression": "onestep"}
-        for method, mode in {**modes, "ldm": "sample"}.items():
+        for method, mode in {**modes, "ldm": "sample", "ldm-plain": "mean4"}.items():
             for target in ("ct", "mr"):
                 assert np.isfinite(rows[method, mode, target]["psnr"]["mean"])
         assert ("latent_regression", "sample", "ct") not in rows
+        assert ("ldm-plain", "onestep", "ct") not in rows
+        ceilings = {r["name"] for r in summary["references"] if r["name"].startswith("ae_")}
+        assert ceilings == {"ae_ceiling", "ae_ceiling:ldm-plain"}
         pairs = {(t["a"].split(":")[0], t["b"].split(":")[0]) for t in summary["tests"]}
-        assert pairs == {("ldm", rival) for rival in (*modes,)}
+        assert pairs == {("ldm", rival) for rival in (*modes, "ldm-plain")}
         assert {c["method"] for c in summary["controls"]} == {"ldm"}
 
     @pytest.mark.slow
@@ -76,7 +87,8 @@ class TestReproduce:
         reproduce.run(make_config(study), str(compared))
         assert {p: p.stat().st_mtime_ns for p in compared.glob("*/checkpoints/*")} == before
         out = capsys.readouterr().out
-        assert out.count("already trained") == 1 + len(METHODS.split(","))
+        trained = len(METHODS.split(",")) + 3  # each latent method asks for its autoencoder
+        assert out.count("already trained") == trained
         assert "already evaluated" in out
 
     def test_refusals(self, study, tmp_path):

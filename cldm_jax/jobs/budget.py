@@ -106,7 +106,8 @@ def _open(recipe, untrained) -> Callable[[], None]:
     with recipe.unlocked():
         recipe.train.num_train_steps = 1000  # only the schedule asks for it
         latent = recipe.data.kind == "latents"
-        recipe.data.kind = "images"
+        source_kind = recipe.data.source_kind
+        recipe.data.kind, recipe.data.source_kind = "images", "image"
     if not latent:
         return train.open_step(recipe)
     model, variables, prepared = untrained
@@ -121,7 +122,7 @@ def _open(recipe, untrained) -> Callable[[], None]:
     b, height, width, _ = batch["target"].shape
     shape = (b, height // codec.factor, width // codec.factor)
     batch["target"] = rng.normal(size=(*shape, channels)).astype(np.float32)
-    if recipe.data.source_kind == "latent":
+    if source_kind == "latent":
         slices = recipe.data.context * channels
         batch["source"] = rng.normal(size=(*shape, slices)).astype(np.float32)
     return train.make_stepper(recipe, inputs, batch, batch)

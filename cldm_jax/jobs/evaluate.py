@@ -123,7 +123,7 @@ def _evaluate(config, runs: list[Run], prepared):
         scorer.scores,
         _costs(entrants, readouts),
         chosen,
-        {aggregate.base_name(e.name) for e in entrants if is_cldm(e)},
+        {aggregate.base_name(main.name)} if main else set(),
         seed=config.seed,
         **_facts(config, entrants, prepared, scorer, control_rows),
     )
@@ -186,13 +186,12 @@ def _add_references(config, runs, prepared, rows, names, scorer) -> None:
     images = {"source_identity": references.sources(rows, config.batch_size, centre)}
     if prepared.subjects("train"):
         images["floor_mean_image"] = references.population_mean(prepared, rows, names)
-    for r in runs:
-        if r.config["method"] == "ldm":
-            linear = references.linear_patches(scorer.real, rows.keys["label"], r)
-            if linear is not None:
-                images["linear_ceiling"] = linear
-            images["ae_ceiling"] = references.autoencoded(r, rows, config.batch_size)
-            break
+    for i, r in enumerate(references.one_per_autoencoder(runs)):
+        whose = f":{aggregate.base_name(r.name)}" if i else ""
+        linear = references.linear_patches(scorer.real, rows.keys["label"], r)
+        if linear is not None:
+            images[f"linear_ceiling{whose}"] = linear
+        images[f"ae_ceiling{whose}"] = references.autoencoded(r, rows, config.batch_size)
     again = references.reacquired(prepared, rows, names)
     if again is not None:
         images["reacquired_ceiling"] = again

@@ -91,6 +91,24 @@ def linear_patches(real, labels, run) -> np.ndarray | None:
     return flat.reshape(cells.shape).transpose(0, 1, 3, 2, 4).reshape(real.shape)
 
 
+def one_per_autoencoder(runs) -> list:
+    """The first of the latent `runs` on each autoencoder; trainings on the same weights share one."""
+    out: list = []
+    for run in runs:
+        if run.codec is None:
+            continue
+        own = run.state.frozen["autoencoder"]
+        if not any(_same(own, r.state.frozen["autoencoder"]) for r in out):
+            out.append(run)
+    return out
+
+
+def _same(a, b) -> bool:
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
+
+
 def autoencoded(run, source: SliceSource, batch_size: int) -> np.ndarray:
     """Ceiling: the real images through the autoencoder of a latent run's checkpoint and back."""
     codec = run.codec

@@ -78,11 +78,8 @@ def _prepared(config, root: pathlib.Path, fold: int | None) -> str:
 def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]) -> None:
     """Trains and reports below `folder`; the costs of steps are measured once for all folds."""
     recipes = {name: _recipe(config, name, prepared) for name in names}
-    autoencoder = config.autoencoder.copy_and_resolve_references()
-    with autoencoder.unlocked():
-        autoencoder.data.prepared = prepared
+    autoencoder = _on(config.autoencoder, prepared)
     costs = _costs(config, root / COSTS, recipes, autoencoder)
-    ae_workdir = str(folder / "ae")
     data = ensure_prepared(autoencoder.data)
     plans = {
         name: budget.plan(
@@ -92,15 +89,17 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
             config.budget_minutes,
             config.shares.get(recipe.name, 1),
             data,
-            autoencoder.train.num_train_steps,
+            _autoencoder(config, name).train.num_train_steps,
         )
         for name, recipe in recipes.items()
     }
     files.write_json(folder / BUDGET, {"minutes": config.budget_minutes, **costs, "plans": plans})
-    latent = [recipe for recipe in recipes.values() if recipe.data.kind == "latents"]
-    if latent:
-        train.run(autoencoder, ae_workdir)
-    for recipe in latent:
+    for name, recipe in recipes.items():
+        if recipe.data.kind != "latents":
+            continue
+        ae = _on(_autoencoder(config, name), prepared)
+        ae_workdir = str(folder / ae.name)
+        train.run(ae, ae_workdir)  # at once where it is trained already
         with recipe.unlocked():
             recipe.autoencoder.workdir = ae_workdir
         modalities = needed_modalities(recipe.data)
@@ -121,10 +120,22 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
 
 
 def _recipe(config, name: str, prepared: str):
-    recipe = config.trainings[name].copy_and_resolve_references()
-    with recipe.unlocked():
-        recipe.data.prepared = prepared
-    return recipe
+    return _on(config.trainings[name], prepared)
+
+
+def _autoencoder(config, name: str):
+    """The training of the autoencoder that latent method `name` uses; `name` of it is its folder. A step
+    of any is priced as one of the shared autoencoder's.
+    """
+    return config.autoencoders.get(name, config.autoencoder)
+
+
+def _on(training, prepared: str):
+    """A copy of a training config that reads `prepared`."""
+    training = training.copy_and_resolve_references()
+    with training.unlocked():
+        training.data.prepared = prepared
+    return training
 
 
 def _costs(config, path: pathlib.Path, recipes: dict, autoencoder) -> dict:

@@ -15,6 +15,7 @@ _METHODS = {
     "cyclegan": "CycleGAN",
     "pix2pix": "pix2pix",
     "ldm": "CLDM",
+    "ldm-plain": "CLDM, plain recipe",
 }
 _REFERENCES = {
     "floor_mean_image": "Floor: population mean image",
@@ -59,7 +60,10 @@ def target_label(name: str) -> str:
 
 
 def reference_label(name: str) -> str:
-    return _REFERENCES.get(name, name.replace("_", " "))
+    """Label of a reference row; "ae_ceiling:ldm-plain" is that of a further method's own autoencoder."""
+    name, _, owner = name.partition(":")
+    label = _REFERENCES.get(name, name.replace("_", " "))
+    return f"{label} ({method_label(owner)})" if owner else label
 
 
 def metric_unit(name: str, units: str) -> str:

@@ -2,6 +2,7 @@
 
 from typing import NamedTuple
 
+from cldm_jax.metrics.aggregate import base_name
 from cldm_jax.report import labels, tables
 
 SHUFFLE_DROP_DB = 1.0  # another person's PET must cost at least this much PSNR
@@ -169,10 +170,24 @@ def _above_floor(summary, target, rows) -> list[Check]:
 
 
 def _autoencoder_room(summary, target, rows) -> list[Check]:
-    ceiling = _reference_psnr(summary, target, "ae_ceiling")
-    latent = [r for r in rows if labels.is_latent(r)]
-    if ceiling is None or not latent:
-        return []
+    """One check for each autoencoder: the shared one, and those of methods with one of their own."""
+    names = [r["name"] for r in tables.references_of(summary, target)]
+    owners = [n.partition(":")[2] for n in names if n.partition(":")[0] == "ae_ceiling"]
+    checks = []
+    for owner in owners:
+        latent = [
+            r
+            for r in rows
+            if labels.is_latent(r)
+            and owner == (base if (base := base_name(r["method"])) in owners else "")
+        ]
+        ceiling = _reference_psnr(summary, target, f"ae_ceiling:{owner}" if owner else "ae_ceiling")
+        if ceiling is not None and latent:
+            checks.append(_room(target, owner, ceiling, latent))
+    return checks
+
+
+def _room(target: str, owner: str, ceiling: float, latent: list[dict]) -> Check:
     best = max(tables.mean_of(r, "psnr") for r in latent)
     room = ceiling - best
     if room < 0:
@@ -183,4 +198,6 @@ def _autoencoder_room(summary, target, rows) -> list[Check]:
         verdict = "the autoencoder costs less than about 0.5 dB"
     measured = f"ceiling {ceiling:.1f} dB, best CLDM {best:.1f} dB"
     name = f"Autoencoder {HEADROOM_DB:g} dB above the best CLDM"
-    return [_check(name, labels.target_label(target), measured, verdict, room >= HEADROOM_DB)]
+    if owner:
+        name += f" ({labels.method_label(owner)})"
+    return _check(name, labels.target_label(target), measured, verdict, room >= HEADROOM_DB)
