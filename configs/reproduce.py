@@ -19,10 +19,9 @@ def get_config(preset: str = "a6000"):
     c.cohort = ""  # BIDS folder or manifest to prepare, or "" for:
     c.simulate = simulate.get_config(preset)  # the embedded phantom, or simulate.labels
     c.prepare = prepare.get_config(preset)
+    c.trainings = trainings(preset)
     # Comma-separated names of `trainings`; "" = all. quick leaves out the plain recipe: 45 minutes.
-    c.methods = common.pick(
-        preset, quick=",".join(n for n in trainings(preset) if n != PLAIN), a6000=""
-    )
+    c.methods = common.pick(preset, quick=",".join(n for n in c.trainings if n != PLAIN), a6000="")
     c.seeds = 1  # trainings of each method in `headline`; the others are trained once
     c.headline = ("unet", "ldm")
     c.folds = 0  # cross-validation: everyone is tested once; 0 = one split
@@ -35,16 +34,10 @@ def get_config(preset: str = "a6000"):
     c.measured_seconds = common.pick(preset, tiny=0.3, quick=10.0, cpu=30.0, a6000=60.0)
     c.shares = {"cyclegan": 2}  # methods with one model per target divide the budget
     c.autoencoder = ae.get_config(preset)
-    c.autoencoders = {PLAIN: plain_autoencoder(preset)}  # methods with one of their own
+    # Methods with an autoencoder of their own: what its recipe changes of the shared one's.
+    c.own_autoencoder = {PLAIN: {"patch_skip": False}}
     c.encode_batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)
-    c.trainings = trainings(preset)
     c.eval = evaluation.get_config(preset)
-    return c
-
-
-def plain_autoencoder(preset: str):
-    c = ae.get_config(preset)
-    c.name, c.recipe.patch_skip = "ae-plain", False
     return c
 
 
@@ -67,7 +60,8 @@ def trainings(preset: str) -> dict:
     ct, mr = cyclegan.get_config(preset), cyclegan.get_config(preset)
     mr.data.targets = ("mr",)
     for c in (ct, mr):  # the published rate trains nothing in 80 steps: docs/results/levers.md
-        c.recipe.optim.learning_rate = common.pick(preset, cpu1mm=3e-3, a6000=2e-4)
+        published = c.recipe.optim.learning_rate
+        c.recipe.optim.learning_rate = common.pick(preset, cpu1mm=3e-3, a6000=published)
     return {
         "unet": unet.get_config(preset),
         "unet-1slice": one_slice,

@@ -21,7 +21,7 @@ from cldm_jax.jobs import (
     sweep,
     validation,
 )
-from cldm_jax.jobs.scoring import Scorer
+from cldm_jax.jobs.scoring import Scorer, main_methods
 from cldm_jax.methods.base import Method, Prediction
 from cldm_jax.metrics.scores import METRICS
 from configs import eval as eval_config
@@ -58,6 +58,23 @@ def test_trainings_on_the_same_weights_share_a_ceiling():
 
     runs = [run(1.0, codec=False), run(1.0), run(1.0), run(2.0), run(2.0, patch=np.ones(2))]
     assert references.one_per_autoencoder(runs) == [runs[1], runs[3], runs[4]]
+
+
+def test_the_first_cldm_of_each_target_is_tested_against_all_others():
+    def entrant(name, targets, share=0.5, method="ldm"):
+        config = {"method": method, "recipe": {"diffusion": {"onestep_share": (1.0, share)}}}
+        runs = dict.fromkeys(targets)
+        return types.SimpleNamespace(
+            name=name, runs=runs, first=types.SimpleNamespace(config=config)
+        )
+
+    both = ("ct", "mr")
+    rivals = [entrant("unet", both, method="unet"), entrant("latent_regression", both, share=1.0)]
+    seeds = [entrant(f"ldm{seed}", both) for seed in ("", "-seed1")]
+    assert main_methods(rivals, both) == set()
+    assert main_methods([*rivals, *seeds, entrant("ldm-plain", both)], both) == {"ldm"}
+    single = [entrant("ldm-b", ("mr",)), entrant("ldm-a", ("ct",)), entrant("ldm-c", both)]
+    assert main_methods([*rivals, *single], both) == {"ldm-a", "ldm-b"}
 
 
 def test_no_untrained_method_beats_the_ceilings(study):

@@ -20,7 +20,7 @@ from cldm_jax.jobs.readouts import (
     predict_entrant,
     predict_rows,
 )
-from cldm_jax.jobs.scoring import HEADLINE, Scorer, is_cldm, make_gallery, shared_data
+from cldm_jax.jobs.scoring import HEADLINE, Scorer, is_cldm, main_methods, make_gallery, shared_data
 from cldm_jax.jobs.summary import REFERENCE, make_summary
 from cldm_jax.metrics import aggregate
 from cldm_jax.metrics.protocol import PROTOCOLS
@@ -123,7 +123,7 @@ def _evaluate(config, runs: list[Run], prepared):
         scorer.scores,
         _costs(entrants, readouts),
         chosen,
-        {aggregate.base_name(main.name)} if main else set(),
+        main_methods(entrants, targets),
         seed=config.seed,
         **_facts(config, entrants, prepared, scorer, control_rows),
     )
@@ -187,7 +187,7 @@ def _add_references(config, runs, prepared, rows, names, scorer) -> None:
     if prepared.subjects("train"):
         images["floor_mean_image"] = references.population_mean(prepared, rows, names)
     for i, r in enumerate(references.one_per_autoencoder(runs)):
-        whose = f":{aggregate.base_name(r.name)}" if i else ""
+        whose = f":{r.name}" if i else ""
         linear = references.linear_patches(scorer.real, rows.keys["label"], r)
         if linear is not None:
             images[f"linear_ceiling{whose}"] = linear

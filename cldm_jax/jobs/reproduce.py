@@ -89,7 +89,7 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
             config.budget_minutes,
             config.shares.get(recipe.name, 1),
             data,
-            _autoencoder(config, name).train.num_train_steps,
+            autoencoder.train.num_train_steps,
         )
         for name, recipe in recipes.items()
     }
@@ -97,7 +97,7 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
     for name, recipe in recipes.items():
         if recipe.data.kind != "latents":
             continue
-        ae = _on(_autoencoder(config, name), prepared)
+        ae = _autoencoder(config, name, prepared)
         ae_workdir = str(folder / ae.name)
         train.run(ae, ae_workdir)  # at once where it is trained already
         with recipe.unlocked():
@@ -123,11 +123,16 @@ def _recipe(config, name: str, prepared: str):
     return _on(config.trainings[name], prepared)
 
 
-def _autoencoder(config, name: str):
-    """The training of the autoencoder that latent method `name` uses; `name` of it is its folder. A step
-    of any is priced as one of the shared autoencoder's.
+def _autoencoder(config, name: str, prepared: str):
+    """The training of the autoencoder that latent method `name` uses, the shared one or its own; the
+    folder is its name. Its steps are as many, and priced, as the shared one's.
     """
-    return config.autoencoders.get(name, config.autoencoder)
+    autoencoder = _on(config.autoencoder, prepared)
+    if name in config.own_autoencoder:
+        with autoencoder.unlocked():
+            autoencoder.name = f"{autoencoder.name}-{name}"
+            autoencoder.recipe.update(config.own_autoencoder[name])
+    return autoencoder
 
 
 def _on(training, prepared: str):

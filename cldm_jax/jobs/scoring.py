@@ -148,6 +148,12 @@ def is_cldm(entrant: Entrant) -> bool:
     return config["method"] == "ldm" and min(config["recipe"]["diffusion"]["onestep_share"]) < 1
 
 
+def main_methods(entrants, targets) -> set[str]:
+    """Base names of what the tests hold against all others: of each target, the first CLDM making it."""
+    first = {t: e.name for t in targets for e in reversed(entrants) if is_cldm(e) and t in e.runs}
+    return {aggregate.base_name(name) for name in first.values()}
+
+
 def best_mode(scorer: Scorer, entrant: Entrant, target: str) -> str:
     modes = entrant.first.method.predict
     return max(modes, key=lambda m: scorer.mean(entrant.name, m, target, HEADLINE))

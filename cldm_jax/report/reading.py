@@ -171,20 +171,22 @@ def _above_floor(summary, target, rows) -> list[Check]:
 
 def _autoencoder_room(summary, target, rows) -> list[Check]:
     """One check for each autoencoder: the shared one, and those of methods with one of their own."""
-    names = [r["name"] for r in tables.references_of(summary, target)]
-    owners = [n.partition(":")[2] for n in names if n.partition(":")[0] == "ae_ceiling"]
+    references = (r["name"] for r in tables.references_of(summary, target))
+    names = [name for name in references if name.partition(":")[0] == "ae_ceiling"]
+    owners = [name.partition(":")[2] for name in names]
+    latent = [(_owner(r["method"], owners), r) for r in rows if labels.is_latent(r)]
     checks = []
-    for owner in owners:
-        latent = [
-            r
-            for r in rows
-            if labels.is_latent(r)
-            and owner == (base if (base := base_name(r["method"])) in owners else "")
-        ]
-        ceiling = _reference_psnr(summary, target, f"ae_ceiling:{owner}" if owner else "ae_ceiling")
-        if ceiling is not None and latent:
-            checks.append(_room(target, owner, ceiling, latent))
+    for name, owner in zip(names, owners, strict=True):
+        own = [r for whose, r in latent if whose == owner]
+        ceiling = _reference_psnr(summary, target, name)
+        if ceiling is not None and own:
+            checks.append(_room(target, owner, ceiling, own))
     return checks
+
+
+def _owner(method: str, owners: list[str]) -> str:
+    """Whose autoencoder a method uses: its own, that of all its seeds, or the shared one, ""."""
+    return next((name for name in (method, base_name(method)) if name in owners), "")
 
 
 def _room(target: str, owner: str, ceiling: float, latent: list[dict]) -> Check:
