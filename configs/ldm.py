@@ -77,6 +77,7 @@ def get_config(preset: str = "a6000"):
             "onestep_ramp": (0.2, 0.7),
             "onestep_weight_power": 2.0,  # loss weight std^p per latent channel: 2 = image-space error
             "noisy_weight_power": 1.0,
+            "noise_weight_power": 0.0,
             "min_snr_gamma": 0.0,  # 0 = off
             "bridge_variance": 1.0,
             "source_code": 0,  # PET

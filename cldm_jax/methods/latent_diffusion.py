@@ -27,11 +27,13 @@ from cldm_jax.models.init import init_params
 from cldm_jax.models.layers import space_to_depth
 
 CONDITIONINGS = ("concat", "sdedit", "bridge")
+SIGMA_FLOOR = 0.15  # of `noise_weight`: nearly clean rows must not outweigh all others
 
 
 def ramp(step, num_train_steps: int, first: float, last: float, begin: float, end: float):
     """`first` until `begin` of training, `last` from `end` on, linear between (shares of all steps)."""
-    u = jnp.clip((step / num_train_steps - begin) / (end - begin), 0.0, 1.0)
+    at = step / num_train_steps
+    u = jnp.clip((at - begin) / (end - begin), 0.0, 1.0) if end > begin else at >= begin
     return first + u * (last - first)
 
 
@@ -185,6 +187,16 @@ class _Cldm:
             "drop_lot": jax.random.uniform(keys[3], shape[:1]),
         }
 
+    def noise_weight(self, t):
+        """Loss weight of noisy rows at steps t, [B]: max(sigma, SIGMA_FLOOR)^-p. With a target of x0,
+        p = 0 is its own loss and p = 2 that of v (Salimans & Ho 2022, appendix D: 1 + SNR = 1 / sigma^2).
+        """
+        power = self.diffusion.get("noise_weight_power", 0.0)  # runs of before do not name it
+        if power == 0.0:
+            return jnp.ones(t.shape)
+        sigma = jnp.sqrt(1 - self.alphas_bar()[t])
+        return jnp.maximum(sigma, SIGMA_FLOOR) ** -power
+
     def loss(self, params, state, batch, noise):
         d, label, frozen = self.diffusion, batch["label"], state.frozen
         z0 = self.standardise(frozen, batch["target"], label)
@@ -196,10 +208,11 @@ class _Cldm:
         zt, t, target = self.noisy_input(z0, source, noise["t"], is_onestep, noise["eps"])
         prediction = self.net.apply({"params": params}, zt, t, code, self.condition(source))
         std = frozen["statistics"]["std"][label]
+        noisy_weights = channel_weights(std, d["noisy_weight_power"])
         weights = jnp.where(
             is_onestep[:, None, None, None],
             channel_weights(std, d["onestep_weight_power"]),
-            channel_weights(std, d["noisy_weight_power"]),
+            noisy_weights * self.noise_weight(t)[:, None, None, None],
         )
         per_example = (weights * jnp.square(prediction - target)).mean((1, 2, 3))  # [B]
         metrics = {
