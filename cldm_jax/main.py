@@ -60,7 +60,7 @@ LIMITS = {
 }
 CHOICES = {
     "job": tuple(JOBS),
-    "method": ("autoencoder", "ldm", "unet", "cyclegan", "pix2pix"),
+    "method": ("autoencoder", "ldm", "unet", "cyclegan", "pix2pix", "distributional"),
     "kernels": ("native", "xla"),
     "kind": ("images", "latents"),
     "source_kind": ("image", "latent"),
@@ -69,9 +69,10 @@ CHOICES = {
     "source_encoding": ("s2d", "latent"),
     "schedule": ("cosine", "scaled_linear", "scaled_linear_plain"),
     "diffusion.target": ("v", "x0", "eps"),
+    "optimizer": ("adamw", "muon"),
     "decay": ("cosine", "second_half"),
     "attention": ("xla", "cudnn"),
-    "recipe.loss": ("l1", "l2"),
+    "recipe.loss": ("l1", "l2", "gaussian", "energy"),
     "dtype": ("float32", "float16", "bfloat16"),
 }
 # Lists that are as long as their default.

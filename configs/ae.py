@@ -20,7 +20,7 @@ def get_config(preset: str = "a6000"):
     c.init = common.init()
     c.train = common.train(preset)
     c.train.num_train_steps = common.pick(
-        preset, tiny=20, quick=500, cpu=1500, cpu1mm=400, a6000=50_000
+        preset, tiny=20, quick=60, cpu=300, cpu1mm=40, a6000=15_000
     )
     c.train.cpu_step_seconds = common.pick(preset, tiny=0.0, quick=0.0, cpu=0.0, a6000=43.0)
     c.recipe = {
@@ -34,6 +34,8 @@ def get_config(preset: str = "a6000"):
             "num_res_blocks": common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2),
             "middle_attention": common.pick(preset, tiny=False, quick=False, cpu=False, a6000=True),
             "num_classes": NUM_CLASSES,
+            "linear": False,  # True: the patch transform alone; nothing to train, and nothing is
+            "lapped": True,  # the transform's waves overlap: no borders of cells in what is predicted
             "init_logvar": -8.0,
             "groups": 8,
             "attention": "xla",  # | cudnn: fused, bfloat16 on NVIDIA GPUs

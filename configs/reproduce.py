@@ -7,7 +7,18 @@ Hardware: CPU (a budget counts process CPU time). Time: about (number of trainin
 core, somewhat less on two: 41 minutes for quick on 2 cores (README, "What to expect", with scores).
 """
 
-from configs import ae, attention_unet, common, cyclegan, ldm, pix2pix, prepare, simulate, unet
+from configs import (
+    ae,
+    attention_unet,
+    common,
+    cyclegan,
+    distributional,
+    ldm,
+    pix2pix,
+    prepare,
+    simulate,
+    unet,
+)
 from configs import eval as evaluation
 
 PLAIN = "ldm-plain"  # the abstract's plain recipe
@@ -52,10 +63,14 @@ def trainings(preset: str) -> dict:
     regression.name = "latent_regression"
     regression.recipe.diffusion.onestep_share = (1.0, 1.0)
     regression.recipe.sampling.num_samples = ()
+    energy, gaussian = distributional.get_config(preset), distributional.get_config(preset)
+    energy.name, gaussian.name = "energy-cells", "gaussian-cells"
+    gaussian.recipe.loss = "gaussian"
     plain = ldm.get_config(preset)  # docs/method.md, "What differs from a plain recipe"
     plain.name, plain.data.source_kind, plain.data.context = PLAIN, "latent", 1
     plain.recipe.diffusion.source_encoding = "latent"
     plain.recipe.diffusion.onestep_share = (0.0, 0.0)
+    plain.recipe.diffusion.target = "v"
     plain.recipe.diffusion.noisy_weight_power = 0.0
     ct, mr = cyclegan.get_config(preset), cyclegan.get_config(preset)
     mr.data.targets = ("mr",)
@@ -71,6 +86,8 @@ def trainings(preset: str) -> dict:
         "pix2pix": pix2pix.get_config(preset),
         "unet-cells": cells,
         "latent_regression": regression,
+        "energy-cells": energy,
+        "gaussian-cells": gaussian,
         "ldm": ldm.get_config(preset),
         PLAIN: plain,
     }

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cldm_jax.diffusion.noise import through_plane_weights
 from cldm_jax.errors import UserError
-from cldm_jax.methods import latent_diffusion
 from cldm_jax.methods.autoencoder import kl_divergence
+from cldm_jax.methods.base import sample_noise
 from cldm_jax.methods.latent_diffusion import channel_weights, ramp
 from cldm_jax.methods.registry import make_method
-from configs import ae, attention_unet, cyclegan, ldm, pix2pix, unet
+from configs import ae, attention_unet, cyclegan, distributional, ldm, pix2pix, unet
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "steps.json"
 CONFIGS = {
@@ -24,6 +25,7 @@ CONFIGS = {
     "attention_unet": attention_unet,
     "cyclegan": cyclegan,
     "pix2pix": pix2pix,
+    "distributional": distributional,
 }
 SIZE = (16, 16)
 
@@ -270,20 +272,21 @@ def test_a_patient_does_not_depend_on_the_batch():
 @pytest.mark.parametrize("noise_slices", [0.0, 2.0])
 def test_noise_of_a_patient_is_a_field(noise_slices):
     """Standard normal in every slice, correlated to the next ones; others have another."""
-    cldm = latent_diffusion._Cldm(None, None, {}, {"noise_slices": noise_slices}, 0)
+    weights = through_plane_weights(noise_slices)
     batch = {
         "label": np.ones(4, np.int32),
         "subject": np.array([3, 3, 3, 5], np.int32),
         "slice": np.array([7, 8, 12, 7], np.int32),
     }
-    field = cldm.noise(batch, jax.random.key(0), 2)(0, (48, 48, 4))  # rows: 4 examples x 2 samples
+    noise_fn = sample_noise(batch, jax.random.key(0), 2, weights)
+    field = noise_fn(0, (48, 48, 4))  # rows: 4 examples x 2 samples
     rows = np.asarray(field).reshape(8, -1)
     correlation = np.corrcoef(rows)
     np.testing.assert_allclose(rows.std(1), 1, atol=0.04)
     wanted = [np.exp(-(d**2) / 16) if noise_slices else 0.0 for d in (1, 5)]
     np.testing.assert_allclose(correlation[0, [2, 4]], wanted, atol=0.04)
     np.testing.assert_allclose(correlation[0, [1, 3, 6, 7]], 0, atol=0.04)
-    other_step = np.asarray(cldm.noise(batch, jax.random.key(0), 2)(1, (48, 48, 4))).reshape(8, -1)
+    other_step = np.asarray(noise_fn(1, (48, 48, 4))).reshape(8, -1)
     assert abs(np.corrcoef(rows[0], other_step[0])[0, 1]) < 0.04
 
 
@@ -323,6 +326,8 @@ def test_mirror_is_the_mean_of_both_sides():
 def test_ramp_and_weights():
     shares = [float(ramp(s, 100, 1.0, 0.5, 0.2, 0.7)) for s in (0, 20, 45, 70, 99)]
     np.testing.assert_allclose(shares, [1, 1, 0.75, 0.5, 0.5])
+    steps = [float(ramp(s, 100, 1.0, 0.5, 0.5, 0.5)) for s in (0, 49, 50, 99)]
+    np.testing.assert_allclose(steps, [1, 1, 0.5, 0.5])
     std = jnp.array([[2.0, 1.0, 1.0]])
     np.testing.assert_allclose(channel_weights(std, 2.0)[0, 0, 0], [2, 0.5, 0.5])
     np.testing.assert_allclose(channel_weights(std, 0.0)[0, 0, 0], 1)

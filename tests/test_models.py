@@ -79,7 +79,7 @@ def test_patch_basis_of_flat_patches_is_not_left_to_the_processor(factor):
     grey = np.random.default_rng(0).normal(size=(6, 4, 4, 1)).repeat(factor, 1).repeat(factor, 2)
     noise = 1e-8 * np.random.default_rng(1).normal(size=grey.shape)
     label, channels = np.zeros(6, np.int32), factor**2
-    bases = [fit_patch_basis(x, label, 1, factor, channels) for x in (grey, grey + noise)]
+    bases = [fit_patch_basis(x, label, 1, factor, channels, False) for x in (grey, grey + noise)]
     first, second = (b["components"][0] for b in bases)
     np.testing.assert_allclose(first, second, atol=1e-3)
     np.testing.assert_allclose(first[:, 0], 1 / factor, atol=1e-4)
@@ -92,7 +92,7 @@ def modules():
     unet = ClassUNet(num_classes=4, unet=UNET)
     yield "unet", unet, (random((2, 16, 16, 3)), jnp.array([1, 2]))
     x, label = random((2, 16, 16, 1)), jnp.array([0, 2])
-    basis = fit_patch_basis(x, label, 4, 2, 3)
+    basis = fit_patch_basis(x, label, 4, 2, 3, False)
     yield "autoencoder", Autoencoder(**AE), (x, label, basis, jnp.zeros((2, 8, 8, 3)))
 
 
@@ -162,7 +162,7 @@ def test_remat_of_the_autoencoder_keeps_names_and_gradients():
 
 def test_patch_basis_is_orthonormal_and_is_pca():
     x, label = random((8, 16, 16, 1)), jnp.array([1] * 8)
-    basis = fit_patch_basis(x, label, 4, 2, 3)
+    basis = fit_patch_basis(x, label, 4, 2, 3, False)
     gram = np.einsum("cpi,cpj->cij", basis["components"], basis["components"])
     np.testing.assert_allclose(gram, np.broadcast_to(np.eye(3), (4, 3, 3)), atol=1e-5)
     patches = np.asarray(layers.space_to_depth(x, 2)).reshape(-1, 4)
@@ -175,7 +175,7 @@ def test_autoencoder_starts_at_the_linear_ceiling():
     """Before training, decode(encode(x)) is the rank-3 projection of every 2x2 patch."""
     x, label = random((4, 16, 16, 1)), jnp.array([0, 1, 2, 2])
     net, basis = Autoencoder(**AE), None
-    basis = fit_patch_basis(x, label, 4, 2, 3)
+    basis = fit_patch_basis(x, label, 4, 2, 3, False)
     eps = jnp.zeros((4, 8, 8, 3))
     params = init_params(net, jax.random.key(0), x, label, basis, eps)
     x_hat, mean, logvar = net.apply({"params": params}, x, label, basis, eps)

@@ -36,6 +36,7 @@ ADDED = {
     for section in ("", "autoencoder.train.")
     for name, value in {
         "optim.accumulate": 1,
+        "optim.optimizer": "adamw",
         "model.unet.attention": "xla",
         "model.attention": "xla",
         "generator.unet.attention": "xla",
@@ -45,6 +46,12 @@ ADDED |= {
     f"{section}init.{k}": "" for section in ("", "autoencoder.train.") for k in ("weights", "key")
 }
 ADDED["autoencoder.scale_factor"] = 0.0
+ADDED |= {
+    f"{section}recipe.model.{k}": False
+    for section in ("", "autoencoder.train.")
+    for k in ("linear", "lapped")
+}
+ADDED["recipe.diffusion.noise_weight_power"] = 0.0
 
 
 class Clock:

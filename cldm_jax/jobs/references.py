@@ -79,16 +79,10 @@ def linear_patches(real, labels, run) -> np.ndarray | None:
     """Ceiling of a linear code as large as the latent: real images [N, H, W] on the patch basis of a
     latent run's autoencoder and back. None for an autoencoder without one.
     """
-    patch = run.state.frozen["autoencoder"].get("patch")
-    if patch is None:
+    variables = run.state.frozen["autoencoder"]
+    if "patch" not in variables:
         return None
-    factor = run.codec.factor
-    n, h, w = real.shape
-    cells = real.reshape(n, h // factor, factor, w // factor, factor).transpose(0, 1, 3, 2, 4)
-    flat = cells.reshape(n, -1, factor**2)
-    basis, mean = (np.asarray(patch[k])[labels] for k in ("components", "mean"))
-    flat = (flat - mean[:, None]) @ basis @ basis.transpose(0, 2, 1) + mean[:, None]
-    return flat.reshape(cells.shape).transpose(0, 1, 3, 2, 4).reshape(real.shape)
+    return np.asarray(run.codec.project(variables, real[..., None], labels))[..., 0]
 
 
 def one_per_autoencoder(runs) -> list:

@@ -23,6 +23,8 @@ def make(*, model: dict, patch_skip: bool, loss: dict, optim: dict) -> Method:
     there). patch_skip: principal components of the training patches as the skip path.
     """
     net, codec = make_autoencoder(model), make_codec(model)
+    if model.get("linear") and not patch_skip:
+        raise ValueError("a linear autoencoder is its patch transform: patch_skip must be True")
 
     def init(rng, batch, frozen):
         del frozen
@@ -30,7 +32,12 @@ def make(*, model: dict, patch_skip: bool, loss: dict, optim: dict) -> Method:
         patch = None
         if patch_skip:
             patch = fit_patch_basis(
-                images, label, model["num_classes"], net.factor, model["latent_channels"]
+                images,
+                label,
+                model["num_classes"],
+                net.factor,
+                model["latent_channels"],
+                model.get("lapped", False),  # MONAI's know neither patches nor laps
             )
         one, h, w, _ = (1, *images.shape[1:])
         eps = jnp.zeros((one, h // net.factor, w // net.factor, model["latent_channels"]))

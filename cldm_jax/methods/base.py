@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 
 class Prediction(NamedTuple):
@@ -50,3 +51,33 @@ def example_keys(rng, batch: dict[str, Any], ahead: int = 0):
 def normal_like(keys, shape):
     """Standard normal [B, *shape], each example from its own key."""
     return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
+
+
+def sample_noise(
+    batch: dict[str, Any], rng, num_samples: int, weights: tuple[float, ...]
+) -> Callable:
+    """noise_fn(i, shape) -> standard normal [B * K, *shape], the i-th field of K samples of each example.
+
+    weights: of `diffusion.noise.through_plane_weights`: fields are correlated from slice to slice,
+    though a row is computed from its own subject and slice number alone.
+    """
+    number = jnp.tile(jnp.arange(num_samples), batch["label"].shape[0])
+    fold = jax.vmap(jax.random.fold_in)
+
+    def draw(i, shape, ahead: int):
+        keys = fold(jnp.repeat(example_keys(rng, batch, ahead), num_samples), number)
+        return normal_like(fold(keys, jnp.full(number.shape, i)), shape)
+
+    def noise_fn(i, shape):
+        return sum(w * draw(i, shape, ahead) for ahead, w in enumerate(weights))
+
+    return noise_fn
+
+
+def mean_of_samples(images, num_samples: int) -> Prediction:
+    """Mean and SD of K samples of each example, images [B * K, H, W, 1]. The SD divides by K - 1: its
+    square is the unbiased variance, as `metrics.calibration` takes it.
+    """
+    images = images.reshape(-1, num_samples, *images.shape[1:])
+    sd = images.std(axis=1, ddof=1) if num_samples > 1 else None
+    return Prediction(images.mean(axis=1), sd)

@@ -13,6 +13,7 @@ class Codec(NamedTuple):
     latent_channels: int
     encode: Callable  # (variables, images [B, H, W, 1], label) -> posterior mean [B, h, w, C]
     decode: Callable  # (variables, z [B, h, w, C], label) -> images [B, H, W, 1]
+    project: Callable  # (variables with "patch", images, label) -> images of the linear code alone
 
 
 def make_codec(model: dict) -> Codec:
@@ -29,4 +30,9 @@ def make_codec(model: dict) -> Codec:
         params = {"params": variables["params"]}
         return net.apply(params, z, label, patch, method="decode")
 
-    return Codec(net.factor, model["latent_channels"], encode, decode)
+    def project(variables, images, label):
+        linear, patch = make_autoencoder({**model, "linear": True}), variables["patch"]
+        z = linear.apply({}, images, label, patch, method="encode")[0]
+        return linear.apply({}, z, label, patch, method="decode")
+
+    return Codec(net.factor, model["latent_channels"], encode, decode, project)

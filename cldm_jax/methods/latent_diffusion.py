@@ -19,7 +19,13 @@ import jax.numpy as jnp
 from cldm_jax.diffusion import guidance, parametrisation, samplers
 from cldm_jax.diffusion.noise import through_plane_weights
 from cldm_jax.diffusion.schedule import SCHEDULES, ZERO_SNR
-from cldm_jax.methods.base import Method, Prediction, example_keys, normal_like, with_mirror
+from cldm_jax.methods.base import (
+    Method,
+    Prediction,
+    mean_of_samples,
+    sample_noise,
+    with_mirror,
+)
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.common import make_update
 from cldm_jax.models.build import make_latent_unet
@@ -283,32 +289,12 @@ class _Cldm:
             t_start=t_start,
         )
 
-    def noise(self, batch, rng, num_samples: int):
-        """noise_fn of `sample_latents` for K samples of each example: fields that are correlated from
-        slice to slice, though a row is computed from its own subject and slice number alone.
-        """
-        weights = through_plane_weights(self.sampling["noise_slices"])
-        number = jnp.tile(jnp.arange(num_samples), batch["label"].shape[0])
-        fold = jax.vmap(jax.random.fold_in)
-
-        def draw(i, shape, ahead: int):
-            keys = fold(jnp.repeat(example_keys(rng, batch, ahead), num_samples), number)
-            return normal_like(fold(keys, jnp.full(number.shape, i)), shape)
-
-        def noise_fn(i, shape):
-            return sum(w * draw(i, shape, ahead) for ahead, w in enumerate(weights))
-
-        return noise_fn
-
     def predict_samples(self, state, batch, rng, *, num_samples: int):
-        """Mean and SD of K *decoded* samples (the decoder is not linear), K folded into the batch. The SD
-        divides by K - 1: its square is the unbiased variance, as `metrics.calibration` takes it.
-        """
-        b, label = batch["label"].shape[0], batch["label"]
+        """Mean and SD of K *decoded* samples (the decoder is not linear), K folded into the batch."""
+        label = batch["label"]
         source = jnp.repeat(self.image_source(state.frozen, batch["source"]), num_samples, axis=0)
         labels = jnp.repeat(label, num_samples)
-        latents = self.sample_latents(state, source, labels, self.noise(batch, rng, num_samples))
-        images = self.decode(state, latents, labels)
-        images = images.reshape(b, num_samples, *images.shape[1:])
-        sd = images.std(axis=1, ddof=1) if num_samples > 1 else None
-        return Prediction(images.mean(axis=1), sd)
+        weights = through_plane_weights(self.sampling["noise_slices"])
+        noise_fn = sample_noise(batch, rng, num_samples, weights)
+        latents = self.sample_latents(state, source, labels, noise_fn)
+        return mean_of_samples(self.decode(state, latents, labels), num_samples)

@@ -1,13 +1,21 @@
 """Methods by name; an unknown name is answered with the known ones."""
 
 from cldm_jax.errors import UserError
-from cldm_jax.methods import autoencoder, cyclegan, latent_diffusion, pix2pix, regression
+from cldm_jax.methods import (
+    autoencoder,
+    cyclegan,
+    distributional,
+    latent_diffusion,
+    pix2pix,
+    regression,
+)
 from cldm_jax.methods.base import Method
 
 METHODS = {
     "autoencoder": autoencoder.make,
     "ldm": latent_diffusion.make,
     "unet": regression.make,
+    "distributional": distributional.make,
     "cyclegan": cyclegan.make,
     "pix2pix": pix2pix.make,
 }

@@ -1,11 +1,12 @@
 """One KL autoencoder for PET, CT and MR, with a linear patch transform as its skip path.
 
-    z mean = V_c^T (space_to_depth(x) - m_c) + Enc(x, c)
-    x_hat  = depth_to_space(V_c z + m_c)     + Dec(z, c)
+    z mean = V_c^T (to_cells(x) - m_c) + Enc(x, c)
+    x_hat  = from_cells(V_c z + m_c)   + Dec(z, c)
 
-V_c, m_c: principal components and mean of the training patches of modality c (Karhunen-Loeve: the best
-linear code of that size). Enc and Dec end in zero-initialised convolutions, so training starts at the
-linear ceiling and only goes up. `patch = None` gives the plain autoencoder of Rombach 2022.
+V_c, m_c: principal components and mean of the training cells of modality c (Karhunen-Loeve: the best
+linear code of that size). A cell's numbers are its pixels, or with `lapped` its wavelet coefficients, of
+waves that overlap (`models/wavelet.py`). Enc and Dec end in zero-initialised convolutions, so training
+starts at the linear ceiling and only goes up. `patch = None` gives the plain autoencoder of Rombach 2022.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cldm_jax.models import wavelet
 from cldm_jax.models.layers import (
     Conv,
     Dense,
@@ -44,16 +46,27 @@ def _tie_break(factor: int) -> np.ndarray:
     return waves.T @ np.diag(1 - order / (order.max() + 1)) @ waves
 
 
-def fit_patch_basis(images, labels, num_classes: int, factor: int, channels: int) -> dict:
-    """Eigenvectors of the patch covariance, per class. images [N, H, W, 1], labels [N] int.
+def to_cells(x, factor: int, lapped: bool):
+    """Images [B, H, W, C] -> [B, H/factor, W/factor, factor^2 * C], invertible."""
+    return space_to_depth(wavelet.analysis(x, factor) if lapped else x, factor)
+
+
+def from_cells(cells, factor: int, lapped: bool):
+    """The inverse of `to_cells`."""
+    x = depth_to_space(cells, factor)
+    return wavelet.synthesis(x, factor) if lapped else x
+
+
+def fit_patch_basis(
+    images, labels, num_classes: int, factor: int, channels: int, lapped: bool
+) -> dict:
+    """Eigenvectors of the cells' covariance, per class. images [N, H, W, 1], labels [N] int.
 
     Returns {"components": [classes, factor*factor, channels] with orthonormal columns, "mean":
     [classes, factor*factor]}, to be kept frozen beside the parameters. A class without images gets the
     basis of all images together (it is never asked for in training).
     """
-    images, labels = np.asarray(images), np.asarray(labels)
-    n, h, w, _ = images.shape
-    patches = images.reshape(n, h // factor, factor, w // factor, factor).transpose(0, 1, 3, 2, 4)
+    patches, labels = np.asarray(to_cells(images, factor, lapped)), np.asarray(labels)
     components, means = [], []
     for code in range(num_classes):
         rows = patches[labels == code] if (labels == code).any() else patches
@@ -138,7 +151,10 @@ class Decoder(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """KL autoencoder with the modality's class code. `factor` = stem_block * 2^(levels-1)."""
+    """KL autoencoder with the modality's class code. `factor` = stem_block * 2^(levels-1).
+
+    linear: the patch transform alone, Enc = Dec = 0, without parameters. lapped: see `to_cells`.
+    """
 
     latent_channels: int
     num_classes: int
@@ -152,12 +168,16 @@ class Autoencoder(nn.Module):
     attention: str = "xla"  # see SelfAttention
     remat: bool = False  # recompute the blocks' activations in the backward pass
     dtype: Any = jnp.float32
+    linear: bool = False
+    lapped: bool = False
 
     @property
     def factor(self) -> int:
         return self.stem_block * 2 ** (len(self.channel_mult) - 1)
 
     def setup(self):
+        if self.linear:
+            return
         width = 4 * self.base_channels
         self.class_embed = nn.Embed(self.num_classes, width)
         self.emb = Dense(width)
@@ -180,19 +200,26 @@ class Autoencoder(nn.Module):
 
     def encode(self, x, label, patch: dict | None):
         """x [B, H, W, 1] in [-1, 1], label [B] -> posterior mean, log-variance [B, h, w, C]."""
-        h = self.encoder(x, self._embed(label)).astype(jnp.float32)
-        mean, logvar = jnp.split(h, 2, axis=-1)
+        mean = logvar = 0.0
+        if not self.linear:
+            h = self.encoder(x, self._embed(label)).astype(jnp.float32)
+            mean, logvar = jnp.split(h, 2, axis=-1)
         if patch is not None:
-            centred = space_to_depth(x, self.factor) - patch["mean"][label][:, None, None]
+            cells = to_cells(x, self.factor, self.lapped)
+            centred = cells - patch["mean"][label][:, None, None]
             mean = mean + jnp.einsum("bhwp,bpc->bhwc", centred, patch["components"][label])
+            logvar = jnp.broadcast_to(logvar, mean.shape)
         return mean, jnp.clip(logvar + self.init_logvar, -30.0, 10.0)
 
     def decode(self, z, label, patch: dict | None):
         """z [B, h, w, C], label [B] -> image [B, H, W, 1]."""
-        x = self.decoder(z, self._embed(label)).astype(jnp.float32)
+        x = 0.0
+        if not self.linear:
+            x = self.decoder(z, self._embed(label)).astype(jnp.float32)
         if patch is not None:
             linear = jnp.einsum("bhwc,bpc->bhwp", z, patch["components"][label])
-            x = x + depth_to_space(linear + patch["mean"][label][:, None, None], self.factor)
+            cells = linear + patch["mean"][label][:, None, None]
+            x = x + from_cells(cells, self.factor, self.lapped)
         return x
 
     def __call__(self, x, label, patch: dict | None, eps):

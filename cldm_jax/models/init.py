@@ -25,7 +25,7 @@ def init_params(module: nn.Module, key, *example_args, method=None) -> dict:
     shapes = jax.eval_shape(
         lambda *args: module.init(jax.random.key(0), *args, method=method), *example_args
     )
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes["params"])
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes.get("params", {}))
     stream = np.random.Generator(
         np.random.Philox(np.asarray(jax.random.key_data(key)).astype(np.uint64).tolist())
     )

@@ -103,13 +103,14 @@ class UNet(nn.Module):
 class ClassUNet(nn.Module):
     """U-Net regression of the target image from source slices and the target's class code.
 
-    source [B, H, W, S], label [B] int -> [B, H, W, 1]. stem_block: pixels of a cell each way; above 1
-    the U-Net works on space-to-depth cells, the grid of the latent network, and loses nothing.
+    source [B, H, W, S], label [B] int -> [B, H, W, outputs]. stem_block: pixels of a cell each way; above
+    1 the U-Net works on space-to-depth cells, the grid of the latent network, and loses nothing.
     """
 
     num_classes: int
     unet: Any  # keywords of UNet without out_channels
     stem_block: int = 1
+    outputs: int = 1  # numbers a pixel
 
     @nn.compact
     def __call__(self, source, label):
@@ -117,5 +118,6 @@ class ClassUNet(nn.Module):
         emb = nn.Embed(self.num_classes, width, name="class_embed")(label)
         emb = jax.nn.silu(Dense(width, name="emb")(emb))
         x = space_to_depth(source, self.stem_block)
-        x = UNet(out_channels=self.stem_block**2, **self.unet, name="unet")(x, emb)
+        out_channels = self.outputs * self.stem_block**2
+        x = UNet(out_channels=out_channels, **self.unet, name="unet")(x, emb)
         return depth_to_space(x, self.stem_block)

@@ -10,6 +10,8 @@ _METHODS = {
     "unet": "U-Net",
     "unet-1slice": "U-Net, one slice",
     "unet-cells": "U-Net on latent-size cells",
+    "gaussian-cells": "Gaussian likelihood on cells",
+    "energy-cells": "Energy score on cells",
     "latent_regression": "Latent regression",
     "attention_unet": "Attention U-Net",
     "cyclegan": "CycleGAN",

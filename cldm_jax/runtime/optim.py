@@ -3,6 +3,11 @@
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
+
+MUON_MOMENTUM = 0.95  # Jordan's
+MUON_RMS = 0.2  # of an update before the learning rate, as Adam's is in practice (Liu 2502.16982)
+MUON_CHANNELS = 16  # outputs of a kernel, at least: a head of few is no matrix worth turning
 
 
 def make_optimizer(
@@ -15,11 +20,15 @@ def make_optimizer(
     weight_decay: float,
     clip_norm: float,
     decay: str = "cosine",  # that of the runs made before there was a choice
+    optimizer: str = "adamw",  # likewise
 ) -> optax.GradientTransformation:
-    """AdamW with linear warm-up, decay to zero at the last step, global-norm clipping.
+    """Linear warm-up, decay to zero at the last step, global-norm clipping.
 
-    decay: "cosine", or "second_half" (constant, then linear: CycleGAN's and pix2pix's). Weight decay
-    acts on kernels only (rank >= 2), not on biases and norm gains. Raises ValueError.
+    optimizer: "adamw", or "muon" (Jordan 2024): the momentum of every kernel, as a matrix [fan-in,
+    fan-out], is orthogonalised and scaled to the RMS of Adam's updates (Liu 2502.16982, eq. 4), so that
+    one learning rate serves both; biases, gains, embeddings and heads of few channels stay with AdamW.
+    decay: "cosine", or "second_half" (constant, then linear: CycleGAN's and pix2pix's). Weight decay acts
+    on kernels only (rank >= 2), not on biases and norm gains. Raises ValueError.
     """
     warmup = min(warmup_steps, num_train_steps // 2)  # of one step: none
     if decay == "cosine":
@@ -35,16 +44,38 @@ def make_optimizer(
         )
     else:
         raise ValueError(f"unknown decay {decay!r}; known: cosine, second_half")
-    return optax.chain(
-        optax.clip_by_global_norm(clip_norm),
-        optax.adamw(
+
+    def is_kernel(params):
+        return jax.tree.map(lambda p: p.ndim >= 2, params)
+
+    if optimizer == "adamw":
+        update = optax.adamw(schedule, b1=b1, b2=b2, weight_decay=weight_decay, mask=is_kernel)
+    elif optimizer == "muon":
+        update = optax.contrib.muon(
             schedule,
-            b1=b1,
-            b2=b2,
+            beta=MUON_MOMENTUM,
             weight_decay=weight_decay,
-            mask=lambda params: jax.tree.map(lambda p: p.ndim >= 2, params),
-        ),
-    )
+            weight_decay_mask=is_kernel,
+            adam_b1=b1,
+            adam_b2=b2,
+            adam_weight_decay=weight_decay,
+            muon_weight_dimension_numbers=_muon_axes,
+            consistent_rms=MUON_RMS,
+        )
+    else:
+        raise ValueError(f"unknown optimizer {optimizer!r}; known: adamw, muon")
+    return optax.chain(optax.clip_by_global_norm(clip_norm), update)
+
+
+def _muon_axes(params):
+    """Which leaves Muon takes, and which of their axes are the matrix's: None is left to AdamW."""
+
+    def axes(path, p):
+        if path[-1].key != "kernel" or p.shape[-1] < MUON_CHANNELS:
+            return None
+        return optax.contrib.MuonDimensionNumbers(tuple(range(p.ndim - 1)), p.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
 
 
 def update_ema(ema, params, step, decay: float):
