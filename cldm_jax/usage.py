@@ -20,7 +20,14 @@ ELSEWHERE = {
     "eval": "eval.py",
     "trainings": "*.py of each training",
 }
-SHARED = ("common", "unet", "ldm", "ae", "cyclegan")  # files whose settings others take over
+SHARED = (
+    "common",
+    "unet",
+    "ldm",
+    "ae",
+    "cyclegan",
+    "simulate",
+)  # files whose settings others take over
 
 
 def overview(folder: pathlib.Path, flags: list[tuple[str, str]]) -> str:

@@ -112,13 +112,15 @@ def randomised() -> dict:
         "noise": {
             # variance as the mean (EM), even (EM, late and filtered), or filtered back-projection
             "law": {"em": 0.4, "even": 0.25, "fbp": 0.35},
-            "cov": (0.02, 0.4),  # SD over mean in bright voxels; chosen; RIRE 001 about .3
+            "cov": (0.02, 0.4),  # SD over mean in bright voxels; chosen
             "correlation": (0.3, 1.2),  # its FWHM over the resolution; chosen
             "air": (0.0, 0.05),  # EM: variance in air over that in bright voxels; chosen
             "has_uneven": 0.25,  # uneven noise; chosen
             "uneven": (0.1, 0.5),  # SD of its logarithm (30 mm); chosen
-            "views": (24, 90),  # FBP: fewer views, wider streaks; chosen
+            "views": (24, 140),  # FBP: fewer views, wider streaks; chosen
             "streaks": (0.1, 0.9),  # FBP: SD of the logarithm of a view's noise; chosen
+            # FBP: noise of rays beside the head over those through it; chosen: RIRE 001 has little in air
+            "missing_rays": (0.05, 1.0),
             "cutoff": (0.09, 0.22),  # FBP: end of ramp and Hann window, 1/mm; chosen
             # of all laws; EM has none, FBP files keep them, cut them, or show magnitudes; chosen
             "negatives": {"kept": 0.35, "clipped": 0.55, "absolute": 0.1},

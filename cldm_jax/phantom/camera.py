@@ -125,7 +125,7 @@ def _noise(dice: Dice, noise: dict, scanner: dict, axes: list[Axis], mean: np.nd
     sigma[2] *= scanner["axial_ratio"]
     rng = dice.rng("noise")
     if noise["law"] == "fbp":
-        field = _ramp_noise(rng, noise, axes)
+        field = _ramp_noise(rng, noise, axes, mean)
         field = ndimage.gaussian_filter1d(field, sigma[2], axis=2, truncate=3)
     else:
         field = ndimage.gaussian_filter(rng.standard_normal(shape, np.float32), sigma, truncate=3)
@@ -139,10 +139,14 @@ def _noise(dice: Dice, noise: dict, scanner: dict, axes: list[Axis], mean: np.nd
     return field
 
 
-def _ramp_noise(rng: np.random.Generator, noise: dict, axes: list[Axis]) -> np.ndarray:
-    """Filtered back-projection of white noise whose views differ in strength: streaks. float32 [n, n, z].
+def _ramp_noise(
+    rng: np.random.Generator, noise: dict, axes: list[Axis], mean: np.ndarray
+) -> np.ndarray:
+    """Filtered back-projection of noise whose rays differ in strength: streaks. float32 [x, y, z].
 
-    Ramp and Hann window up to `cutoff` (1/mm); the logarithm of a view's strength has SD `streaks`.
+    Ramp and Hann window up to `cutoff` (1/mm). The logarithm of a view's strength has SD `streaks`; rays
+    that miss the head have `missing_rays` of the noise of those through it, which attenuation correction
+    has multiplied: so streaks run outwards from the head.
     """
     (x, y, z), views = axes, noise["views"]
     px, py = ((np.arange(a.n, dtype=np.float32) - (a.n - 1) / 2) * a.voxel for a in (x, y))
@@ -150,11 +154,12 @@ def _ramp_noise(rng: np.random.Generator, noise: dict, axes: list[Axis]) -> np.n
     bins = fft.next_fast_len(2 * int(np.ceil(np.hypot(px[-1], py[-1]) / width)) + 4, real=True)
     strength = np.exp(noise["streaks"] * rng.standard_normal((views, 1, z.n), np.float32))
     rays = rng.standard_normal((views, bins, z.n), np.float32) * strength
+    angle = np.pi * (np.arange(views) + rng.uniform(0, 0.3, views)) / views
+    rays *= _through_head(mean, (px, py), angle, bins, width, noise["missing_rays"])
     frequency = np.fft.rfftfreq(bins, width)
     window = 0.5 + 0.5 * np.cos(np.pi * np.minimum(frequency / noise["cutoff"], 1))
     spectrum = fft.rfft(rays, axis=1) * (frequency * window).astype(np.float32)[None, :, None]
     rays = fft.irfft(spectrum, bins, axis=1).astype(np.float32)
-    angle = np.pi * (np.arange(views) + rng.uniform(0, 0.3, views)) / views
     at = px[:, None, None] * np.cos(angle) + py[None, :, None] * np.sin(angle)
     at = (at / width + (bins - 1) / 2).reshape(-1, views)
     low = np.floor(at).astype(np.int32)
@@ -165,6 +170,18 @@ def _ramp_noise(rng: np.random.Generator, noise: dict, axes: list[Axis]) -> np.n
     rows = np.arange(0, pairs.size + 1, 2 * views)
     matrix = sparse.csr_matrix((weights, pairs, rows), (at.shape[0], views * bins))
     return (matrix @ rays.reshape(views * bins, z.n)).reshape(x.n, y.n, z.n)
+
+
+def _through_head(mean, pixels, angle, bins: int, width: float, missing: float) -> np.ndarray:
+    """[views, bins, 1]: 1 for rays through the ellipse about the bright pixels, `missing` outside it."""
+    outline = (mean > 0.1).any(axis=2)
+    ends = [p[outline.any(axis=1 - i)][[0, -1]] for i, p in enumerate(pixels)]
+    (cx, cy), (a, b) = (np.array(ends) @ [[0.5, -0.5], [0.5, 0.5]]).T  # centre, half extent
+    offset = (np.arange(bins) - (bins - 1) / 2) * width
+    distance = np.abs(offset - (cx * np.cos(angle) + cy * np.sin(angle))[:, None])
+    half = np.hypot(a * np.cos(angle), b * np.sin(angle))[:, None]
+    weight = missing + (1 - missing) * np.clip((half - distance) / 10 + 0.5, 0, 1)
+    return weight.astype(np.float32)[..., None]
 
 
 def _cut_sides(pet: np.ndarray, axes: list[Axis], view: dict) -> None:

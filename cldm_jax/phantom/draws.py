@@ -12,7 +12,8 @@ from cldm_jax.errors import UserError
 from cldm_jax.phantom.fields import STREAMS
 
 # Uniform in the logarithm: factors.
-LOG = "size tissue_factor grey_to_white foci_sd_mm fwhm_mm slice_mm pixel_mm cov gain gamma".split()
+LOG = "size tissue_factor grey_to_white foci_sd_mm fwhm_mm slice_mm pixel_mm cov".split()
+LOG += ["missing_rays", "gain", "gamma"]
 WHOLE = "spots foci views".split()  # whole numbers
 COUNTS = {"turn_deg": 2, "shift_mm": 2, "axis_size": 3, "slant": 3, "mu_shift_direction": 3}
 COUNTS |= {"tissue_factor": 6, "tissue_absent": 6, "any_uptake": 9}  # see tracer.OUTER, GROUPS

@@ -101,7 +101,8 @@ def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], d
     age = float(rng.uniform())
     drawn = plan.dice(0).draw(plan.ranges["person"]) if plan.ranges else None
     if plan.source:
-        volume = labels.read_labels(plan.source)
+        read = labels.read_head if drawn else labels.read_labels
+        volume = read(plan.source)
         grid = labels.covering_grid(volume.grid, plan.spacing)
         if drawn:
             grid = randomised.moved_view(drawn, grid)
