@@ -100,8 +100,9 @@ def _named(node: ast.AST):
         yield node.targets[0].attr, node.lineno, last
     elif isinstance(node, ast.Dict):
         for key, value in zip(node.keys, node.values, strict=True):
-            if isinstance(key, ast.Constant) and not isinstance(value, ast.Dict):
-                yield str(key.value), key.lineno, value.end_lineno
+            if isinstance(key, ast.Constant):
+                last = key.lineno if isinstance(value, ast.Dict) else value.end_lineno
+                yield str(key.value), key.lineno, last
     elif isinstance(node, ast.keyword) and node.arg:
         yield node.arg, node.lineno, node.value.end_lineno
 

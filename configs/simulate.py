@@ -105,9 +105,9 @@ def randomised() -> dict:
             "resampled": 0.7,  # on voxels of its own, else on those of the files; chosen
             "pixel_mm": (2.0, 4.0),  # own pixels; scanners have 1.2 to 5, smaller ones show no more
             "slice_mm": (2.0, 8.0),  # own slices: HRRT 1.2, ECAT HR+ 2.4, RIRE 8
-            "phase_x": (0.0, 1.0),  # where the own voxels begin
-            "phase_y": (0.0, 1.0),
-            "phase_z": (0.0, 1.0),
+            "phase_x": (0.0, 1.0),  # where the own voxels begin, along x
+            "phase_y": (0.0, 1.0),  # along y
+            "phase_z": (0.0, 1.0),  # along z
         },
         "noise": {
             # variance as the mean (EM), even (EM, late and filtered), or filtered back-projection
@@ -122,7 +122,7 @@ def randomised() -> dict:
             # FBP: noise of rays beside the head over those through it; chosen: RIRE 001 has little in air
             "missing_rays": (0.05, 1.0),
             "cutoff": (0.09, 0.22),  # FBP: end of ramp and Hann window, 1/mm; chosen
-            # of all laws; EM has none, FBP files keep them, cut them, or show magnitudes; chosen
+            # below 0, but for EM, which has none: kept, cut off, or shown as magnitudes; chosen
             "negatives": {"kept": 0.35, "clipped": 0.55, "absolute": 0.1},
         },
         "view": {
@@ -133,6 +133,7 @@ def randomised() -> dict:
             "round_mm": (96.0, 140.0),  # its radius: the smaller ones cut nose, ears or occiput
             "has_cut_side": 0.1,  # one side cut off by a plane; chosen
             "cut_side_mm": (8.0, 44.0),  # how deep into the field of view; chosen
+            # which side
             "side": {"left": 0.25, "right": 0.25, "back": 0.25, "front": 0.25},
             # brightness over what `prepare` scales to (a hot spot darkens all else); chosen
             "gain": (0.65, 1.5),

@@ -74,7 +74,7 @@ def image(
     mean = np.ascontiguousarray(mean, np.float32)
     reference = max(float(np.percentile(mean, 97)), FLOOR)  # about the cortex of a brain scan
     pet = mean + _noise(dice, noise, scanner, axes, mean / np.float32(reference)) * reference
-    if noise["negatives"] == "clipped":
+    if noise["law"] == "em" or noise["negatives"] == "clipped":
         np.maximum(pet, 0, out=pet)
     elif noise["negatives"] == "absolute":
         np.abs(pet, out=pet)
