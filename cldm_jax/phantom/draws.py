@@ -44,6 +44,7 @@ class Dice:
                 values = np.minimum(np.floor(low + (high + 1 - low) * u), high).astype(int)
             elif name in LOG:
                 values = np.exp(np.log(low) + (np.log(high) - np.log(low)) * u)
+                values = np.clip(values, low, high)  # there and back may round beyond
             else:
                 values = low + (high - low) * u
         else:
