@@ -53,7 +53,8 @@ LIMITS = {
     **dict.fromkeys(("num_classes", "n_subjects", "variants_per_head", "shard_items"), _COUNT),
     **dict.fromkeys(("b1", "b2", "ema_decay", "class_dropout_prob", "onestep_share"), _SHARE),
     **dict.fromkeys(("onestep_ramp", "eta", "sdedit_strength", "min_head_fraction"), _SHARE),
-    **dict.fromkeys(("mi_threshold", "split_fractions"), _SHARE),
+    **dict.fromkeys(("mi_threshold", "split_fractions", "randomised_share"), _SHARE),
+    "pets_per_person": _COUNT,
     **dict.fromkeys(("learning_rate", "clip_norm", "spacing_mm"), (sys.float_info.min, math.inf)),
     "noise_slices": (0, 20),
     "fold": (-1, math.inf),  # of reproduce: -1, none
@@ -73,6 +74,7 @@ CHOICES = {
     "decay": ("cosine", "second_half"),
     "attention": ("xla", "cudnn"),
     "recipe.loss": ("l1", "l2", "gaussian", "energy"),
+    **dict.fromkeys(("mr_target", "ct_target"), ("acquired", "canonical")),
     "dtype": ("float32", "float16", "bfloat16"),
 }
 # Lists that are as long as their default.

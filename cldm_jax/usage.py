@@ -20,7 +20,14 @@ ELSEWHERE = {
     "eval": "eval.py",
     "trainings": "*.py of each training",
 }
-SHARED = ("common", "unet", "ldm", "ae", "cyclegan")  # files whose settings others take over
+SHARED = (
+    "common",
+    "unet",
+    "ldm",
+    "ae",
+    "cyclegan",
+    "simulate",
+)  # files whose settings others take over
 
 
 def overview(folder: pathlib.Path, flags: list[tuple[str, str]]) -> str:
@@ -93,8 +100,9 @@ def _named(node: ast.AST):
         yield node.targets[0].attr, node.lineno, last
     elif isinstance(node, ast.Dict):
         for key, value in zip(node.keys, node.values, strict=True):
-            if isinstance(key, ast.Constant) and not isinstance(value, ast.Dict):
-                yield str(key.value), key.lineno, value.end_lineno
+            if isinstance(key, ast.Constant):
+                last = key.lineno if isinstance(value, ast.Dict) else value.end_lineno
+                yield str(key.value), key.lineno, last
     elif isinstance(node, ast.keyword) and node.arg:
         yield node.arg, node.lineno, node.value.end_lineno
 

@@ -80,7 +80,7 @@ def get_config(preset: str = "a6000"):
             "noisy_weight_power": 2.0,
             # Loss weight sigma^-p of noisy rows, for target x0: 0 its own loss (clean samples, too sure,
             # which calibration mends), 2 that of v (speckle at small budgets)
-            "noise_weight_power": 0.0,
+            "noise_weight_power": 1.0,
             "min_snr_gamma": 0.0,  # 0 = off
             "bridge_variance": 1.0,
             "source_code": 0,  # PET

@@ -29,6 +29,10 @@ def plan(index: int, **changes) -> subject.Plan:
         pet_model="fast",
         shape=(96, 112, 24),
         spacing=(2.0, 2.0, 4.0),
+        canonical=(),
+        pets=1,
+        ranges=None,
+        randomised_share=0.0,
     )
     return dataclasses.replace(base, **changes)
 

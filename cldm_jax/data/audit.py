@@ -134,18 +134,20 @@ def audit_cohort(
 ) -> list[Finding]:
     """Findings between subjects. `pixels[subject id][volume]` are `pixel_digest`s.
 
-    The same image twice, whatever the file is called or how it was compressed; and, where splits are
-    given, people in two of them and people in none.
+    The same image twice, whatever the file is called or how it was compressed, but for several PETs of
+    one person (group) with the same target; and, where splits are given, people in two of them and
+    people in none.
     """
     findings, seen = [], {}
     for subject in subjects:
         for name, digest in pixels.get(subject.id, {}).items():
-            if digest in seen:
-                reason = f"the same image as {seen[digest]}"
+            owner, own = seen.get(digest, (None, ""))
+            if owner and not (name == own != "pet" and subject.group == owner.group):
+                reason = f"the same image as {owner.id} {own}"
                 remedy = "Remove one; the same scan in two splits would leak"
                 what = str(subject.files[name])
                 findings.append(Finding("error", subject.id, what, reason, remedy))
-            seen.setdefault(digest, f"{subject.id} {name}")
+            seen.setdefault(digest, (subject, name))
     if split_mode != "manifest":
         if any(s.split for s in subjects):
             reason = f"the manifest's split column is not used by split_mode {split_mode}"

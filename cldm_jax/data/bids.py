@@ -10,7 +10,8 @@ from cldm_jax import files
 from cldm_jax.errors import UserError
 
 VOLUMES = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
-COLUMNS = ("subject", "group", "split", *VOLUMES)
+GAIN = "pet_gain"
+COLUMNS = ("subject", "group", "split", *VOLUMES, GAIN)
 SPLITS = ("train", "val", "test")
 _ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")  # safe as a file name anywhere
 _DEVICE = re.compile(
@@ -25,12 +26,16 @@ _LAYOUT = (  # BIDS: modality, folder, end of the file name
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """One PET with its targets. `group`: people who must share a split; `split` "" = undecided."""
+    """One PET with its targets. `group`: people who must share a split; `split` "" = undecided.
+
+    pet_gain: how much brighter the PET is to be shown than its own scale makes it (simulated people).
+    """
 
     id: str
     group: str
     split: str
     files: dict[str, pathlib.Path]  # modality or "ct_reacq", "mr_reacq" -> file, given ones only
+    pet_gain: float = 1.0
 
 
 def read_cohort(path) -> list[Subject]:
@@ -119,8 +124,18 @@ def _read_csv(path: pathlib.Path) -> list[Subject]:
         name = check_id(row["subject"], where)
         group = check_id(row["group"] or name, where)
         files = {m: path.parent / row[m] for m in VOLUMES if row[m]}
-        subjects.append(Subject(name, group, split, files))
+        subjects.append(Subject(name, group, split, files, _gain(row[GAIN], where)))
     return subjects
+
+
+def _gain(text: str, where) -> float:
+    try:
+        value = float(text or 1)
+    except ValueError:
+        value = 0.0
+    if not 0.01 <= value <= 100:
+        raise UserError(where, f"{GAIN} {text!r}", "Give a number from 0.01 to 100, or nothing")
+    return value
 
 
 def _check_columns(path, columns: list[str]) -> None:

@@ -67,6 +67,8 @@ def inspect(
     for name, volume in volumes.items():
         spec = settings.normalisers[intensity.base_modality(name)]
         scales[name] = intensity.volume_scale(spec, volume.array)
+        if name == "pet":
+            scales[name] /= subject.pet_gain
         origins[name] = intensity.volume_origin(spec, volume.array)
         pixels[name] = digests.get(name) or audit.pixel_digest(volume)
     pet = volumes["pet"]

@@ -22,9 +22,10 @@ def find_truth(prepared: Prepared) -> pathlib.Path | None:
 def read_truth(prepared: Prepared, cohort: pathlib.Path, subject: int) -> dict[str, np.ndarray]:
     """{"labels", "lesions"}: uint8 [Z, H, W] on the person's grid, nearest voxel; outside is 0."""
     entry = prepared.index["subjects"][subject]
+    person = entry["id"].partition("_")[0]  # sub-0001_pet2: the second PET of sub-0001
     size = prepared.index["grid"]["size"]
     return {
-        name: _on_grid(cohort / entry["id"] / "truth" / file, entry, size)
+        name: _on_grid(cohort / person / "truth" / file, entry, size)
         for name, file in FILES.items()
     }
 

@@ -279,8 +279,12 @@ def _index(config, settings: Settings, subjects, facts, parts, entries, written)
 
 
 def _inputs_hash(subjects: Iterable[bids.Subject], sha256: dict[str, dict[str, str]]) -> str:
-    """Of who is in the cohort, in which group and split, with which files' content."""
-    return files.sha256_json([[s.id, s.group, s.split, sha256[s.id]] for s in subjects])
+    """Of who is in the cohort, in which group and split, with which files' content and PET gain."""
+    rows = []
+    for s in subjects:
+        gain = () if s.pet_gain == 1 else (s.pet_gain,)  # older folders know of none
+        rows.append([s.id, s.group, s.split, sha256[s.id], *gain])
+    return files.sha256_json(rows)
 
 
 def _check_reuse(root: pathlib.Path, config, subjects) -> None:

@@ -52,6 +52,18 @@ ADDED |= {
     for k in ("linear", "lapped")
 }
 ADDED["recipe.diffusion.noise_weight_power"] = 0.0
+SIMULATE = ("data.simulate.", "autoencoder.train.data.simulate.")
+ADDED |= {
+    f"{section}{name}": value
+    for section in SIMULATE
+    for name, value in (
+        ("mr_target", "acquired"),
+        ("ct_target", "acquired"),
+        ("pets_per_person", 1),
+    )
+}
+# Settings of a mode that came later: they had no say.
+NO_SAY = tuple(f"{section}randomised" for section in SIMULATE)
 
 
 class Clock:
@@ -103,7 +115,8 @@ def check_same_config(workdir, resolved: dict) -> None:
         files.write_json(path, resolved)
         return
     old, new = flatten(files.read_json(path)), flatten(resolved)
-    old = {**{k: v for k, v in ADDED.items() if k in new}, **old}
+    later = {k: v for k, v in new.items() if k.startswith(NO_SAY)}
+    old = {**{k: v for k, v in ADDED.items() if k in new}, **later, **old}
     differing = [
         f"{k}: {old.get(k)!r} -> {new.get(k)!r}"
         for k in sorted(old.keys() | new.keys())

@@ -3,6 +3,7 @@
 import concurrent.futures
 import csv
 import io
+import json
 import math
 import multiprocessing
 import pathlib
@@ -19,7 +20,10 @@ from cldm_jax.runtime.progress import Progress
 SETTINGS = "simulate.json"  # written first: which settings an unfinished folder belongs to
 COLUMNS = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
 FREE = ("job", "workers")  # fields that do not change a single voxel
+RANDOMISED = ("randomised", "randomised_share", "pets_per_person")  # no part of other modes
+YOUNGER = dict.fromkeys(("mr_target", "ct_target"), "acquired")  # what older cohorts had, unsaid
 BYTES_PER_VOXEL = 14.0  # compressed, all volumes of a person with re-acquisition: measured 9 to 12
+BYTES_PER_PET = 4.0  # the most that one more PET of mode randomised takes
 
 
 def run(config, workdir: str) -> None:
@@ -51,7 +55,10 @@ def run(config, workdir: str) -> None:
 def _settings(config) -> dict:
     """The settings that decide the voxels, as JSON; includes the hash of each label volume."""
     settings = {k: v for k, v in config.to_dict().items() if k not in FREE}
-    settings = {k: list(v) if isinstance(v, tuple) else v for k, v in settings.items()}
+    if config.mode != "randomised":
+        settings = {k: v for k, v in settings.items() if k not in RANDOMISED}
+    settings = {k: v for k, v in settings.items() if YOUNGER.get(k) != v}
+    settings = json.loads(json.dumps(settings))  # tuples become lists, as in the file
     if config.labels:
         heads = labels.find_heads(config.labels)
         settings["label_files"] = {head: sha256_file(path) for head, path in heads.items()}
@@ -87,7 +94,10 @@ def _check_disk(root: pathlib.Path, todo: list[Plan]) -> None:
             if plan.source:
                 grid = labels.covering_grid(labels.read_labels(plan.source).grid, plan.spacing)
             shapes[plan.source] = grid.shape
-    need = sum(BYTES_PER_VOXEL * math.prod(shapes[plan.source]) for plan in todo)
+    need = sum(
+        (BYTES_PER_VOXEL + BYTES_PER_PET * (plan.pets - 1)) * math.prod(shapes[plan.source])
+        for plan in todo
+    )
     free = shutil.disk_usage(root).free
     if need > free:
         raise UserError(
@@ -118,15 +128,28 @@ def _write_people(todo: list[Plan], root: pathlib.Path, total: int, workers: int
                 raise
 
 
+def _rows(plan: Plan) -> list[tuple[str, ...]]:
+    """The manifest's rows of a person: one per PET, each with the same targets."""
+    rows = []
+    for number, pet in enumerate(plan.pet_names(), 1):
+        names = [pet, *COLUMNS[1:]]
+        cells = [f"{plan.id}/{m}.nii.gz" if m in plan.modalities or m == pet else "" for m in names]
+        gain = () if plan.ranges is None else (f"{plan.pet_gain(number):.4f}",)
+        subject = plan.id if number == 1 else f"{plan.id}_pet{number}"
+        rows.append((subject, plan.group, "", *cells, *gain))
+    return rows
+
+
 def _write_manifest(root: pathlib.Path, plans: list[Plan], config, settings: dict) -> None:
     """manifest.csv and dataset_description.json, then manifest.json: its presence means complete."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(("subject", "group", "split", *COLUMNS))
+    gains = ("pet_gain",) if config.mode == "randomised" else ()
+    writer.writerow(("subject", "group", "split", *COLUMNS, *gains))
     files: dict[str, str] = {}
     for plan in plans:
-        cells = [f"{plan.id}/{m}.nii.gz" if m in plan.modalities else "" for m in COLUMNS]
-        writer.writerow((plan.id, plan.group, "", *cells))
+        for row in _rows(plan):
+            writer.writerow(row)
         files |= hash_person(str(root), plan.id)
     write_text(root / "manifest.csv", table.getvalue())
     description = {

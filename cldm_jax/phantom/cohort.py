@@ -5,10 +5,12 @@ import zlib
 import numpy as np
 
 from cldm_jax.errors import UserError
+from cldm_jax.phantom import draws
 from cldm_jax.phantom.labels import find_heads
 from cldm_jax.phantom.subject import Plan
 
-MODES = ("paired3", "abstract", "easy", "adversarial")
+MODES = ("paired3", "abstract", "easy", "adversarial", "randomised")
+TARGETS = ("acquired", "canonical")
 PET_MODELS = ("fast", "osem")
 MR_SHARE = 0.24  # of people in mode `abstract`; the rest have CT
 ABSTRACT_STREAM = 9
@@ -23,6 +25,16 @@ def check(config) -> None:
 
     require(config.mode in MODES, "mode", "is unknown", f"Use one of {', '.join(MODES)}")
     require(config.pet_model in PET_MODELS, "pet_model", "is unknown", f"Use one of {PET_MODELS}")
+    for field in ("mr_target", "ct_target"):
+        require(config[field] in TARGETS, field, "is unknown", f"Use one of {', '.join(TARGETS)}")
+    draws.check(config.randomised.to_dict())
+    share, pets = config.randomised_share, config.pets_per_person
+    require(0 <= share <= 1, "randomised_share", "is no share", "Give a number from 0 to 1")
+    require(pets >= 1, "pets_per_person", "is below 1", "Use 1 or more")
+    require(
+        pets == 1 or config.mode == "randomised",
+        "pets_per_person", f"is for mode randomised, and mode is {config.mode}", "Use 1",
+    )  # fmt: skip
     require(config.seed >= 0, "seed", "is negative", "Use 0 or a positive number")
     require(config.workers >= 0, "workers", "is negative", "Use 0 to run without worker processes")
     spacing, shape = tuple(config.spacing_mm), tuple(config.shape)
@@ -85,6 +97,8 @@ def plan_cohort(config) -> list[Plan]:
     people = _people(config)
     n_twins = 2 if config.mode == "adversarial" else 1
     has_mr = _has_mr(config, len(people)) if config.mode == "abstract" else None
+    canonical = tuple(m for m in ("ct", "mr") if config[f"{m}_target"] == "canonical")
+    ranges = config.randomised.to_dict() if config.mode == "randomised" else None
     plans = []
     for i, (group, key, source, vary) in enumerate(people):
         modalities, profile = ("pet", "ct", "mr"), "any"
@@ -93,7 +107,8 @@ def plan_cohort(config) -> list[Plan]:
                 (("pet", "mr"), "pet_mr") if has_mr[i] else (("pet", "ct"), "pet_ct")
             )
         if config.reacquire:
-            modalities += tuple(f"{m}_reacq" for m in modalities if m != "pet")
+            again = (m for m in modalities if m != "pet" and m not in canonical)
+            modalities += tuple(f"{m}_reacq" for m in again)
         for twin in range(n_twins):
             number = i * n_twins + twin + 1
             subject = f"sub-{number:04d}"
@@ -114,6 +129,10 @@ def plan_cohort(config) -> list[Plan]:
                     pet_model=config.pet_model,
                     shape=tuple(int(n) for n in config.shape),
                     spacing=tuple(float(s) for s in config.spacing_mm),
+                    canonical=canonical,
+                    pets=int(config.pets_per_person),
+                    ranges=ranges,
+                    randomised_share=float(config.randomised_share),
                 )
             )
     return plans

@@ -6,7 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 FWHM = 2.354820045  # FWHM of a Gaussian in units of its sigma
-STREAMS = {"anatomy": 1, "function": 2, "acquisition": 3}
+STREAMS = {"anatomy": 1, "function": 2, "acquisition": 3, "randomised": 4}
 
 
 def stream(seed: int, key: tuple[int, ...], name: str, acquisition: int = 0) -> np.random.Generator:

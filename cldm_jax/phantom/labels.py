@@ -1,9 +1,11 @@
 """Label volumes given by the user: checks and pulled-back sampling. Reads through data.nifti."""
 
 import dataclasses
+import functools
 import pathlib
 
 import numpy as np
+from scipy import ndimage
 
 from cldm_jax.data.nifti import canonical, read_volume
 from cldm_jax.errors import UserError
@@ -55,6 +57,20 @@ def read_labels(path) -> LabelVolume:
         raise UserError(path, "has oblique axes", "Resample it to axes along x, y and z")
     grid = Grid(codes.shape, tuple(map(float, spacing)), tuple(map(float, affine[:3, 3])))
     return LabelVolume(codes, grid, volume.sha256)
+
+
+@functools.lru_cache(maxsize=2)
+def read_head(path: str) -> LabelVolume:
+    """`read_labels` without what does not touch the head (some heads have blobs beside them).
+
+    Remembers the last heads: a worker simulates the variants of one head in a row.
+    """
+    volume = read_labels(path)
+    parts, _ = ndimage.label(volume.codes > 0)
+    sizes = np.bincount(parts.ravel())
+    sizes[0] = 0
+    codes = np.where(parts == sizes.argmax(), volume.codes, np.uint8(tissue.AIR))
+    return dataclasses.replace(volume, codes=codes)
 
 
 def covering_grid(labels: Grid, spacing: tuple[float, float, float]) -> Grid:

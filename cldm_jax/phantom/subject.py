@@ -9,11 +9,26 @@ import numpy as np
 
 from cldm_jax.data.nifti import write_volume
 from cldm_jax.files import sha256_file, write_json
-from cldm_jax.phantom import anatomy, ct, labels, mr, osem, pathology, pet, tissue, twins, warp
+from cldm_jax.phantom import (
+    anatomy,
+    ct,
+    labels,
+    mr,
+    osem,
+    pathology,
+    pet,
+    randomised,
+    scene,
+    tissue,
+    twins,
+    warp,
+)
+from cldm_jax.phantom.draws import Dice
 from cldm_jax.phantom.fields import Grid, majority, stream
 
 DESCRIPTION = "simulated contrast"
 TWIN_EXTRA_MM = 3.5
+PET_STEP = 1 / 128  # SUV; randomised people's PETs are rounded to it: files of half the size
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +37,9 @@ class Plan:
 
     key: random-stream key; acquisition: base of the acquisition stream (twins differ here only);
     source: label volume or "" for the embedded head; vary: deform the label volume; twin: 1 = thicker
-    skull; modalities: subset of pet, ct, mr, ct_reacq, mr_reacq; profile: PET scanner (pet.PROFILES).
+    skull; modalities: subset of pet, ct, mr, ct_reacq, mr_reacq; profile: PET scanner (pet.PROFILES);
+    canonical: the targets (ct, mr) without a scanner's noise and variation; pets: how many; ranges:
+    config.randomised, or None in other modes, of which randomised_share of the PETs are drawn.
     """
 
     id: str
@@ -39,6 +56,26 @@ class Plan:
     pet_model: str
     shape: tuple[int, int, int]
     spacing: tuple[float, float, float]
+    canonical: tuple[str, ...]
+    pets: int
+    ranges: dict | None
+    randomised_share: float
+
+    def pet_names(self) -> list[str]:
+        """pet, pet_2, pet_3, ... or nothing."""
+        if "pet" not in self.modalities:
+            return []
+        return ["pet", *(f"pet_{i}" for i in range(2, self.pets + 1))]
+
+    def dice(self, number: int) -> Dice:
+        """0: the person's; 1, 2, ...: of the first, the second PET."""
+        return Dice(self.seed, self.key, number)
+
+    def pet_gain(self, number: int) -> float:
+        """Of PET 1, 2, ...: how much brighter it is shown than its own scale makes it."""
+        if self.ranges is None:
+            return 1.0
+        return randomised.gain(self.dice(number), self.randomised_share, self.ranges)
 
 
 def embedded_grid(shape: tuple[int, int, int], spacing: tuple[float, float, float]) -> Grid:
@@ -62,9 +99,13 @@ def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], d
     """(fine labels uint8, output grid, block factor, record for truth.json)."""
     rng = stream(plan.seed, plan.key, "anatomy")
     age = float(rng.uniform())
+    drawn = plan.dice(0).draw(plan.ranges["person"]) if plan.ranges else None
     if plan.source:
-        volume = labels.read_labels(plan.source)
+        read = labels.read_head if drawn else labels.read_labels
+        volume = read(plan.source)
         grid = labels.covering_grid(volume.grid, plan.spacing)
+        if drawn:
+            grid = randomised.moved_view(drawn, grid)
         factor = block_factor(plan.spacing, volume.grid.spacing)
         fine = grid.refine(factor)
         centre = tuple(
@@ -74,7 +115,9 @@ def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], d
             )
         )
         moved = warp.identity(fine)
-        if plan.vary:
+        if drawn:
+            moved = randomised.pose(plan.dice(0), drawn, fine, centre)
+        elif plan.vary:
             moved = warp.draw_warp(
                 rng, fine, rotation_deg=8, scale=(0.92, 1.06), shear=0.03, shift_mm=3, sd_mm=3,
                 smooth_mm=26, centre=centre,
@@ -83,17 +126,24 @@ def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], d
         record = {"source": plan.source, "source_sha256": volume.sha256, "age": age}
     else:
         grid = embedded_grid(plan.shape, plan.spacing)
+        if drawn:
+            grid = randomised.moved_view(drawn, grid)
         factor = block_factor(plan.spacing, (1, 1, 2))
         fine = grid.refine(factor)
         shape = anatomy.draw_shape(rng, age)
-        moved = warp.draw_warp(
-            rng, fine, rotation_deg=5, scale=(1, 1), shear=0.02, shift_mm=2, sd_mm=2.2,
-            smooth_mm=26, centre=(0, 0, 0),
-        )  # fmt: skip
+        if drawn:
+            moved = randomised.pose(plan.dice(0), drawn, fine, (0.0, 0.0, 0.0))
+        else:
+            moved = warp.draw_warp(
+                rng, fine, rotation_deg=5, scale=(1, 1), shear=0.02, shift_mm=2, sd_mm=2.2,
+                smooth_mm=26, centre=(0, 0, 0),
+            )  # fmt: skip
         codes = anatomy.build(rng, shape, fine, warp.pull_back(moved, fine))
         record = {"source": "embedded", **dataclasses.asdict(shape)}
     record["jacobian_min"] = moved.jacobian_min
     record["pose"] = moved.matrix.round(5).tolist()
+    if drawn:
+        record["person"] = drawn
     return codes, grid, factor, record
 
 
@@ -112,7 +162,9 @@ def simulate(plan: Plan) -> tuple[dict[str, np.ndarray], Grid, dict]:
         shown = twins.thicken_skull(shown, fine, TWIN_EXTRA_MM)
     volumes: dict[str, np.ndarray] = {}
     scans: dict[str, dict] = {}
-    if "pet" in plan.modalities:
+    if plan.ranges:
+        _randomised_pets(plan, person, disease, grid, factor, volumes, scans)
+    elif "pet" in plan.modalities:
         true = pet.activity(rng, disease, person, grid, factor, regional=not plan.easy)
         volumes["pet"], scans["pet"] = _pet(plan, true, person, disease, grid, factor)
     for name in plan.modalities:
@@ -136,8 +188,30 @@ def simulate(plan: Plan) -> tuple[dict[str, np.ndarray], Grid, dict]:
     return volumes, grid, truth
 
 
+def _randomised_pets(plan: Plan, person, disease, grid: Grid, factor, volumes, scans) -> None:
+    """Each PET of mode `randomised`, a share of them ordinary ones, into volumes and scans."""
+    seen = scene.make(disease, person.hu, grid, factor)
+    for number, name in enumerate(plan.pet_names(), 1):
+        dice = plan.dice(number)
+        if randomised.is_ordinary(dice, plan.randomised_share):
+            rng = dice.rng("activity")
+            own = tissue.draw_person(rng, person.age, vary=True)
+            true = pet.activity(rng, disease, own, grid, factor, regional=True)
+            image, record = _scanned(plan, dice.rng("scan"), true, own, disease, grid, factor)
+            record |= {"suv_of_grey_matter": own.suv, "view": {"gain": 1.0}}
+        else:
+            image, record = randomised.pet(dice, plan.ranges, seen)
+            image *= np.float32(person.suv)
+        volumes[name] = np.rint(image / np.float32(PET_STEP)) * np.float32(PET_STEP)
+        scans[name] = record
+
+
 def _pet(plan: Plan, true, person, disease, grid: Grid, factor) -> tuple[np.ndarray, dict]:
     rng = stream(plan.seed, plan.key, "acquisition", 0)  # the same for both twins
+    return _scanned(plan, rng, true, person, disease, grid, factor)
+
+
+def _scanned(plan: Plan, rng, true, person, disease, grid: Grid, factor):
     scan = pet.draw_scan(rng, plan.profile, noise=not plan.easy)
     if plan.pet_model == "osem":
         numbers = ct.ct_numbers(person.hu, disease.labels, factor)
@@ -151,12 +225,16 @@ def _scan(plan: Plan, name: str, disease, person, shown, grid: Grid, factor):
     """A CT or MR volume and its parameters; each has its own acquisition stream."""
     number = plan.acquisition + {"ct": 1, "mr": 2, "ct_reacq": 3, "mr_reacq": 4}[name]
     rng = stream(plan.seed, plan.key, "acquisition", number)
+    noise = not plan.easy and name.removesuffix("_reacq") not in plan.canonical
     if name.startswith("ct"):
-        scan = ct.draw_scan(rng, noise=not plan.easy)
+        scan = ct.draw_scan(rng, noise)
         return ct.image(rng, shown, person.hu, grid, factor, scan), dataclasses.asdict(scan)
-    scan = mr.draw_scan(rng, noise=not plan.easy)
+    scan = mr.draw_scan(rng, noise)
     record = dataclasses.asdict(scan) | {"jitter": scan.jitter.round(5).tolist()}
-    return mr.image(rng, disease, shown, grid, factor, scan), record
+    image = mr.image(rng, disease, shown, grid, factor, scan)
+    if name in plan.canonical:  # whole numbers, in a file of a fifth the size
+        image = np.rint(image).astype(np.int16)
+    return image, record
 
 
 def write_person(plan: Plan, cohort: str) -> str:

@@ -91,12 +91,18 @@ def draw_warp(
     """
     angle = np.deg2rad(rng.uniform(-rotation_deg, rotation_deg, 3))
     sizes = rng.uniform(*scale, 3)
-    slant = np.eye(3)
-    slant[np.triu_indices(3, 1)] = rng.uniform(-shear, shear, 3)
+    slant = rng.uniform(-shear, shear, 3)
     shift = rng.uniform(-shift_mm, shift_mm, 3)
-    matrix = _rotation(angle) @ slant @ np.diag(1 / sizes)
+    matrix = pose_matrix(angle, slant, sizes)
     lattice, displacement, smallest = diffeomorphism(rng, grid, sd_mm, smooth_mm)
     return Warp(matrix, shift, np.asarray(centre, float), lattice, displacement, smallest)
+
+
+def pose_matrix(angle: np.ndarray, slant: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """[3, 3], from a person of these sizes, rotated by angle (about x, y, z), to the undeformed head."""
+    shear = np.eye(3)
+    shear[np.triu_indices(3, 1)] = slant
+    return _rotation(angle) @ shear @ np.diag(1 / sizes)
 
 
 def identity(grid: Grid) -> Warp:
