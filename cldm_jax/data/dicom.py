@@ -21,6 +21,7 @@ import zipfile
 
 import numpy as np
 
+from cldm_jax import console
 from cldm_jax.data import nifti, suv
 from cldm_jax.errors import UserError
 
@@ -165,7 +166,7 @@ def _pydicom():
         import pydicom
         import pydicom.pixels
     except ImportError:
-        remedy = "pip install pydicom"
+        remedy = console.command("pip", "install", "pydicom")
         raise UserError("DICOM input", "needs the package pydicom", remedy) from None
     return pydicom
 
