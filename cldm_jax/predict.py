@@ -58,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         help="slices at a time (default 16; GPU 64)",
     )
     add("--overwrite", action="store_true", help="replace results of other inputs or settings")
+    add("--series", default="", metavar="NUMBER",
+        help="which series of a DICOM folder that holds several; an error lists them and their numbers")  # fmt: skip
     add("--part", default="", metavar="I/N",
         help="of several images every N-th, from the I-th on: for the tasks of a job array")  # fmt: skip
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -102,6 +104,7 @@ def main(argv=None) -> None:
             batch_size=args.batch_size,
             report=args.report,
             overwrite=args.overwrite,
+            series=args.series,
             part=args.part,
         )
         predict.predict(request)

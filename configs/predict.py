@@ -25,5 +25,6 @@ def get_config(preset: str = "a6000"):
     c.batch_size = 0  # slices; 0 = by the device
     c.report = False
     c.overwrite = False
+    c.series = ""  # number of the DICOM series, where a folder holds several
     c.part = ""  # "3/10": of several images every tenth, from the third on (a task of a job array)
     return c

@@ -37,7 +37,7 @@ RULES = {
 # A library whose interface may change is spoken to in one place.
 ONLY_IN = {
     "nibabel": ("data.nifti",),
-    "pydicom": ("data.dicom",),
+    "pydicom": ("data.dicom_header",),
     "SimpleITK": ("data.register",),
     "grain": ("data.pipeline",),
     "orbax": ("runtime.checkpoint",),
