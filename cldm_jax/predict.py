@@ -59,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--overwrite", action="store_true", help="replace results of other inputs or settings")
     add("--series", default="", metavar="NUMBER",
-        help="which series of a DICOM folder that holds several; an error lists them and their numbers")  # fmt: skip
+        help="which series of a DICOM folder that holds several; an error lists them")  # fmt: skip
     add("--part", default="", metavar="I/N",
         help="of several images every N-th, from the I-th on: for the tasks of a job array")  # fmt: skip
     add("--debug", action="store_true", help="show the traceback of an error")

@@ -37,8 +37,8 @@ _TAGS = [
         "ImagePositionPatient ImageOrientationPatient PixelSpacing FrameOfReferenceUID "
         "RescaleSlope RescaleIntercept RescaleType LossyImageCompression NumberOfSlices "
         "BurnedInAnnotation PerFrameFunctionalGroupsSequence SeriesDate SeriesTime "
-        "AcquisitionDate AcquisitionTime FrameReferenceTime ActualFrameDuration Units SUVType "
-        "CorrectedImage DecayCorrection PatientWeight RadiopharmaceuticalInformationSequence"
+        "AcquisitionDate AcquisitionTime AcquisitionDateTime FrameReferenceTime ActualFrameDuration "
+        "Units SUVType CorrectedImage DecayCorrection PatientWeight RadiopharmaceuticalInformationSequence"
     ).split(),
     *((0x7053, element) for element in (0x0010, 0x1000, 0x1009)),
 ]
@@ -198,6 +198,7 @@ def _pet(ds) -> suv.Pet:
     injection = suv.parse_datetime(_text(dose, "RadiopharmaceuticalStartDateTime"))
     timed = suv.parse_moment("", _text(dose, "RadiopharmaceuticalStartTime"))
     acquired = suv.parse_moment(_text(ds, "AcquisitionDate"), _text(ds, "AcquisitionTime"))
+    acquired = acquired or suv.parse_datetime(_text(ds, "AcquisitionDateTime"))
     middle, lasts = (_number(ds, f) for f in ("FrameReferenceTime", "ActualFrameDuration"))
     begins = None if middle is None else max(0.0, (middle - (lasts or 0) / 2) / 1000)
     units = _text(ds, "Units")
@@ -208,6 +209,7 @@ def _pet(ds) -> suv.Pet:
         decay_correction=_code(_text(ds, "DecayCorrection"), _DECAY),
         weight_kg=_number(ds, "PatientWeight"),
         dose_bq=_number(dose, "RadionuclideTotalDose"),
+        injections=len(_get(ds, "RadiopharmaceuticalInformationSequence") or ()),
         half_life_s=_number(dose, "RadionuclideHalfLife"),
         nuclides=_nuclides(dose),
         injection=injection or timed,

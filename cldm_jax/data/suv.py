@@ -45,6 +45,7 @@ class Pet:
     decay_correction: str = ""
     weight_kg: float | None = None
     dose_bq: float | None = None
+    injections: int = 1  # that the header lists; the values are of the first
     half_life_s: float | None = None
     nuclides: frozenset[tuple[str, str]] = frozenset()  # (tag that names it, "F-18")
     injection: Moment | None = None
@@ -82,6 +83,8 @@ def bw_factor(pet: Pet) -> float:
 
 def _grams_per_bq(pet: Pet) -> float:
     """Body weight over the dose that is left at the time of the decay correction."""
+    if pet.injections > 1:
+        raise NoSuv("RadiopharmaceuticalInformationSequence lists several injections")
     weight_g = 1000 * _within("PatientWeight", pet.weight_kg, WEIGHT_KG, "kg")
     dose = _within("RadionuclideTotalDose", pet.dose_bq, DOSE_BQ, "Bq")
     if pet.decay_correction == "START":
