@@ -38,7 +38,8 @@ _TAGS = [
         "RescaleSlope RescaleIntercept RescaleType LossyImageCompression NumberOfSlices "
         "BurnedInAnnotation PerFrameFunctionalGroupsSequence SeriesDate SeriesTime "
         "AcquisitionDate AcquisitionTime AcquisitionDateTime FrameReferenceTime ActualFrameDuration "
-        "Units SUVType CorrectedImage DecayCorrection PatientWeight RadiopharmaceuticalInformationSequence"
+        "Units SUVType CorrectedImage DecayCorrection PatientWeight "
+        "RadiopharmaceuticalInformationSequence"
     ).split(),
     *((0x7053, element) for element in (0x0010, 0x1000, 0x1009)),
 ]

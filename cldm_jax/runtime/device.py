@@ -102,8 +102,8 @@ def check() -> None:
     except (RuntimeError, AssertionError) as e:  # the latter where jaxlib was built without it
         raise UserError(
             f"device {wanted!r}",
-            "not found by JAX (JAX_PLATFORMS)",
-            "Set JAX_PLATFORMS=cpu (cldm_jax.predict: --device cpu); for a GPU run "
+            "not found by JAX",
+            "JAX_PLATFORMS asks for it: set it to cpu (cldm_jax.predict: --device cpu), or run "
             "CLDM_DEVICE=cuda12 bash launch/setup.sh and check nvidia-smi",
         ) from e
 
