@@ -128,7 +128,7 @@ def refusal(line: str) -> str:
     return ""
 
 
-OURS = r"(\S*python3?) -m cldm_jax\.(main|predict)\b"
+OURS = r"([\w./-]{0,30}python3?) -m cldm_jax\.(main|predict)\b"  # bounded: notebooks hold pictures
 
 
 def is_ours(line: str) -> bool:
