@@ -1,8 +1,8 @@
 """README's commands pasted into a fresh shell that entered nothing, in a clone that was set up: slow.
 
 Shortened by documented means only: preset tiny for every other (and its runs), `-k` for the tests,
-`--dry-run` for the training on several GPUs, fewer methods and seeds for the second comparison, a --workdir
-where presets had kept runs apart. Names that stand for a reader's files are given some.
+`--dry-run` for the training on several GPUs, fewer methods and seeds for the second comparison, a
+--workdir where presets had kept runs apart. Names that stand for a reader's files are given some.
 """
 
 import os
