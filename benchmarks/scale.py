@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cldm_jax import files
+from cldm_jax import console, files
 from cldm_jax.runtime.progress import Progress
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -482,7 +482,7 @@ def measure(out: pathlib.Path, argv: list[str], only: set[str]) -> int:
                     )
                 progress.update(check=check.__name__)
     report = {
-        "command": shlex.join(["python", "-m", "benchmarks.scale", *argv]),
+        "command": console.command("benchmarks.scale", *argv),
         "git": record.git_revision(),
         "hardware": {**device.describe(), "devices": "simulated, on the CPU cores above"},
         "seconds": round(time.monotonic() - began),
@@ -501,7 +501,7 @@ def measure(out: pathlib.Path, argv: list[str], only: set[str]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
+    parser = argparse.ArgumentParser(prog=console.command("benchmarks.scale"), description=__doc__)
     parser.add_argument(
         "--out", default="runs/scale", type=pathlib.Path, help="folder of scale.json"
     )

@@ -1,7 +1,7 @@
 """The door: one flag file, one job looked up by name. A notebook needs nothing from here.
 
-python -m cldm_jax.main --config=configs/ae.py:quick
-python -m cldm_jax.main --config=configs/ldm.py:quick --config.train.batch_size=16
+.venv/bin/python -m cldm_jax.main --config=configs/ae.py:quick
+.venv/bin/python -m cldm_jax.main --config=configs/ldm.py:quick --config.train.batch_size=16
 """
 
 import difflib
@@ -14,6 +14,11 @@ import re
 import sys
 import traceback
 import types
+
+from cldm_jax import console
+
+if __name__ == "__main__":  # before anything that an interpreter may lack
+    console.start("cldm_jax.main")
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -123,7 +128,7 @@ def main(argv) -> None:
     logging.getLogger().setLevel(logging.WARNING)
     config = _CONFIG.value
     stem = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
-    workdir = _WORKDIR.value or os.path.join("runs", f"{stem}-{config.preset}")
+    workdir = os.path.expanduser(_WORKDIR.value) or os.path.join("runs", f"{stem}-{config.preset}")
     job = "dry_run" if _DRY_RUN.value else config.job
     try:
         if _DRY_RUN.value:
@@ -135,6 +140,8 @@ def main(argv) -> None:
             device.choose_kernels(config.kernels)
         module = importlib.import_module(f"cldm_jax.jobs.{job}")
         if not (_DISTRIBUTED.value or _COORDINATOR.value):
+            if JOBS[config.job]:
+                device.check()
             module.run(config, workdir)
             return
         if config.job not in SHARED_JOBS:
@@ -154,6 +161,7 @@ def _run_distributed(run) -> None:
     processes.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
     try:
         with processes.losses_named():
+            device.check()
             run()
     except Exception as error:
         is_named = isinstance(error, UserError)
@@ -205,9 +213,19 @@ def _parse(argv: list[str]) -> list[str]:
     if len(rest) > 1:
         remedy = "Settings look like --config.seed=1"
         raise UserError(repr(rest[1]), "neither a flag nor a setting", remedy)
+    _expand_home(_CONFIG.value)
     check_settings(_names(_CONFIG.value), known)
     _check_sampling(_CONFIG.value, "")
     return rest
+
+
+def _expand_home(section) -> None:
+    """`~` at the beginning of a setting is the home: the shell leaves it alone behind a `=`."""
+    for key, value in section.items(preserve_field_references=True):
+        if isinstance(value, config_dict.ConfigDict):
+            _expand_home(value)
+        elif isinstance(value, str) and "~" in value:
+            section[key] = console.expand_home(value)
 
 
 def _help(argv: list[str]) -> str:
@@ -241,10 +259,10 @@ def _find_configs() -> pathlib.Path:
 
 def _located(given: str) -> str:
     """A file of configs/ (and preset) as given; the installed one where the working folder has none."""
-    path, colon, preset = given.partition(":")
+    path, colon, preset = os.path.expanduser(given).partition(":")
     installed = _find_configs() / pathlib.Path(path).name
     is_ours = pathlib.Path(path).parent == _CONFIGS and installed.is_file()
-    return f"{installed}{colon}{preset}" if is_ours and not os.path.isfile(path) else given
+    return f"{installed if is_ours and not os.path.isfile(path) else path}{colon}{preset}"
 
 
 def _with_located(argv: list[str]) -> list[str]:
@@ -362,4 +380,4 @@ def _check_sampling(section, prefix: str) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse_flags)
+    console.run(lambda: app.run(main, flags_parser=parse_flags))

@@ -1,21 +1,30 @@
 """The second door: from a PET to synthetic CT and MR volumes on the same grid.
 
-python -m cldm_jax.predict -i pet.nii.gz -o out
+.venv/bin/python -m cldm_jax.predict -i pet.nii.gz -o out
 """
 
 import argparse
 import difflib
 import os
+import pathlib
 import sys
 
+from cldm_jax import console
 from cldm_jax.errors import UserError
 
+MODULE, SCRIPT = "cldm_jax.predict", "cldm-predict"
 MODES = ("onestep", "mirror", "sample", "mean", "predict")
+
+
+def _program() -> str:
+    """How this command is called: the script that pip installs, or the module."""
+    name = pathlib.Path(sys.argv[0]).stem
+    return name if name == SCRIPT else console.command(MODULE)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="cldm-predict",
+        prog=_program(),
         description="Synthesise CT and MR volumes from a brain PET, on the PET's own grid: CT in HU "
         "(int16), MR in arbitrary units (float32). Research use only, not for clinical use.",
         epilog="A dataset is gone through to its end: an image that fails is reported, and a rerun skips "
@@ -49,6 +58,8 @@ def _parser() -> argparse.ArgumentParser:
         help="slices at a time (default 16; GPU 64)",
     )
     add("--overwrite", action="store_true", help="replace results of other inputs or settings")
+    add("--series", default="", metavar="NUMBER",
+        help="which series of a DICOM folder that holds several; an error lists them")  # fmt: skip
     add("--part", default="", metavar="I/N",
         help="of several images every N-th, from the I-th on: for the tasks of a job array")  # fmt: skip
     add("--debug", action="store_true", help="show the traceback of an error")
@@ -77,7 +88,7 @@ def main(argv=None) -> None:
         device.use_huge_pages()
         device.enable_compilation_cache()
         device.choose_kernels("native")
-        device.check(args.device)
+        device.check()
         from cldm_jax.jobs import predict
 
         request = predict.Request(
@@ -93,6 +104,7 @@ def main(argv=None) -> None:
             batch_size=args.batch_size,
             report=args.report,
             overwrite=args.overwrite,
+            series=args.series,
             part=args.part,
         )
         predict.predict(request)
@@ -100,6 +112,8 @@ def main(argv=None) -> None:
         if args.debug:
             raise
         _refuse(error)
+    except BrokenPipeError:  # whoever read the output left: no fault of a disk
+        raise
     except OSError as error:  # the disk of the outputs; inputs are refused by name above
         if args.debug:
             raise
@@ -119,5 +133,11 @@ def _refuse(error: UserError) -> None:
     sys.exit(2)
 
 
+def script() -> None:
+    """The command, as a process of its own."""
+    console.start(MODULE)
+    console.run(main)
+
+
 if __name__ == "__main__":
-    main()
+    script()

@@ -10,8 +10,10 @@ import pathlib
 import textwrap
 import tokenize
 
+from cldm_jax import console
+
 WIDTH = 110
-USAGE = "python -m cldm_jax.main --config=configs/NAME.py:PRESET [--workdir=DIR] [--config.SETTING=VALUE]"
+USAGE = "--config=configs/NAME.py:PRESET [--workdir=DIR] [--config.SETTING=VALUE]"
 # Sections that are another file's config, and are shown with that one.
 ELSEWHERE = {
     "simulate": "simulate.py",
@@ -32,7 +34,8 @@ SHARED = (
 
 def overview(folder: pathlib.Path, flags: list[tuple[str, str]]) -> str:
     """All configs and presets. flags: (name, what it does) of main's own."""
-    lines = [f"usage: {USAGE}", "", "What there is to run (configs):"]
+    main = console.command("cldm_jax.main")
+    lines = [f"usage: {main} {USAGE}", "", "What there is to run (configs):"]
     for path in sorted(folder.glob("*.py")):
         if path.stem not in ("common", "__init__"):
             lines += _entry(f"{path.stem}.py", _docstring(path).splitlines()[0])
@@ -41,14 +44,14 @@ def overview(folder: pathlib.Path, flags: list[tuple[str, str]]) -> str:
     for name, text in flags:
         lines += _entry(f"--{name}", text)
     lines += ["", "Every setting of one of them, with its default:"]
-    lines += ["  python -m cldm_jax.main --config=configs/ldm.py:quick --help", ""]
+    lines += [f"  {main} --config=configs/ldm.py:quick --help", ""]
     return "\n".join(lines)
 
 
 def settings(path: pathlib.Path, preset: str, values: dict[str, object]) -> str:
     """The settings of the config file `path`: {dotted name: value}, sections left out."""
     about = {p.stem: comments(p.read_text(encoding="utf-8")) for p in path.parent.glob("*.py")}
-    lines = [_docstring(path), "", f"Settings at preset {preset}:"]
+    lines = [console.localized(_docstring(path)), "", f"Settings at preset {preset}:"]
     skipped: set[str] = set()
     for name, value in values.items():
         section, file = _elsewhere(name)

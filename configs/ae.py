@@ -1,6 +1,6 @@
 """Phase one: the KL autoencoder shared by PET, CT and MR.
 
-    python -m cldm_jax.main --config=configs/ae.py:quick
+    .venv/bin/python -m cldm_jax.main --config=configs/ae.py:quick
 
 Hardware, time and the reconstruction to expect: README, "What to expect". a6000, multi: not measured.
 The abstract's plain recipe (no linear skip): --config.recipe.patch_skip=False

@@ -1,6 +1,6 @@
 """Baseline: Attention U-Net (Oktay 2018), the U-Net of configs/unet.py with gates on its skips.
 
-    python -m cldm_jax.main --config=configs/attention_unet.py:quick
+    .venv/bin/python -m cldm_jax.main --config=configs/attention_unet.py:quick
 
 The additive gates (all levels but the finest) are the only change. Deviations from the paper: GroupNorm
 in place of BatchNorm, no deep supervision. Scores: README, "What to expect"; a6000: not measured.

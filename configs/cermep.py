@@ -1,7 +1,8 @@
 """A dataset laid out like CERMEP-IDB-MRXFDG (Merida et al. 2021: 37 adults, FDG PET, T1, FLAIR, CT).
 
-    python -m cldm_jax.main --config=configs/cermep.py --config.cohort=BIDS_FOLDER --workdir=runs/cermep
-    python -m cldm_jax.main --config=configs/ldm.py --config.data.prepared=runs/cermep
+    .venv/bin/python -m cldm_jax.main --config=configs/cermep.py --config.cohort=BIDS_FOLDER \\
+        --workdir=runs/cermep
+    .venv/bin/python -m cldm_jax.main --config=configs/ldm.py --config.data.prepared=runs/cermep
 
 Preparation of a BIDS tree `sub-*/{pet,ct,anat}` whose images lie on their own grids: CT and T1w are
 registered to the PET (rigid, mutual information; look at runs/cermep/overlays). FLAIR is left alone.

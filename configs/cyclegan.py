@@ -1,8 +1,8 @@
 """Baseline: CycleGAN (Zhu 2017) from PET to one target; slices are not paired.
 
-    python -m cldm_jax.main --config=configs/cyclegan.py:quick --workdir=runs/cyclegan-ct-quick
-    python -m cldm_jax.main --config=configs/cyclegan.py:quick --config.data.targets="('mr',)" \\
-        --workdir=runs/cyclegan-mr-quick
+    .venv/bin/python -m cldm_jax.main --config=configs/cyclegan.py:quick --workdir=runs/cyclegan-ct-quick
+    .venv/bin/python -m cldm_jax.main --config=configs/cyclegan.py:quick \\
+        --config.data.targets="('mr',)" --workdir=runs/cyclegan-mr-quick
 
 Evaluation takes both as one method. Reference: ResNet-9 generators of 64 channels, 70 x 70 PatchGAN,
 LSGAN, cycle 10, identity 0.5, pools of 50, Adam 2e-4 (b1 0.5), batch 1, constant then linear decay.

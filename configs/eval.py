@@ -1,6 +1,7 @@
 """Evaluation: score trainings on the test people and write the report.
 
-    python -m cldm_jax.main --config=configs/eval.py:quick --config.runs=runs/unet-quick,runs/ldm-quick
+    .venv/bin/python -m cldm_jax.main --config=configs/eval.py:quick \\
+        --config.runs=runs/unet-quick,runs/ldm-quick
 
 Writes <workdir>/index.html, summary.json, scores.csv, figures/. The first run's dataset is used unless
 --config.data.prepared names another. Other read-outs from the same checkpoints:

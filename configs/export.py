@@ -1,7 +1,8 @@
 """Export: a training's weights as a folder to hand on, which `predict` and `evaluate` take like a run.
 
-    python -m cldm_jax.main --config=configs/export.py --config.run=runs/quickstart/ldm --workdir=model
-    python -m cldm_jax.predict -i pet.nii.gz -o out --checkpoint model
+    .venv/bin/python -m cldm_jax.main --config=configs/export.py --config.run=runs/quickstart/ldm \\
+        --workdir=model
+    .venv/bin/python -m cldm_jax.predict -i pet.nii.gz -o out --checkpoint model
 
 Writes model.safetensors, model.json (the card: read it first) and metrics.jsonl (validation scores);
 with --config.stablehlo="('onestep',)" read-outs as portable programs too (pip install flatbuffers). A

@@ -1,6 +1,6 @@
 """Phase two: the class-conditioned latent diffusion model (CLDM).
 
-    python -m cldm_jax.main --config=configs/ldm.py:quick
+    .venv/bin/python -m cldm_jax.main --config=configs/ldm.py:quick
 
 Trains the autoencoder and encodes the latents first where they are missing. Hardware, time and scores
 to expect: README, "What to expect". a6000, multi: not measured.

@@ -1,6 +1,6 @@
 """MONAI's 2-D AutoencoderKL: import its weights, fine-tune them, or train it here (docs/publishing.md).
 
-    python -m cldm_jax.main --config=configs/monai_ae.py:quick --config.init.weights=ae.pt
+    .venv/bin/python -m cldm_jax.main --config=configs/monai_ae.py:quick --config.init.weights=ae.pt
 
 fine-tunes them; with --config.train.num_train_steps=0 they are imported only. `recipe.model` must be the
 network that was trained: names are MONAI's constructor keywords. Times and scores: not measured.

@@ -1,6 +1,6 @@
 """MONAI's 2-D DiffusionModelUNet on latents of configs/monai_ae.py: import, fine-tune, or train it here.
 
-    python -m cldm_jax.main --config=configs/monai_ldm.py:quick --config.init.weights=unet.pt
+    .venv/bin/python -m cldm_jax.main --config=configs/monai_ldm.py:quick --config.init.weights=unet.pt
 
 with --config.autoencoder.workdir=DIR and --config.autoencoder.scale_factor=FACTOR of that training.
 Noise, target and scaling are those of MONAI's tutorials (scaled linear betas from 0.0015 to 0.0195, eps),

@@ -1,6 +1,6 @@
 """Baseline: pix2pix (Isola 2017) with the U-Net of configs/unet.py as class-conditioned generator.
 
-    python -m cldm_jax.main --config=configs/pix2pix.py:quick
+    .venv/bin/python -m cldm_jax.main --config=configs/pix2pix.py:quick
 
 L1 with weight 100 and a conditional 70 x 70 PatchGAN (cross-entropy); Adam 2e-4 (b1 0.5), constant then
 linear decay. Deviations: GroupNorm and residual blocks of the U-Net baseline, no dropout, batch of the

@@ -1,9 +1,10 @@
 """Prediction: one PET (NIfTI, DICOM) or a BIDS dataset of them to CT and MR volumes on its own grid.
 
-    python -m cldm_jax.main --config=configs/predict.py --config.input=pet.nii.gz \
+    .venv/bin/python -m cldm_jax.main --config=configs/predict.py --config.input=pet.nii.gz \
         --config.checkpoint=runs/quickstart/ldm --workdir=out
 
-The same as `python -m cldm_jax.predict -i pet.nii.gz -o out --checkpoint runs/quickstart/ldm`, whose
+The same as
+`.venv/bin/python -m cldm_jax.predict -i pet.nii.gz -o out --checkpoint runs/quickstart/ldm`, whose
 --help says what every field means. Presets change nothing. Time: README, "One volume".
 """
 
@@ -24,5 +25,6 @@ def get_config(preset: str = "a6000"):
     c.batch_size = 0  # slices; 0 = by the device
     c.report = False
     c.overwrite = False
+    c.series = ""  # number of the DICOM series, where a folder holds several
     c.part = ""  # "3/10": of several images every tenth, from the third on (a task of a job array)
     return c

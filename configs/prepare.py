@@ -1,6 +1,7 @@
 """A cohort (folder or manifest .csv) into audited, split, normalised slices on one grid.
 
-    python -m cldm_jax.main --config=configs/prepare.py:cpu --config.cohort=COHORT --workdir=PREPARED
+    .venv/bin/python -m cldm_jax.main --config=configs/prepare.py:cpu --config.cohort=COHORT \\
+        --workdir=PREPARED
 
 Hardware: CPU only; `workers` processes.
 Time:     one process: tiny under 1 s, quick 0.2-0.4 s and cpu 1 s a person; a6000, multi: not

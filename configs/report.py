@@ -1,6 +1,7 @@
 """Report: several trainings side by side, finished or running: curves, settings that differ, costs.
 
-    python -m cldm_jax.main --config=configs/report.py --config.runs=runs/ldm-quick,runs/unet-quick
+    .venv/bin/python -m cldm_jax.main --config=configs/report.py \\
+        --config.runs=runs/ldm-quick,runs/unet-quick
 
 Writes <workdir>/index.html, one self-contained page, in seconds. Nothing is predicted: for scores on test
 people see configs/eval.py.

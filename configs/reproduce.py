@@ -1,7 +1,7 @@
 """The paper's comparison in one harness: every method with the same CPU time, then one report.
 
     bash launch/reproduce.sh --preset quick
-    python -m cldm_jax.main --config=configs/reproduce.py:quick --workdir=runs/reproduce
+    .venv/bin/python -m cldm_jax.main --config=configs/reproduce.py:quick --workdir=runs/reproduce
 
 Hardware: CPU (a budget counts process CPU time). Time: about (number of trainings) x budget on one
 core, somewhat less on two: 41 minutes for quick on 2 cores (README, "What to expect", with scores).

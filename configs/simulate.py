@@ -1,7 +1,7 @@
 """Simulated cohort of PET, CT and T1w MR volumes (NIfTI) with truth.
 
-Command:  python -m cldm_jax.main --config=configs/simulate.py:quick --workdir=runs/cohort
-          python -m cldm_jax.main --config=configs/simulate.py:cpu --workdir=runs/heads \
+Command:  .venv/bin/python -m cldm_jax.main --config=configs/simulate.py:quick --workdir=runs/cohort
+          .venv/bin/python -m cldm_jax.main --config=configs/simulate.py:cpu --workdir=runs/heads \
               --config.labels=LABELS --config.variants_per_head=8
 Hardware: CPU only.
 Time:     CPU seconds per person: tiny 0.3, quick 1, cpu 2, a6000 and multi 12 (measured on a shared

@@ -1,6 +1,6 @@
 """Sampling of a trained CLDM: error and sharpness over K and steps, calibration, flicker of a volume.
 
-    python -m cldm_jax.main --config=configs/sweep.py:quick --config.run=runs/ldm-quick
+    .venv/bin/python -m cldm_jax.main --config=configs/sweep.py:quick --config.run=runs/ldm-quick
 
 Writes <workdir>/sweep.json and a figure per target. Hardware: that of the training; time: not measured.
 """

@@ -1,6 +1,6 @@
 """Baseline: a class-conditioned U-Net, L2 regression, with the same source slices as the CLDM.
 
-    python -m cldm_jax.main --config=configs/unet.py:quick
+    .venv/bin/python -m cldm_jax.main --config=configs/unet.py:quick
 
 Same blocks as the latent network plus one level at full resolution (GroupNorm in place of the original
 BatchNorm). Hardware, time and scores: README, "What to expect". a6000, multi: not measured.

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import pathlib
-import shlex
 import shutil
 import sys
 import tempfile
@@ -17,7 +16,7 @@ import traceback
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX starts; children are given the same
 
-from cldm_jax import files
+from cldm_jax import console, files
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import record
 from cldm_jax.runtime import device
@@ -33,7 +32,9 @@ MINUTES |= {13: (0.3, 0.5), 14: (5, 0.5), 15: (6, 0.7)}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m faults", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog=console.command("faults"), description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--quick", action="store_true", help="low counts: minutes")
     parser.add_argument("--only", default="", help="numbers of promises, like 1,3")
     parser.add_argument("--out", default="runs/faults", help="folder for summary.json")
@@ -71,7 +72,7 @@ def facts(argv: list[str]) -> dict:
 
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "nibabel", "pydicom")
     return {
-        "command": shlex.join(["python", "-m", "faults", *argv]),
+        "command": console.command("faults", *argv),
         "git": record.git_revision(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
         "hardware": device.describe(),

@@ -81,7 +81,8 @@ def commands(text: str) -> list[str]:
     """Shell lines of the fenced blocks, and inline code that begins like one; continued lines joined."""
     blocks = [body for _, body in FENCE.findall(text)]
     blocks += re.findall(
-        r"`((?:python -m |(?:bash|sbatch) |cldm-predict )[^`]*)`", FENCE.sub("", text)
+        r"`((?:(?:\.venv[\w-]*/bin/)?python -m |(?:bash|sbatch) |cldm-predict )[^`]*)`",
+        FENCE.sub("", text),
     )
     lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
     variables, found = {}, []
@@ -127,8 +128,11 @@ def refusal(line: str) -> str:
     return ""
 
 
+OURS = r"([\w./-]{0,30}python3?) -m cldm_jax\.(main|predict)\b"  # bounded: notebooks hold pictures
+
+
 def is_ours(line: str) -> bool:
-    return re.match(r"(python -m cldm_jax\.(main|predict)|cldm-predict)\b", line) is not None
+    return re.match(rf"{OURS}|cldm-predict\b", line) is not None
 
 
 def all_commands(page: pathlib.Path) -> list[str]:
@@ -211,6 +215,61 @@ def test_tests_and_files_that_pages_name_exist():
             named += [f"cldm_jax/{p}" for p in re.findall(rf"`((?:{rooms})/[\w.]+\.py)`", text)]
         wrong += [(name(page), p) for p in named if not (ROOT / p).exists() and "/x." not in p]
     assert [w for w in wrong if w[1] not in BLOCKS] == []
+
+
+# ---- as they are pasted into a shell that entered nothing ----
+
+
+def shown_commands() -> list[tuple[str, str]]:
+    """(where, a command of ours with its interpreter) of whatever a person reads."""
+    texts = {name(page): page.read_text(encoding="utf-8") for page in PAGES}
+    for path in [*(ROOT / "notebooks").glob("*.ipynb"), *(ROOT / "configs").glob("*.py")]:
+        texts[name(path)] = path.read_text(encoding="utf-8")
+    for path in [*(ROOT / "launch").rglob("*.*"), ROOT / "cldm_jax/main.py"]:
+        texts[name(path)] = path.read_text(encoding="utf-8")
+    found = [(where, m[0]) for where, text in texts.items() for m in re.finditer(OURS, text)]
+    return [(where, use) for where, use in found if "$" not in use]
+
+
+def test_every_shown_command_names_the_interpreter_of_the_setup():
+    shown = shown_commands()
+    assert len(shown) > 60 and {"README.md", "configs/ae.py"} <= {where for where, _ in shown}
+    assert [(w, use) for w, use in shown if not use.startswith(".venv/bin/python ")] == []
+    bare = re.compile(r"^cldm-predict |`cldm-predict -", re.M)
+    assert [name(p) for p in PAGES if bare.search(p.read_text(encoding="utf-8"))] == []
+    assert re.match(OURS, "python -m cldm_jax.main") and bare.search("cldm-predict -i x")
+
+
+def pasted(page: pathlib.Path) -> list[str]:
+    """The lines of a page's shell blocks, comments and blank ones left out."""
+    lines = "\n".join(b for _, b in FENCE.findall(page.read_text(encoding="utf-8"))).splitlines()
+    return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def paste_refusal(line: str) -> str:
+    """Why `line` would not run in a fresh shell of a clone that is set up; "" where it would."""
+    program, *rest = words(line)
+    if program == "bash":
+        return script_refusal(shlex.join(rest))
+    if program != ".venv/bin/python":
+        return f"{program}: neither bash nor the interpreter of the setup"
+    return refusal(line) if is_ours(line) else "none of ours"
+
+
+def test_every_line_of_readme_runs_as_it_is_pasted(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(str(ROOT))
+    lines = pasted(ROOT / "README.md")
+    assert len(lines) > 15
+    assert [(line, why) for line in lines if (why := paste_refusal(line))] == []
+    for bad in (
+        "python -m cldm_jax.main --config=configs/ae.py:quick",
+        ".venv/bin/python -m cldm_jax.main --config=configs/ae.py:quik",
+        ".venv/bin/python -m cldm_jax.predict -i pet.nii.gz",
+        "bash launch/none.sh",
+        "conda activate cldm",
+    ):
+        assert paste_refusal(bad), bad
 
 
 # ---- the site ----

@@ -5,6 +5,8 @@ import contextlib
 import multiprocessing
 from collections.abc import Callable, Iterable, Iterator
 
+from cldm_jax import console
+
 
 @contextlib.contextmanager
 def mapper(workers: int) -> Iterator[Callable]:
@@ -13,7 +15,8 @@ def mapper(workers: int) -> Iterator[Callable]:
         yield map
         return
     context = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+    options = dict(mp_context=context, initializer=console.leave_on_interrupt)
+    with concurrent.futures.ProcessPoolExecutor(workers, **options) as pool:
         try:
             yield lambda function, tasks: _windowed(pool, 2 * workers, function, tasks)
         except BaseException:

@@ -62,13 +62,18 @@ def find_inputs(path) -> list[PetInput]:
     return [PetInput(stem, "", path, "nifti")]
 
 
-def read_input(found: PetInput) -> tuple[nifti.Volume, dict]:
-    """(volume, facts of the acquisition: JSON-able, nothing that identifies a person)."""
+def read_input(found: PetInput, series: str = "") -> tuple[nifti.Volume, dict]:
+    """(volume, facts of the acquisition: JSON-able, nothing that identifies a person). `series`: number
+    of the one that is meant among several of a DICOM folder.
+    """
     if found.kind == "nifti":
+        if series:
+            reason = "is for DICOM, and this is a NIfTI file"
+            raise UserError(f"series {series}: {found.path}", reason, "Leave it out")
         return nifti.read_volume(found.path), {}
     from cldm_jax.data import dicom
 
-    series = dicom.read_series(found.path)
+    series = dicom.read_series(found.path, series=series or None)
     if series.facts["modality"] not in ("PT", "NM"):
         reason = f"a DICOM series of modality {series.facts['modality']}, not of a PET"
         raise UserError(found.path, reason, "Give the folder of the PET series")

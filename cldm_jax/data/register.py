@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
+from cldm_jax import console
 from cldm_jax.data import grid, intensity, mask, nifti
 from cldm_jax.data.audit import overlap
 from cldm_jax.errors import UserError
@@ -63,7 +64,7 @@ def require():
     try:
         import SimpleITK
     except ImportError as e:
-        remedy = "pip install SimpleITK"
+        remedy = console.command("pip", "install", "SimpleITK")
         raise UserError("register", "rigid registration needs SimpleITK", remedy) from e
     return SimpleITK
 

@@ -9,33 +9,18 @@ import datetime
 import math
 import re
 
+from cldm_jax.data import nuclides
+
 DAY_S = 86400.0
 WEIGHT_KG = (0.5, 400.0)
-DOSE_BQ = (1e5, 1e11)  # a dose given in MBq, a common mistake, is far below
+DOSE_BQ = (1e6, 1e10)  # of a person; one given in MBq or kBq, a common mistake, is far below
 HALF_LIFE_S = (30.0, 1e7)
 MAX_HALF_LIVES = 10  # beyond, the clocks are wrong: 0.1 % of the dose would be left
-
-_TRACERS = {
-    "fluorodeoxyglucose": "FDG", "fludeoxyglucose": "FDG", "fdg": "FDG", "florbetapir": "florbetapir",
-    "florbetaben": "florbetaben", "flutemetamol": "flutemetamol", "flortaucipir": "flortaucipir",
-    "psma": "PSMA", "piflufolastat": "PSMA", "dotatate": "DOTATATE", "dotatoc": "DOTATOC",
-    "edotreotide": "DOTATOC", "dotanoc": "DOTANOC", "fluciclovine": "fluciclovine",
-    "fluorodopa": "FDOPA", "fdopa": "FDOPA", "fluoroldopa": "FDOPA", "fluorethyltyrosin": "FET",
-    "fluoroethyltyrosine": "FET", "fet": "FET", "methionine": "methionine", "choline": "choline",
-    "fluorocholine": "choline", "fluorothymidine": "FLT", "flt": "FLT", "thymidine": "FLT",
-    "fluoromisonidazole": "FMISO", "fmiso": "FMISO", "pittsburgh": "PiB", "pib": "PiB",
-    "raclopride": "raclopride", "flumazenil": "flumazenil", "ucbj": "UCB-J", "ammonia": "ammonia",
-    "acetate": "acetate", "rubidium": "rubidium", "fapi": "FAPI", "pk11195": "PK11195",
-}  # fmt: skip
-_NUCLIDES = {
-    key: f"{symbol}-{mass}"
-    for element, symbol, mass in (
-        ("fluorine", "F", 18), ("carbon", "C", 11), ("gallium", "Ga", 68), ("nitrogen", "N", 13),
-        ("oxygen", "O", 15), ("rubidium", "Rb", 82), ("copper", "Cu", 64), ("zirconium", "Zr", 89),
-    )
-    for name in (element, symbol.lower())
-    for key in (f"{name}{mass}", f"{mass}{name}")
-}  # fmt: skip
+ODD_HALF_LIVES = 4  # possible, and worth a look
+MAX_WRAPPED = 3  # half-lives across a midnight that no date confirms
+SAME_TIME = 0.05  # half-lives between two tags of one time: 3.5 % of the dose
+SAME_FACTOR = 1.5  # between the maker's own factor and that of the dose: another rounding is less
+BEFORE = "the times of injection and scan contradict each other: the scan begins first"
 
 
 class NoSuv(Exception):
@@ -60,10 +45,14 @@ class Pet:
     decay_correction: str = ""
     weight_kg: float | None = None
     dose_bq: float | None = None
+    injections: int = 1  # that the header lists; the values are of the first
     half_life_s: float | None = None
+    nuclides: frozenset[tuple[str, str]] = frozenset()  # (tag that names it, "F-18")
     injection: Moment | None = None
+    injection_too: Moment | None = None  # where a second tag gives it
     series: Moment | None = None
     acquisitions: tuple[Moment, ...] = ()
+    frames: tuple[float, ...] = ()  # begin of the image, seconds after the series time
     philips_suv: float | None = None  # (7053,1000): rescaled counts -> SUVbw
     philips_activity: float | None = None  # (7053,1009): rescaled counts -> Bq/ml
 
@@ -82,44 +71,118 @@ def bw_factor(pet: Pet) -> float:
     to_bq = 1.0
     if pet.units == "CNTS":
         if pet.philips_suv is not None and pet.philips_suv > 0:
+            _check_philips(pet)
             return pet.philips_suv
         if pet.philips_activity is None or not pet.philips_activity > 0:
             raise NoSuv(
                 "Units are counts and the Philips scale factors (7053,1000/1009) are absent"
             )
         to_bq = pet.philips_activity
+    return to_bq * _grams_per_bq(pet)
+
+
+def _grams_per_bq(pet: Pet) -> float:
+    """Body weight over the dose that is left at the time of the decay correction."""
+    if pet.injections > 1:
+        raise NoSuv("RadiopharmaceuticalInformationSequence lists several injections")
     weight_g = 1000 * _within("PatientWeight", pet.weight_kg, WEIGHT_KG, "kg")
     dose = _within("RadionuclideTotalDose", pet.dose_bq, DOSE_BQ, "Bq")
     if pet.decay_correction == "START":
         half_life = _within("RadionuclideHalfLife", pet.half_life_s, HALF_LIFE_S, "s")
+        _check_nuclide(pet)
         dose *= 2.0 ** (-seconds_after_injection(pet) / half_life)
     elif pet.decay_correction != "ADMIN":  # ADMIN: the voxels are corrected to the injection
         raise NoSuv("DecayCorrection must be START or ADMIN")
-    return to_bq * weight_g / dose
+    return weight_g / dose
+
+
+def _check_nuclide(pet: Pet) -> None:
+    """The half-life is that of the nuclide, by whatever tag names it; of some nuclide, without one."""
+    for tag, nuclide in sorted(pet.nuclides):
+        if not nuclides.is_half_life(pet.half_life_s, nuclide):
+            raise NoSuv(f"RadionuclideHalfLife is not that of {nuclide}, which {tag} names")
+    if not pet.nuclides and not any(
+        nuclides.is_half_life(pet.half_life_s, nuclide) for nuclide in nuclides.HALF_LIVES
+    ):
+        raise NoSuv("RadionuclideHalfLife is that of no PET nuclide (in seconds)")
+
+
+def _check_philips(pet: Pet) -> None:
+    """Where dose and times give a factor as well, the maker's own one is like it."""
+    if pet.philips_activity is None or not pet.philips_activity > 0:
+        return
+    try:
+        other = pet.philips_activity * _grams_per_bq(pet)
+    except NoSuv:  # nothing to compare it with
+        return
+    if not 1 / SAME_FACTOR <= pet.philips_suv / other <= SAME_FACTOR:
+        raise NoSuv(
+            "the Philips scale factors (7053,1000/1009), dose and times contradict each other"
+        )
 
 
 def seconds_after_injection(pet: Pet) -> float:
-    """From injection to the start of the scan, across midnight if need be. Raises NoSuv.
+    """From injection to the time of the decay correction, across midnight if need be. Raises NoSuv.
 
-    Without dates the scan is taken to follow within 24 hours. That is safe only where a clock that
-    runs a minute early, read as 23 h 59 min, would exceed `MAX_HALF_LIVES`.
+    Without dates the scan may follow after midnight, within `MAX_WRAPPED` half-lives. That is safe
+    only where a clock that runs a minute early, read as 23 h 59 min, is far beyond them. Midnight
+    itself is what is left of a time that was taken out.
     """
-    half_life = _within("RadionuclideHalfLife", pet.half_life_s, HALF_LIFE_S, "s")
+    named = {nuclide for _, nuclide in pet.nuclides}
+    half_life = (
+        nuclides.HALF_LIVES[named.pop()]
+        if len(named) == 1
+        else _within("RadionuclideHalfLife", pet.half_life_s, HALF_LIFE_S, "s")
+    )
     if pet.injection is None:
         raise NoSuv("RadiopharmaceuticalStartTime is missing")
     start = scan_start(pet)
     if start is None:
         raise NoSuv("SeriesTime and AcquisitionTime are missing")
+    if pet.injection_too is not None:
+        apart = abs(_difference(pet.injection, pet.injection_too))
+        if apart > SAME_TIME * half_life:
+            tags = "RadiopharmaceuticalStartTime and RadiopharmaceuticalStartDateTime"
+            raise NoSuv(f"{tags} contradict each other")
+    if pet.injection.second == 0 or start.second == 0:
+        raise NoSuv("a time of injection or scan is midnight to the second, as if it was taken out")
     elapsed = start.second - pet.injection.second
     if start.day is not None and pet.injection.day is not None:
         elapsed += (start.day - pet.injection.day) * DAY_S
     elif half_life * MAX_HALF_LIVES < DAY_S:
-        elapsed %= DAY_S
+        if elapsed < 0:
+            elapsed += DAY_S
+            if elapsed > MAX_WRAPPED * half_life:
+                raise NoSuv(BEFORE)
     else:
         raise NoSuv("for so long a half-life RadiopharmaceuticalStartDateTime is needed")
-    if not 0 <= elapsed <= MAX_HALF_LIVES * half_life:
+    if elapsed < 0:
+        raise NoSuv(BEFORE)
+    if elapsed > MAX_HALF_LIVES * half_life:
         raise NoSuv("the times of injection and scan contradict each other")
     return elapsed
+
+
+def image_seconds(pet: Pet) -> float:
+    """From injection to the begin of this image, which may be a late frame of the scan. Raises NoSuv."""
+    elapsed, start = seconds_after_injection(pet), scan_start(pet)
+    first = min(pet.acquisitions, key=lambda m: _difference(m, start), default=None)
+    later = 0.0 if first is None else _difference(first, start)
+    if later <= 1 and pet.frames and start == pet.series:  # no time of its own: its frame's
+        later = min(pet.frames)
+    return elapsed + later
+
+
+def remarks(pet: Pet) -> list[str]:
+    """What is possible in the times of a factor that could be computed, and odd."""
+    if pet.units == "GML" or pet.decay_correction != "START":
+        return []
+    try:
+        count = seconds_after_injection(pet) / pet.half_life_s
+    except NoSuv:
+        return []
+    odd = f"the scan begins {count:.1f} half-lives after the injection: check the times"
+    return [odd] if count > ODD_HALF_LIVES else []
 
 
 def scan_start(pet: Pet) -> Moment | None:
@@ -149,22 +212,6 @@ def parse_datetime(text: str) -> Moment | None:
     text = text.strip()
     moment = parse_moment(text[:8], text[8:])
     return moment if moment is not None and moment.day is not None else None
-
-
-def tracer_name(*texts: str) -> str:
-    """The plain name of the tracer, else of the nuclide, found in `texts`; "other" if unknown."""
-    found = (known_name(text, names) for names in (_TRACERS, _NUCLIDES) for text in texts)
-    return next((name for name in found if name), "other")
-
-
-def known_name(text: str, names: dict[str, str]) -> str | None:
-    """What `names` calls a word of a free text, or two or three in a row ("18", "F"), if anything.
-
-    The text itself goes no further: people write names of patients into any field.
-    """
-    words = re.findall(r"[a-z0-9]+", text.lower())
-    runs = ["".join(words[i : i + n]) for n in (1, 2, 3) for i in range(len(words) - n + 1)]
-    return next((names[run] for run in runs if run in names), None)
 
 
 def _day(date: str) -> int | None:

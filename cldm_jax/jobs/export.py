@@ -15,7 +15,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-from cldm_jax import __version__, files
+from cldm_jax import __version__, console, files
 from cldm_jax.errors import UserError
 from cldm_jax.jobs.readouts import Stored, read_stored, stored_method
 from cldm_jax.methods.base import Method
@@ -254,7 +254,8 @@ def _check_modes(config, method: Method) -> None:
 
 def _require_flatbuffers() -> None:
     if importlib.util.find_spec("flatbuffers") is None:
-        raise UserError("StableHLO", "needs a package", "Run: pip install flatbuffers.")
+        install = console.command("pip", "install", "flatbuffers")
+        raise UserError("StableHLO", "needs a package", f"Run: {install}.")
 
 
 def _validation_curve(workdir: str) -> str:

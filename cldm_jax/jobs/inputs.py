@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cldm_jax import files
+from cldm_jax import console, files
 from cldm_jax.data import pipeline
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
@@ -30,11 +30,12 @@ def ensure_prepared(data) -> Prepared:
     if data.prepared:
         folder = pathlib.Path(data.prepared)
         if not (folder / "index.json").is_file():
+            words = ("--config.cohort=FOLDER_OR_CSV", f"--workdir={folder}")
             raise UserError(
                 folder,
                 "no prepared dataset here (index.json is missing)",
-                "Make one: python -m cldm_jax.main --config=configs/prepare.py "
-                f"--config.cohort=<folder or csv> --workdir={folder}",
+                "Make one: "
+                + console.command("cldm_jax.main", "--config=configs/prepare.py", *words),
             )
         return Prepared(folder)
     from cldm_jax.jobs import prepare, simulate
@@ -80,7 +81,8 @@ def load_autoencoder(workdir) -> tuple[dict, dict, int]:
         raise UserError(
             workdir,
             "holds no trained autoencoder",
-            f"Train one: python -m cldm_jax.main --config=configs/ae.py --workdir={workdir}",
+            "Train one: "
+            + console.command("cldm_jax.main", "--config=configs/ae.py", f"--workdir={workdir}"),
         )
     step, params, frozen = found
     return config["recipe"]["model"], {"params": params, **frozen}, step

@@ -3,6 +3,7 @@
 Of a NIfTI file, a DICOM series, or every PET of a BIDS dataset.
 """
 
+import os
 import pathlib
 import re
 import sys
@@ -38,6 +39,7 @@ class Request(NamedTuple):
     batch_size: int = 0  # slices; 0 = by the device
     report: bool = False
     overwrite: bool = False
+    series: str = ""  # number of a DICOM series among several; "" = the only one, or only PET
     part: str = ""  # "3/10": every tenth image of several, from the third on
 
 
@@ -67,6 +69,8 @@ def predict(request: Request) -> list[pathlib.Path]:
     UserError for a request that cannot work, and at the end where some of several inputs failed: the
     others are written, and a rerun skips what is finished.
     """
+    paths = ("input", "out", "checkpoint")
+    request = request._replace(**{f: os.path.expanduser(getattr(request, f)) for f in paths})
     if not request.input:
         raise UserError("input", "none given", "Give a NIfTI file, DICOM series or BIDS dataset")
     if pathlib.Path(request.input).resolve() == pathlib.Path(request.out).resolve():
@@ -191,7 +195,7 @@ def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool
     if found.kind == "nifti" and _is_done(request, model, names, files.sha256_file(found.path)):
         return names.images()
     began = time.monotonic()
-    pet, facts = pet_inputs.read_input(found)
+    pet, facts = pet_inputs.read_input(found, request.series)
     if found.kind == "dicom" and _is_done(request, model, names, pet.sha256):
         return names.images()
     if pet.array.max() <= 0:

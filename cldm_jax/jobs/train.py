@@ -59,6 +59,8 @@ def _write_errors_named(workdir):
     """What the system refuses (a full disk, a missing right) is the user's to mend, not a traceback."""
     try:
         yield
+    except BrokenPipeError:  # whoever read the output left
+        raise
     except OSError as error:
         # Closing a file may fail too: the first error counts.
         while isinstance(error.__context__, OSError):

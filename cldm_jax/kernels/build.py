@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 
+from cldm_jax import console
+
 SOURCES = pathlib.Path(__file__).parent
 FLAGS = (
     "-O3",
@@ -21,7 +23,6 @@ FLAGS = (
 )
 NATIVE = ("-march=native", "-mcpu=native")  # the first that the compiler takes
 COMPILERS = ("c++", "g++", "clang++")
-NO_COMPILER = "no C++ compiler (Debian, Ubuntu: apt-get install g++; anywhere: pip install ziglang)"
 TIMEOUT = 300  # seconds
 
 
@@ -39,7 +40,8 @@ def find_compiler() -> list[str]:
     zig = [sys.executable, "-m", "ziglang", "c++"]
     if subprocess.run([*zig, "--version"], capture_output=True, check=False).returncode == 0:
         return zig
-    raise BuildError(NO_COMPILER)
+    anywhere = console.command("pip", "install", "ziglang")
+    raise BuildError(f"no C++ compiler (Debian, Ubuntu: apt-get install g++; anywhere: {anywhere})")
 
 
 def cpu_identity() -> str:

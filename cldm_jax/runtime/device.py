@@ -4,9 +4,9 @@ import ctypes
 import os
 import pathlib
 import platform
-import shlex
 import sys
 
+from cldm_jax import console
 from cldm_jax.errors import UserError
 
 HUGE_PAGES_ENV = "CLDM_HUGE_PAGES"  # "0" leaves malloc as it is
@@ -91,9 +91,11 @@ def trim_heap() -> None:
     trim(0)
 
 
-def check(wanted: str) -> None:
-    """UserError where the device that was asked for ("cuda") is not there; JAX starts here."""
+def check() -> None:
+    """UserError where the platform that JAX_PLATFORMS asks for is not there; JAX starts here."""
     import jax
+
+    wanted = os.environ.get("JAX_PLATFORMS", "")
 
     try:
         jax.devices()
@@ -101,7 +103,8 @@ def check(wanted: str) -> None:
         raise UserError(
             f"device {wanted!r}",
             "not found by JAX",
-            "Use --device cpu, or install requirements-cuda.txt and check nvidia-smi",
+            "JAX_PLATFORMS asks for it: set it to cpu (cldm_jax.predict: --device cpu), or run "
+            "CLDM_DEVICE=cuda12 bash launch/setup.sh and check nvidia-smi",
         ) from e
 
 
@@ -130,7 +133,7 @@ def plan_for(config, devices: int):
 
 def command_line() -> str:
     """The command as a user would type it again."""
-    return shlex.join(["python", "-m", "cldm_jax.main", *sys.argv[1:]])
+    return console.command("cldm_jax.main", *sys.argv[1:])
 
 
 def describe() -> dict:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from cldm_jax import console
 from cldm_jax.errors import UserError
 from cldm_jax.runtime import weights
 
@@ -58,7 +59,8 @@ def to_float32(path, state: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def _load_torch(path: pathlib.Path):
     if importlib.util.find_spec("torch") is None:
         reason = "is taken for a PyTorch file, and torch is not installed here"
-        remedy = f"Run: pip install torch. Or convert it where torch is: {CONVERT}"
+        install = console.command("pip", "install", "torch")
+        remedy = f"Run: {install}. Or convert it where torch is: {CONVERT}"
         raise UserError(path, reason, remedy)
     import torch
 

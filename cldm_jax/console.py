@@ -1,0 +1,110 @@
+"""A process and its terminal: which interpreter a command names, and leaving without a traceback.
+
+Imports nothing from outside and keeps to words that older Pythons understand: it also runs in an
+interpreter that lacks everything, to say so.
+"""
+
+import contextlib
+import importlib.util
+import os
+import pathlib
+import shlex
+import shutil
+import signal
+import sys
+
+VENV_PYTHON = ".venv/bin/python"  # what launch/setup.sh makes
+# Top-level modules of requirements.txt.
+REQUIRED = (
+    "absl clu filelock flax grain jax jinja2 matplotlib ml_collections nibabel numpy optax orbax "
+    "safetensors scipy tensorboardX tqdm"
+).split()
+_ROOT = pathlib.Path(__file__).resolve().parent.parent
+INTERRUPTED, PIPE_CLOSED = 130, 141  # 128 and the signal, as shells have it
+
+
+def interpreter() -> str:
+    """The running interpreter as a command names it here: `.venv/bin/python` from the folder that has
+    it, `python` where that is this one, else its path.
+    """
+    if _is_prefix(".venv"):
+        return VENV_PYTHON
+    found = shutil.which("python")
+    if found and _is_prefix(os.path.dirname(os.path.dirname(found))):
+        return "python"
+    return sys.executable
+
+
+def command(*words: str) -> str:
+    """`python -m WORDS` as it can be pasted into the shell that this process was started from."""
+    return _joined(interpreter(), "-m", *words)
+
+
+def _joined(*words: str) -> str:
+    return " ".join(map(shlex.quote, words))  # shlex.join is younger than some interpreters
+
+
+def localized(text: str) -> str:
+    """A text that is shown, with `.venv/bin/python` in it made the running interpreter."""
+    return text.replace(VENV_PYTHON, shlex.quote(interpreter()))
+
+
+def _is_prefix(folder: str) -> bool:
+    try:
+        return os.path.samefile(folder, sys.prefix)
+    except OSError:
+        return False
+
+
+def start(module: str) -> None:
+    """The first thing a command does: refuses an interpreter without the requirements (one line, exit
+    status 1), prints letters that the terminal lacks as \\uXXXX, and takes Ctrl-C without a traceback.
+    """
+    missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
+    if missing:
+        print(f"error: {_refusal(module, missing)}", file=sys.stderr)
+        sys.exit(1)
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    leave_on_interrupt()
+
+
+def _refusal(module: str, missing) -> str:
+    few = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
+    reason = f"{sys.executable} lacks the requirements ({few})"
+    if not (_ROOT / VENV_PYTHON).is_file() or _is_prefix(str(_ROOT / ".venv")):
+        return f"{reason}. Install them into .venv: bash launch/setup.sh"
+    is_here = os.path.realpath(os.curdir) == str(_ROOT)
+    python = VENV_PYTHON if is_here else str(_ROOT / VENV_PYTHON)
+    return f"{reason}. Use: {_joined(python, '-m', module, *sys.argv[1:])}"
+
+
+def leave_on_interrupt() -> None:
+    """From here on Ctrl-C is `SystemExit(130)`; where it is ignored, it stays so."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(signum, frame):
+    raise SystemExit(INTERRUPTED)
+
+
+def run(program) -> None:
+    """`program()`; whoever reads its output may stop doing so (`| head -1`), which ends it quietly."""
+    try:
+        try:
+            program()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):  # whatever is still to be flushed
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(nowhere, stream.fileno())
+        sys.exit(PIPE_CLOSED)
+
+
+def expand_home(text: str) -> str:
+    """A path, or several with commas between, with `~` and `~name` at the beginning of each expanded."""
+    return ",".join(os.path.expanduser(part) for part in text.split(","))

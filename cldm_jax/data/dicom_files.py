@@ -1,0 +1,123 @@
+"""The files of a DICOM export: a folder or a zip, as a list of (size, opener). No DICOM library."""
+
+import contextlib
+import functools
+import os
+import pathlib
+import stat
+import struct
+import zipfile
+
+from cldm_jax.errors import UserError
+
+MAX_FILES = 20_000
+ZIP_SLACK = 2  # a zip may unpack to this many times `max_bytes`: the CT of a PET/CT study
+FIX_FILE = "Export the series from the archive again"
+HEAD_BYTES = 132  # preamble and mark
+_VRS = frozenset(
+    b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US "
+    b"UT UV".split()
+)
+
+
+def is_marked(head: bytes) -> bool:
+    """Whether a file that begins with `head` has the preamble and the mark that PS3.10 asks for."""
+    return head[128:132] == b"DICM"
+
+
+def is_bare(head: bytes) -> bool:
+    """Whether `head` is the first element of a data set without preamble, as older consoles write it:
+    of group 0002 or 0008, with its value representation or (implicit) a short length.
+    """
+    if len(head) < HEAD_BYTES:
+        return False
+    for order in "<>":
+        group, element, length = struct.unpack(f"{order}HHI", head[:8])
+        if group in (2, 8) and element <= 0x60:
+            return head[4:6] in _VRS or (order == "<" and length <= 256)
+    return False
+
+
+def looks_dicom(head: bytes) -> bool:
+    return is_marked(head) or is_bare(head)
+
+
+def head_of(file: pathlib.Path) -> bytes:
+    """The first bytes of a file; none of one that cannot be read."""
+    try:
+        with open(file, "rb") as f:
+            return f.read(HEAD_BYTES)
+    except OSError:
+        return b""
+
+
+def walk(folder: pathlib.Path):
+    """Regular files below `folder`, sorted; links that leave it are not followed."""
+    root = folder.resolve()
+    for parent, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            file = pathlib.Path(parent, name)
+            try:
+                inside = not file.is_symlink() or file.resolve().is_relative_to(root)
+                if inside and stat.S_ISREG(file.stat().st_mode):  # a pipe would block for ever
+                    yield file
+            except (OSError, RuntimeError):  # a link in a circle, or a file that just went
+                continue
+
+
+def of_directory(path: pathlib.Path) -> pathlib.Path:
+    """The folder that a DICOMDIR lists; any other path as it is."""
+    return path.parent if path.name.upper() == "DICOMDIR" and path.is_file() else path
+
+
+@contextlib.contextmanager
+def members(path: pathlib.Path, max_bytes: int):
+    """[(size, opener)] of the files below a folder or in a zip, sorted by name. UserError."""
+    fix = "Give the folder of one series, or a zip of it"
+    try:
+        if path.is_dir():
+            files, archive = list(walk(path)), None
+        elif not path.exists():
+            raise UserError(path, "no such folder or file", "Check the path")
+        elif looks_dicom(head_of(path)):
+            raise UserError(path, "is one DICOM file, not a series", fix)
+        elif not zipfile.is_zipfile(path):
+            raise UserError(path, "is neither a folder nor a zip", fix)
+        else:
+            archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile, NotImplementedError):
+        raise UserError(path, "cannot be read", "Check the permissions, or copy it again") from None
+    if archive is None:
+        found = [(file.stat().st_size, functools.partial(open, file, "rb")) for file in files]
+        _check_count(path, len(found))
+        yield found
+        return
+    with archive:
+        infos = sorted(
+            (info for info in archive.infolist() if not info.is_dir()), key=lambda i: i.filename
+        )
+        _check_count(path, len(infos))
+        if any(info.flag_bits & 1 for info in infos):
+            raise UserError(path, "the zip is encrypted", "Unpack it and give the folder")
+        total, limit = sum(info.file_size for info in infos), ZIP_SLACK * max_bytes
+        if total > limit:  # zipfile never gives more than the size declared
+            reason = f"the zip unpacks to {total / 2**20:.0f} MiB (limit {limit / 2**20:.0f})"
+            raise UserError(path, reason, "Zip one series only, or give a folder")
+        yield [(info.file_size, functools.partial(archive.open, info)) for info in infos]
+
+
+def _check_count(path, count: int) -> None:
+    if count > MAX_FILES:
+        reason = f"holds {count} files (limit {MAX_FILES})"
+        raise UserError(path, reason, "Give the folder of one series")
+
+
+def read(path, member, count: int = -1) -> bytes:
+    """Bytes of one member. Its name, and an error that quotes it, stay here."""
+    try:
+        with member[1]() as f:
+            return f.read(count)
+    except Exception:  # zipfile raises a dozen types, most of them with the member's name
+        pass
+    raise UserError(path, "one of its files is damaged or cannot be read", FIX_FILE)

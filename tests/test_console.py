@@ -1,0 +1,205 @@
+"""What a person meets in the terminal: interpreter, missing letters, Ctrl-C, closed pipes, `~`."""
+
+import importlib.metadata
+import os
+import pathlib
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import types
+
+import pytest
+from absl.testing import flagsaver
+
+from cldm_jax import console, main
+from cldm_jax.errors import UserError
+from cldm_jax.jobs import predict
+from cldm_jax.runtime import device
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def start(code: str, **environment: str) -> subprocess.Popen:
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", code], env=env, **pipes)
+
+
+def parse(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["main", *words])  # where ml_collections looks for overrides
+    main._parse(["main", *words])
+
+
+# ---- which interpreter ----
+
+
+def environment(folder: pathlib.Path) -> pathlib.Path:
+    (folder / "bin").mkdir(parents=True)
+    shutil.copy("/bin/sh", folder / "bin" / "python")
+    return folder
+
+
+def test_the_interpreter_is_named_as_the_shell_can_start_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = environment(tmp_path / "somewhere else")
+    monkeypatch.setattr(sys, "prefix", str(own))
+    monkeypatch.setattr(sys, "executable", str(own / "bin" / "python"))
+    monkeypatch.setenv("PATH", "")
+    assert console.interpreter() == str(own / "bin" / "python")
+    assert shlex.split(console.command("cldm_jax.main", "a b")) == [
+        str(own / "bin" / "python"), "-m", "cldm_jax.main", "a b"]  # fmt: skip
+    monkeypatch.setenv("PATH", str(environment(tmp_path / "other") / "bin"))
+    assert console.interpreter() == str(own / "bin" / "python")  # `python` is another one
+    monkeypatch.setenv("PATH", str(own / "bin"))
+    assert console.command("cldm_jax.predict") == "python -m cldm_jax.predict"
+    monkeypatch.setattr(sys, "prefix", str(environment(tmp_path / ".venv")))
+    assert console.command("cldm_jax.predict") == ".venv/bin/python -m cldm_jax.predict"
+
+
+def test_what_is_required_is_what_the_requirements_say():
+    names = re.findall(r"^([\w-]+)==", (ROOT / "requirements.txt").read_text(), re.M)
+    wanted = {name.lower().replace("_", "-") for name in names}
+    providers = importlib.metadata.packages_distributions()
+    provided = {
+        dist.lower().replace("_", "-") for name in console.REQUIRED for dist in providers[name]
+    }
+    assert wanted <= provided and len(console.REQUIRED) == len(wanted)
+
+
+@pytest.mark.parametrize("has_venv", [False, True])
+@pytest.mark.parametrize("module", ["main", "predict"])
+def test_an_interpreter_without_the_requirements_is_one_line(tmp_path, module, has_venv):
+    root = tmp_path / "a b ä"
+    package = root / "cldm_jax"
+    package.mkdir(parents=True)
+    for path in (ROOT / "cldm_jax").glob("*.py"):
+        shutil.copy(path, package)
+    if has_venv:
+        environment(root / ".venv")
+    words = ["-S", "-m", f"cldm_jax.{module}", "--config=x", "--workdir=c d"]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=root, env=env, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and not done.stdout and done.stderr.count("\n") == 1
+    assert sys.executable in done.stderr and "lacks the requirements (absl" in done.stderr
+    pasted = f".venv/bin/python -m cldm_jax.{module} --config=x '--workdir=c d'"
+    assert done.stderr.endswith(f"Use: {pasted}\n" if has_venv else "bash launch/setup.sh\n")
+
+
+# ---- letters, pipes, Ctrl-C ----
+
+SAYS = "from cldm_jax import console; console.start('x'); print('out \\u8133\\u00e4 \\udce4')"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_a_path_that_the_console_cannot_print_is_printed_in_codes(encoding):
+    said, error = start(SAYS, PYTHONIOENCODING=encoding).communicate()
+    expected = "out \u8133\u00e4 \udce4".encode(encoding, "backslashreplace")
+    assert said.strip() == expected and not error
+    plain = start(SAYS.replace("console.start('x'); ", ""), PYTHONIOENCODING=encoding)
+    assert b"UnicodeEncodeError" in plain.communicate()[1]  # control: without it
+
+
+def test_a_closed_pipe_ends_it_quietly():
+    talk = "def talk():\n    while True: print('line')\n"
+    code = f"from cldm_jax import console\n{talk}"
+    for call, quiet in (("console.run(talk)", True), ("talk()", False)):
+        process = start(f"{code}{call}")
+        assert process.stdout.readline() == b"line\n"
+        process.stdout.close()
+        error = process.stderr.read()
+        process.stderr.close()
+        assert process.wait() == (console.PIPE_CLOSED if quiet else 1)
+        assert bool(error) != quiet
+
+
+def test_ctrl_c_ends_it_quietly():
+    wait = "print('here', flush=True); import time; time.sleep(60)"
+    code = f"from cldm_jax import console; console.start('x'); {wait}"
+    for program, status in ((code, console.INTERRUPTED), (wait, -signal.SIGINT)):
+        process = start(program)
+        assert process.stdout.readline() == b"here\n"
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=30)
+        assert process.returncode == status
+        assert (b"Traceback" in error) == (program is wait)
+
+
+# ---- a device that is not there ----
+
+
+@pytest.mark.parametrize("platform", ["cuda", "gpu"])
+def test_a_missing_platform_is_one_line_and_names_the_variable(platform):
+    command = [sys.executable, "-m", "cldm_jax.main", "--config=configs/ae.py:tiny"]
+    env = {**os.environ, "JAX_PLATFORMS": platform}
+    done = subprocess.run(
+        [*command, "--workdir=/nowhere"], cwd=ROOT, env=env, capture_output=True, text=True
+    )
+    if done.returncode == 0:
+        pytest.skip("there is one")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert lines[0].startswith(f"error: device '{platform}': not found by JAX. JAX_PLATFORMS")
+
+
+@pytest.mark.parametrize("job", main.JOBS)
+def test_every_job_that_uses_jax_looks_for_the_device_first(job, monkeypatch):
+    called = []
+
+    def absent():
+        called.append("check")
+        raise UserError("device 'cuda'", "not found", "")
+
+    for name in ("use_huge_pages", "limit_arenas"):
+        monkeypatch.setattr(device, name, lambda: None)
+    monkeypatch.setattr(device, "check", absent)
+    fake = types.SimpleNamespace(run=lambda config, workdir: called.append("run"))
+    monkeypatch.setattr(main.importlib, "import_module", lambda name: fake)
+    monkeypatch.chdir(ROOT)
+    with flagsaver.flagsaver():
+        parse(monkeypatch, "--config=configs/ae.py:tiny", f"--config.job={job}")
+        if main.JOBS[job]:
+            with pytest.raises(SystemExit):
+                main.main([])
+        else:
+            main.main([])
+    assert called == (["check"] if main.JOBS[job] else ["run"])
+
+
+# ---- the home ----
+
+
+def test_home_is_expanded_in_flags_and_settings(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(ROOT)
+    seen = []
+    fake = types.SimpleNamespace(run=lambda config, workdir: seen.append((config, workdir)))
+    monkeypatch.setattr(main.importlib, "import_module", lambda name: fake)
+    shutil.copy(ROOT / "configs" / "prepare.py", tmp_path / "mine.py")
+    words = ["--config=~/mine.py:tiny", "--config.cohort=~/c", "--workdir=~/w"]
+    with flagsaver.flagsaver():
+        parse(monkeypatch, *words)
+        main.main([])
+    assert seen[0][0].cohort == f"{tmp_path}/c" and seen[0][1] == f"{tmp_path}/w"
+    with flagsaver.flagsaver():
+        words = ["--config=configs/ldm.py:tiny", "--config.data.prepared=~/p"]
+        parse(monkeypatch, *words, "--config.autoencoder.workdir=~/a")
+        config = main._CONFIG.value
+        assert config.data.prepared == f"{tmp_path}/p"
+        assert config.autoencoder.workdir == f"{tmp_path}/a"
+    assert console.expand_home("~/a,b~,~/c") == f"{tmp_path}/a,b~,{tmp_path}/c"
+
+
+def test_home_is_expanded_in_a_request(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(UserError) as refused:
+        predict.predict(predict.Request("~/none.nii", "~/out", checkpoint="~/run"))
+    assert refused.value.what == str(tmp_path / "none.nii")
+    (tmp_path / "pet.nii").touch()
+    with pytest.raises(UserError) as refused:
+        predict.predict(predict.Request("~/pet.nii", "~/out", checkpoint="~/run"))
+    assert refused.value.what == str(tmp_path / "run")
