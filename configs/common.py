@@ -75,7 +75,7 @@ def init() -> ml_collections.ConfigDict:
 def optim(learning_rate: float, ema_decay: float) -> ml_collections.ConfigDict:
     """Warm-up, decay to the last step; see runtime/optim.py."""
     c = ml_collections.ConfigDict()
-    c.optimizer = "adamw"  # adamw | muon
+    c.optimizer = "muon"  # muon | adamw
     c.learning_rate = learning_rate
     c.b1, c.b2 = 0.9, 0.99
     c.warmup_steps = 50

@@ -51,6 +51,7 @@ def adversarial_optim(preset: str):
         learning_rate=2e-4,
         ema_decay=common.pick(preset, tiny=0.9, quick=0.99, cpu=0.998, a6000=0.9999),
     )
+    c.optimizer = "adamw"  # the published one
     c.b1, c.b2 = 0.5, 0.999
     c.decay, c.weight_decay = "second_half", 0.0
     c.clip_norm = 1e9  # none in the reference

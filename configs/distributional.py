@@ -1,6 +1,6 @@
 """Control: regressions that answer with a distribution, on the latent network's grid and with its blocks.
 
-    python -m cldm_jax.main --config=configs/distributional.py:quick
+    .venv/bin/python -m cldm_jax.main --config=configs/distributional.py:quick
 
 A network with noise among its inputs, trained on the energy score: one evaluation a sample. Mean and
 variance of every pixel by the Gaussian likelihood instead: --config.recipe.loss=gaussian

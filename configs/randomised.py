@@ -1,10 +1,10 @@
 """People and PET scanners as wide as real PETs differ: what to train on for scans from elsewhere.
 
-    python -m cldm_jax.main --config=configs/randomised.py:cpu --workdir=COHORT \
+    .venv/bin/python -m cldm_jax.main --config=configs/randomised.py:cpu --workdir=COHORT \
         --config.labels=LABELS --config.variants_per_head=40
-    python -m cldm_jax.main --config=configs/prepare.py:cpu --workdir=PREPARED \
+    .venv/bin/python -m cldm_jax.main --config=configs/prepare.py:cpu --workdir=PREPARED \
         --config.cohort=COHORT --config.mr_rule=train_percentile --config.mr_high=0.72
-    python -m cldm_jax.main --config=configs/unet.py:cpu --config.data.prepared=PREPARED
+    .venv/bin/python -m cldm_jax.main --config=configs/unet.py:cpu --config.data.prepared=PREPARED
 
 Without `labels`: the embedded head. The ranges, each with its source, are in configs/simulate.py.
 `mr_high`: the canonical MR in [-1, 1] with white matter at 0.24, and fat cut off.

@@ -49,7 +49,7 @@ def get_config(preset: str = "a6000"):
         },
         "loss": "l2",
         "optim": common.optim(
-            learning_rate=common.pick(preset, tiny=1e-3, quick=1.5e-3, cpu=1.5e-3, a6000=2e-4),
+            learning_rate=common.pick(preset, tiny=1e-3, quick=3e-3, cpu=3e-3, a6000=4e-4),
             ema_decay=common.pick(preset, tiny=0.9, quick=0.99, cpu=0.998, a6000=0.9999),
         ),
     }
