@@ -233,7 +233,7 @@ def test_people_in_two_splits():
 def test_the_page_lists_errors_first():
     one = audit.Finding("warning", "a", "f", "odd", "Look")
     two = audit.Finding("error", "b", "g", "bad", "Repair")
-    text = audit.page("cohort", 2, [one, two]).splitlines()
+    text = audit.page("cohort", _people("a", "b"), [one, two]).splitlines()
     assert "1 errors, 1 warnings" in text[0] and "bad" in text[1] and "odd" in text[2]
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cldm_jax.data import bids, grid, intensity, nifti
+from cldm_jax.data import bids, grid, intensity, layout, nifti
 from cldm_jax.data.volumes import read_volume
 from cldm_jax.errors import UserError
 
@@ -169,12 +169,37 @@ def pixel_digest(volume: nifti.Volume) -> str:
     return hashlib.blake2b(data.tobytes(), digest_size=16, key=str(data.shape).encode()).hexdigest()
 
 
-def page(cohort, n_subjects: int, findings: Iterable[Finding]) -> str:
-    """The list a person reads: errors first."""
+def of_layout(left: Iterable[layout.Left]) -> list[Finding]:
+    """Warnings of what was left aside and may have been meant to be used."""
+    remedy = "Rename or move it to have it used, or leave it"
+    return [
+        Finding("warning", "", str(x.path), f"not used: {x.reason}", remedy) for x in left if x.warn
+    ]
+
+
+def holdings(subjects: Iterable[bids.Subject]) -> str:
+    """ "5 subjects: 5 with CT, 0 with MR"."""
+    subjects = list(subjects)
+    counts = ", ".join(
+        f"{sum(m in s.files for s in subjects)} with {m.upper()}" for m in ("ct", "mr")
+    )
+    return f"{len(subjects)} subjects: {counts}"
+
+
+def page(
+    cohort,
+    subjects: Iterable[bids.Subject],
+    findings: Iterable[Finding],
+    left: Iterable[layout.Left] = (),
+) -> str:
+    """The list a person reads: errors first, and how much was left aside."""
     ordered = sorted(findings, key=lambda f: (f.severity != "error", f.subject))
     errors = sum(f.severity == "error" for f in ordered)
-    head = f"Audit of {cohort}: {n_subjects} subjects, {errors} errors, {len(ordered) - errors} warnings"
-    return "\n".join([head, *("  " + f.line() for f in ordered)])
+    head = f"Audit of {cohort}: {holdings(subjects)}; {errors} errors, {len(ordered) - errors} warnings"
+    lines = [head, *("  " + f.line() for f in ordered)]
+    if left := list(left):
+        lines.append(f"  left aside: {layout.counted(left)} (each is listed in audit.json)")
+    return "\n".join(lines)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:

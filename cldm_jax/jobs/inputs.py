@@ -17,7 +17,6 @@ from cldm_jax.errors import UserError
 from cldm_jax.models import monai_names
 from cldm_jax.runtime import foreign, processes
 
-
 TARGETS = ("ct", "mr")
 
 
@@ -84,7 +83,9 @@ def choose_targets(config, prepared: Prepared) -> tuple[str, ...]:
             there = ", ".join(t for t in held if t != "pet") or "no target"
             reason = f"no training person of {prepared.folder} has {target} (they have {there})"
             raise UserError(
-                f"config.data.targets={','.join(asked)}", reason, "Leave it out, or leave targets empty"
+                f"config.data.targets={','.join(asked)}",
+                reason,
+                "Leave it out, or leave targets empty",
             )
     if asked:
         return asked

@@ -33,7 +33,9 @@ def run(config, workdir: str) -> None:
     settings = _settings(config)
     if settings.register:
         register.require()
-    subjects = bids.read_cohort(config.cohort)
+    cohort = bids.find_cohort(config.cohort)
+    subjects = cohort.subjects
+    source = bids.provenance(config.cohort)  # said before the first image is read, if it is broken
     if (root / shards.INDEX).exists():
         _check_reuse(root, config, subjects)
         print(f"prepare: {root} is complete ({len(subjects)} subjects): nothing to do")
@@ -53,14 +55,14 @@ def run(config, workdir: str) -> None:
         fold=tuple(config.fold),
     )
     with parallel.mapper(config.workers) as mapper:
-        facts = _audit(config, settings, subjects, root, mapper)
+        facts = _audit(config, settings, cohort, root, mapper)
         fitted = _fit(config, settings, facts, set(parts["train"]))
         settings = dataclasses.replace(settings, normalisers=fitted)
         if config.normalisers_from:
             _check_external(config, settings, subjects, facts)
         _check_disk(root, settings.grid, facts)
         entries, written = _write_slices(root, config, settings, subjects, facts, mapper)
-    index = _index(config, settings, subjects, facts, parts, entries, written)
+    index = _index(config, settings, subjects, facts, parts, entries, written, source)
     index = shards.write_index(root, index)
     kept = sum(sum(s["keep"]) for s in index["subjects"])
     counts = ", ".join(f"{len(parts[k])} {k}" for k in bids.SPLITS)
@@ -115,9 +117,10 @@ def _rules(config) -> dict[str, intensity.Normaliser]:
 # First pass: audit
 
 
-def _audit(config, settings, subjects, root: pathlib.Path, mapper) -> dict[str, Facts]:
+def _audit(config, settings, cohort: bids.Cohort, root: pathlib.Path, mapper) -> dict[str, Facts]:
     """Facts by subject id; raises UserError with every finding when one is an error."""
-    findings, facts, record = [], {}, {}
+    findings, facts, record = audit.of_layout(cohort.left), {}, {}
+    subjects = cohort.subjects
     tasks = [(settings, s) for s in subjects]
     with Progress(len(tasks), "prepare: audit", "subject") as progress:
         results = mapper(inspect, tasks)
@@ -130,9 +133,10 @@ def _audit(config, settings, subjects, root: pathlib.Path, mapper) -> dict[str, 
             progress.update()
     pixels = {k: f.pixels for k, f in facts.items()}
     findings += audit.audit_cohort(subjects, pixels, config.split_mode)
-    text = audit.page(config.cohort, len(subjects), findings)
+    text = audit.page(config.cohort, subjects, findings, cohort.left)
     report = {"cohort": str(config.cohort), "subjects": len(subjects)}
     report["findings"] = [dataclasses.asdict(f) for f in findings]
+    report["left_aside"] = [{"path": str(x.path), "reason": x.reason} for x in cohort.left]
     files.write_json(root / "audit.json", report)
     print(text, flush=True)
     if settings.register:
@@ -245,10 +249,10 @@ def _write_slices(root, config, settings: Settings, subjects, facts, mapper):
     return entries, written
 
 
-def _index(config, settings: Settings, subjects, facts, parts, entries, written) -> dict:
+def _index(config, settings: Settings, subjects, facts, parts, entries, written, source) -> dict:
     home = {i: k for k in ("train", "val", "test") for i in parts[k]}  # abstract mode: "test"
     entries = [{**e, "split": home[e["id"]]} for e in entries]
-    name, contrast = bids.provenance(config.cohort)
+    name, contrast = source
     modalities = {
         m: {
             "code": intensity.MODALITIES[m].code,

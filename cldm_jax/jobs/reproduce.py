@@ -82,7 +82,9 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
     names = _trainable(config, names, data)
     recipes = {name: settled(_recipe(config, name, prepared))[0] for name in names}
     costs = _costs(config, root / COSTS, recipes, autoencoder)
-    shares = {k: min(n, len(set(TARGETS) & set(data.held("train")))) for k, n in config.shares.items()}
+    shares = {
+        k: min(n, len(set(TARGETS) & set(data.held("train")))) for k, n in config.shares.items()
+    }
     plans = {
         name: budget.plan(
             recipe,
