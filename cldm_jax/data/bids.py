@@ -51,10 +51,10 @@ def find_cohort(path) -> Cohort:
     """The cohort at `path`: a CSV, a folder with manifest.csv, or a BIDS tree.
 
     BIDS: `sub-*/[ses-*/]{pet,ct,anat}/*_{pet,ct,T1w}.nii[.gz]` in letters of either case; a person's own
-    folder and each session become subjects of one group. Flat: `sub-*/{pet,ct,mr,ct_reacq,mr_reacq}.nii[.gz]`.
-    A folder without a PET, or whose PET has no target, is left. Files are not opened here. Raises UserError
-    for anything ambiguous: repeated ids and ids that no file can have, several candidates for one image
-    (all of them are listed), misspelt columns.
+    folder and each session become subjects of one group. Flat: `sub-*/{pet,ct,mr,ct_reacq,mr_reacq}.nii`,
+    zipped or not. A folder without a PET, or whose PET has no target, is left. Files are not opened here.
+    Raises UserError for anything ambiguous: repeated ids, ids that no file can have, several candidates
+    for one image (all of them are listed), misspelt columns.
     """
     path = pathlib.Path(path).expanduser()
     try:

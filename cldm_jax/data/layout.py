@@ -1,4 +1,4 @@
-"""What lies in a dataset folder: the images of people by kind, and all that is left aside, with the reason.
+"""What lies in a dataset folder: people's images by kind, and what is left aside, with the reason.
 
 `sub-*/[ses-*/]`, images in the folder itself or in `pet`, `ct`, `anat`; letters of either case. Nothing
 is opened here, and nothing is chosen: a folder may hold several candidates for one image.

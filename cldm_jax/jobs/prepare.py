@@ -64,9 +64,16 @@ def run(config, workdir: str) -> None:
         entries, written = _write_slices(root, config, settings, subjects, facts, mapper)
     index = _index(config, settings, subjects, facts, parts, entries, written, source)
     index = shards.write_index(root, index)
+    _summarise(root, index, subjects)
+
+
+def _summarise(root: pathlib.Path, index: dict, subjects) -> None:
     kept = sum(sum(s["keep"]) for s in index["subjects"])
-    counts = ", ".join(f"{len(parts[k])} {k}" for k in bids.SPLITS)
+    counts = ", ".join(f"{len(index['splits'][k])} {k}" for k in bids.SPLITS)
     print(f"prepare: {len(subjects)} subjects ({counts}), {kept} slices with head in {root}")
+    print(f"prepare: {audit.holdings(subjects)}", end="")
+    warnings = files.read_json(root / "audit.json")["findings"]
+    print(f"; {len(warnings)} warnings, listed above and in {root / 'audit.json'}" * bool(warnings))
 
 
 def _settings(config) -> Settings:
@@ -133,6 +140,8 @@ def _audit(config, settings, cohort: bids.Cohort, root: pathlib.Path, mapper) ->
             progress.update()
     pixels = {k: f.pixels for k, f in facts.items()}
     findings += audit.audit_cohort(subjects, pixels, config.split_mode)
+    mr = {k: f for k, f in facts.items() if "mr" in f.covers}
+    findings += audit.check_skulls({k: (f.covers["mr"].stripped, f.mr_size) for k, f in mr.items()})
     text = audit.page(config.cohort, subjects, findings, cohort.left)
     report = {"cohort": str(config.cohort), "subjects": len(subjects)}
     report["findings"] = [dataclasses.asdict(f) for f in findings]
@@ -194,7 +203,7 @@ def _check_external(config, settings: Settings, subjects, facts: dict[str, Facts
     seen = {}
     for s in home["subjects"]:
         for name, volume in s["volumes"].items():
-            if name != "mask":
+            if not name.startswith("mask"):
                 whose = f"{s['id']} {name} ({s['split']})"
                 seen[volume["sha256"]] = ("file", whose)
                 # Saved again, a file has other bytes and the same voxels. Older folders do not say.
@@ -221,10 +230,6 @@ def _write_slices(root, config, settings: Settings, subjects, facts, mapper):
     with Progress(len(tasks), "prepare: write", "subject") as progress:
         results = mapper(make_slices, tasks)
         for subject, made in zip(subjects, results, strict=True):
-            if not any(made.keep):
-                reason = "no slice shows enough head on this grid"
-                remedy = "Check size, spacing_mm, center and min_head_fraction"
-                raise UserError(subject.id, reason, remedy)
             volumes = {}
             for name, stored in made.stored.items():
                 if name not in writers:
@@ -233,7 +238,9 @@ def _write_slices(root, config, settings: Settings, subjects, facts, mapper):
                     )
                 shard, offset = writers[name].add(stored)
                 volumes[name] = {"shard": shard, "offset": offset}
-                if name != "mask":
+                if name in made.keeps:
+                    volumes[name]["keep"] = made.keeps[name]
+                if not name.startswith("mask"):
                     fact = facts[subject.id]
                     volumes[name]["scale"] = made.scales[name]
                     volumes[name]["origin"] = fact.origins[name]
