@@ -85,7 +85,7 @@ def clean(volume: nifti.Volume, kind: str) -> Cleaned:
 
 
 def filled_blocks(array: np.ndarray) -> tuple[np.ndarray, dict[int, float]]:
-    """(int32 labels like `array`, 0: none; {label: value}) of the constant blocks that touch the border."""
+    """(int32 labels like `array`, {label: value}) of constant blocks that touch the border; 0: none."""
     none = np.zeros(array.shape, np.int32)
     if not _repeats(array):
         return none, {}
