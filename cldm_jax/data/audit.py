@@ -16,7 +16,7 @@ from cldm_jax.errors import UserError
 AFFINE_TOLERANCE_MM = 0.1  # at the corners of the volume
 _HU_AIR, _HU_BONE = -500.0, 200.0
 _MIN_HEAD_ML = 50.0  # of PET foreground; a brain has over 1000
-_BARE = 0.65  # of the largest MR head, each over its PET: a brain is half of a head
+_BARE = 0.6  # of the largest MR head, each over its PET: a brain is half of a head
 _GAIN = 1.05  # a turned or moved target that fits this much better: as given, it is wrong
 _MI_SPACING_MM = 4.0
 _MI_BINS = 32

@@ -124,11 +124,12 @@ def _moved(volumes: dict[str, nifti.Volume], matrices) -> dict[str, nifti.Volume
 
 
 def _judge(settings: Settings, on_grid, measured, center, matrices, pet_scale) -> coverage.Heads:
-    seen, _ = _on_grid(settings, measured, center, matrices, as_masks=True)
+    seen, affine = _on_grid(settings, measured, center, matrices, as_masks=True)
+    columns, rows, slices = np.linalg.norm(affine[:3, :3], axis=0)
     return coverage.judge(
         on_grid,
         {name: array > 0.5 for name, array in seen.items()},
-        settings.grid.spacing_mm,
+        (rows, columns, slices),
         pet_scale,
         PET_EMPTY,
         settings.min_head_fraction,
@@ -147,7 +148,7 @@ def _check_coverage(subject: bids.Subject, heads: coverage.Heads) -> list[audit.
         if cover.stripped:
             reason = f"shows the brain and not the head around it ({cover.unseen:.0%} is missing)"
             remedy = "Scored inside the brain; a model learns what it is shown"
-        elif cover.is_partial or left:
+        elif cover.is_partial:
             reason = f"does not show {cover.unseen:.0%} of the head"
             reason += f": {left} of {total} slices do not count for it"
             remedy = "Expected for a short scan; else look at how it was cut or resampled"

@@ -21,7 +21,8 @@ MAX_SLICE_UNSEEN = 0.10  # of the head in a slice, for the slice to count
 MAX_BRAIN_UNSEEN = 0.05  # of what the PET shows in a slice
 _FILLED = 0.005  # of a volume: a smaller share of a fill that is no air is not worth a word
 _SMALLEST = 5e-4  # of a volume: smaller constant blocks are chance
-_NOISELESS = 0.01  # of a volume, constant and away from the border
+_NOISELESS = 0.002  # of a volume, constant, away from the border and above its lowest value
+_BRAIN = 0.25  # of a PET's 99.9th percentile: below white matter, above scalp
 _SKIN_MM = 5.0  # how far inside the skin a head must be seen: masks of two images differ by that
 _SHELL_MM = 10.0  # the head's outermost layer: skin, fat, skull
 _STRIPPED = 0.6  # of that layer unseen, with the brain whole: skull-stripped
@@ -59,9 +60,7 @@ class Heads(NamedTuple):
     keep: np.ndarray  # bool [Z]: slices with enough of it and with PET
     covers: dict[str, Cover]
     by_target: dict[str, np.ndarray]
-    mr_size: (
-        float  # of the MR's head in the slices that count for it, over what the PET shows; 0: no MR
-    )
+    mr_size: float  # the MR's head in the slices that count for it, over the PET's brain; 0: no MR
 
 
 def clean(volume: nifti.Volume, kind: str) -> Cleaned:
@@ -95,8 +94,9 @@ def filled_blocks(array: np.ndarray) -> tuple[np.ndarray, dict[int, float]]:
     sizes = np.bincount(labels.ravel())
     at_border = {int(n) for a in range(3) for s in _faces(a) for n in np.unique(labels[s]) if n}
     found = [n for n in sorted(at_border) if sizes[n] > _SMALLEST * array.size]
-    inside = flat.sum() - sizes[sorted(at_border)].sum()
     lowest = float(array.min())
+    within = ~np.isin(labels, [0, *at_border])
+    inside = int((within & (padded > lowest)).sum())
     number, values = np.zeros(len(sizes), np.int32), {}
     for n in found:
         at = np.unravel_index((labels == n).argmax(), labels.shape)
@@ -115,14 +115,15 @@ def filled_blocks(array: np.ndarray) -> tuple[np.ndarray, dict[int, float]]:
 def judge(
     on_grid: Mapping[str, np.ndarray],
     measured: Mapping[str, np.ndarray],
-    spacing_mm: tuple[float, float],
+    spacing_mm: tuple[float, float, float],
     pet_scale: float,
     pet_empty: float,
     min_head_fraction: float,
 ) -> Heads:
     """What the targets among `on_grid` ([Z, H, W] in units, with "pet") show of the head.
 
-    measured: bool [Z, H, W] by target. pet_empty: share of pet_scale below which a slice holds no PET.
+    measured: bool [Z, H, W] by target. spacing_mm: row, column, slice.
+    pet_empty: share of pet_scale below which a slice holds no PET.
     """
     pet = on_grid["pet"]
     heads = {
@@ -132,9 +133,11 @@ def judge(
     }
     main = heads["ct"] if "ct" in heads else heads["mr"]
     has_pet = pet.max((1, 2)) > pet_empty * pet_scale
-    brain = (
-        _inner(_largest(intensity.foreground(pet)), spacing_mm, _SKIN_MM) & has_pet[:, None, None]
-    )
+    uptake = _largest(pet > _BRAIN * np.percentile(pet[pet > 0], 99.9)) & has_pet[:, None, None]
+    brain = _inner(uptake, spacing_mm, _SKIN_MM)
+    # PET blurs through plane as well: what it shows above the brain is no brain.
+    up = np.ones((3, 1, 1), bool)
+    brain = ndimage.binary_erosion(brain, up, math.ceil(_SKIN_MM / spacing_mm[2]), border_value=1)
     first = {n: h for n, h in heads.items() if n in ("ct", "mr")}
     outer = np.any(list(first.values()), axis=0) & has_pet[:, None, None]
     inner = _inner(outer, spacing_mm, _SKIN_MM, mask.DILATE)
@@ -154,6 +157,8 @@ def judge(
             and _share(brain & missing, brain) < MAX_UNSEEN
         )
         own = keep & (_by_slice(brain & missing, brain) <= MAX_BRAIN_UNSEEN)
+        if unseen[name] > MAX_UNSEEN:
+            own &= (head & measured[name]).mean((1, 2)) >= min_head_fraction
         if not stripped:
             own &= _by_slice(whole & missing, whole) <= MAX_SLICE_UNSEEN
         covers[name] = Cover(unseen[name], own, stripped)
@@ -162,7 +167,7 @@ def judge(
     size = 0.0
     if "mr" in heads:
         own = covers["mr"].keep
-        size = _share(heads["mr"][own], intensity.foreground(pet)[own])
+        size = _share(heads["mr"][own], uptake[own])
     return Heads(head, keep, covers, by_target, size)
 
 
@@ -192,7 +197,7 @@ def _largest(tissue: np.ndarray) -> np.ndarray:
 
 def _inner(region: np.ndarray, spacing_mm, depth_mm: float, steps: int = 0) -> np.ndarray:
     """What lies deeper than `depth_mm`, and `steps` voxels more, in each slice."""
-    steps += max(1, math.ceil(depth_mm / max(spacing_mm)))
+    steps += max(1, math.ceil(depth_mm / max(spacing_mm[:2])))
     cross = ndimage.generate_binary_structure(2, 1)[None]
     return ndimage.binary_erosion(region, cross, iterations=steps)
 

@@ -140,8 +140,9 @@ def _audit(config, settings, cohort: bids.Cohort, root: pathlib.Path, mapper) ->
             progress.update()
     pixels = {k: f.pixels for k, f in facts.items()}
     findings += audit.audit_cohort(subjects, pixels, config.split_mode)
-    mr = {k: f for k, f in facts.items() if "mr" in f.covers}
-    findings += audit.check_skulls({k: (f.covers["mr"].stripped, f.mr_size) for k, f in mr.items()})
+    mr = {k: (f.covers["mr"], f.mr_size) for k, f in facts.items() if "mr" in f.covers}
+    shown = {k: (c.stripped, n) for k, (c, n) in mr.items() if c.stripped or not c.is_partial}
+    findings += audit.check_skulls(shown)
     text = audit.page(config.cohort, subjects, findings, cohort.left)
     report = {"cohort": str(config.cohort), "subjects": len(subjects)}
     report["findings"] = [dataclasses.asdict(f) for f in findings]
