@@ -162,7 +162,7 @@ POINTERS = {
     "not fetched": lambda p: p.write_text("../../.git/annex/objects/fW/24/MD5E-s2--0.nii.gz"),
     "a pointer": lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n"),
     "empty": lambda p: p.write_bytes(b""),
-    "a folder that is called": lambda p: p.mkdir(),
+    "not a file but a folder": lambda p: p.mkdir(),
 }
 
 

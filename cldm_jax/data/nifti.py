@@ -182,7 +182,7 @@ def check_file(path) -> int:
     except ValueError as e:  # a NUL byte in the name
         raise UserError(repr(str(path)), str(e), "Check the path in the manifest") from e
     if not path.is_file():
-        kind = "a folder that is called like an image" if path.is_dir() else "is not a file"
+        kind = "is not a file but a folder" if path.is_dir() else "is not a file"
         raise UserError(path, kind, "Give the .nii.gz file itself, not a folder")
     if size == 0:
         raise UserError(path, "the file is empty (0 bytes)", _FIX_FILE)

@@ -73,9 +73,9 @@ def predict(request: Request) -> list[pathlib.Path]:
     if pathlib.Path(request.input).resolve() == pathlib.Path(request.out).resolve():
         raise UserError(request.out, "is the input folder itself", "Give another output folder")
     everything = pet_inputs.find_all(request.input)
-    _tell(request, everything)
     inputs = _part(request.part, everything.found)
     model = _open(request)
+    aside = _tell(request, everything)
     # Several processes share the images, not an image: each is whole on one process's devices.
     own = inputs[jax.process_index() :: jax.process_count()]
     try:
@@ -83,23 +83,27 @@ def predict(request: Request) -> list[pathlib.Path]:
             return _one(request, model, own[0], alone=True)
         return _each(request, model, own)
     finally:
+        if aside:  # last, where it is read
+            print(aside, flush=True)
         processes.wait()  # whoever ends first would end the others
 
 
-def _tell(request: Request, inputs: pet_inputs.Inputs) -> None:
-    """What of a dataset is not predicted, and why: warnings, a count, and a list in the output folder."""
+def _tell(request: Request, inputs: pet_inputs.Inputs) -> str:
+    """What of a dataset is not predicted, and why: printed warnings and a list in the output folder.
+    Returns a line that counts it, "" where there is none.
+    """
     if not processes.is_main() or not inputs.left:
-        return
+        return ""
     for item in inputs.left:
         if item.warn:
             print(f"warning: {item.path}: not predicted: {item.reason}", flush=True)
     path = pathlib.Path(request.out) / LEFT_ASIDE
+    if path.parent.exists() and not path.parent.is_dir():
+        raise UserError(request.out, "is a file", "Give a folder as the output")
     listed = [{"path": str(x.path), "reason": x.reason} for x in inputs.left]
     files.write_json(path, {"images": [str(x.path) for x in inputs.found], "left_aside": listed})
     counts = layout.counted(inputs.left)
-    print(
-        f"predict: {len(inputs.found)} images; left aside: {counts} (listed in {path})", flush=True
-    )
+    return f"predict: {len(inputs.found)} images found; left aside: {counts} (listed in {path})"
 
 
 def _part(part: str, inputs: list) -> list:
