@@ -307,7 +307,7 @@ class TestCommand:
         assert "Traceback" not in done.stderr
 
 
-class TestDataset:
+class TestWhatIsLeftAside:
     """Every PET of a dataset is predicted, or is named with the reason; one never stops the others."""
 
     def test_what_is_not_predicted_is_said_and_listed(self, study, bids, tmp_path, capsys):

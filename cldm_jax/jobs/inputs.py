@@ -83,7 +83,7 @@ def choose_targets(config, prepared: Prepared) -> tuple[str, ...]:
             there = ", ".join(t for t in held if t != "pet") or "no target"
             reason = f"no training person of {prepared.folder} has {target} (they have {there})"
             raise UserError(
-                f"config.data.targets={','.join(asked)}",
+                f"config.data.targets={asked}",
                 reason,
                 "Leave it out, or leave targets empty",
             )

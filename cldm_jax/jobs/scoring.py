@@ -49,7 +49,7 @@ def choose_targets(config, runs: list[Run], prepared: Prepared) -> tuple[str, ..
         if target not in there:
             reason = f"nobody in {config.split} of {prepared.folder} has {target}"
             remedy = "Leave it out, or leave targets empty"
-            raise UserError(f"config.targets={','.join(asked)}", reason, remedy)
+            raise UserError(f"config.targets={asked}", reason, remedy)
     if asked:
         return asked
     made = [t for t in TARGETS if any(t in r.config["data"]["targets"] for r in runs)]
