@@ -171,8 +171,6 @@ def check_file(path) -> int:
     path = pathlib.Path(path)
     try:
         size = path.stat().st_size
-        if path.is_symlink() and size == 0:
-            raise UserError(path, "a link to an empty file", _FETCH)
     except FileNotFoundError as e:
         if path.is_symlink():
             raise UserError(path, "a link to nothing", _FETCH) from e
