@@ -42,7 +42,8 @@ def write_json(path, value) -> None:
 
 
 def read_json(path):
-    return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    """Of UTF-8, with a byte order mark or without, or UTF-16."""
+    return json.loads(pathlib.Path(path).read_bytes())
 
 
 def sha256_file(path) -> str:

@@ -15,7 +15,6 @@ def get_config(preset: str = "a6000"):
     c = common.base("train", "ae", preset)
     c.method = "autoencoder"
     c.data = common.data(preset)
-    c.data.targets = ("pet", "ct", "mr")
     c.data.context = 1
     c.init = common.init()
     c.train = common.train(preset)

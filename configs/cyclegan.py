@@ -1,10 +1,12 @@
 """Baseline: CycleGAN (Zhu 2017) from PET to one target; slices are not paired.
 
-    .venv/bin/python -m cldm_jax.main --config=configs/cyclegan.py:quick --workdir=runs/cyclegan-ct-quick
-    .venv/bin/python -m cldm_jax.main --config=configs/cyclegan.py:quick \\
-        --config.data.targets="('mr',)" --workdir=runs/cyclegan-mr-quick
+    .venv/bin/python -m cldm_jax.main --config=configs/cyclegan.py:quick --config.data.targets="('ct',)" \\
+        --workdir=runs/cyclegan-ct-quick
+    .venv/bin/python -m cldm_jax.main --config=configs/cyclegan.py:quick --config.data.targets="('mr',)" \\
+        --workdir=runs/cyclegan-mr-quick
 
-Evaluation takes both as one method. Reference: ResNet-9 generators of 64 channels, 70 x 70 PatchGAN,
+One target a training; without a name the first that the data hold (CT, else MR). Evaluation takes both
+as one method. Reference: ResNet-9 generators of 64 channels, 70 x 70 PatchGAN,
 LSGAN, cycle 10, identity 0.5, pools of 50, Adam 2e-4 (b1 0.5), batch 1, constant then linear decay.
 Deviations: one slice of one channel, resize-convolutions for the steps up, averaged parameters, smaller
 networks in the presets for CPUs. Scores: README, "What to expect"; a6000: not measured.
@@ -17,7 +19,6 @@ def get_config(preset: str = "a6000"):
     c = common.base("train", "cyclegan", preset)
     c.method = "cyclegan"
     c.data = common.data(preset)
-    c.data.targets = ("ct",)
     c.data.context = 1
     c.data.paired = False
     c.train = common.train(preset)

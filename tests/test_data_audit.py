@@ -233,7 +233,7 @@ def test_people_in_two_splits():
 def test_the_page_lists_errors_first():
     one = audit.Finding("warning", "a", "f", "odd", "Look")
     two = audit.Finding("error", "b", "g", "bad", "Repair")
-    text = audit.page("cohort", 2, [one, two]).splitlines()
+    text = audit.page("cohort", _people("a", "b"), [one, two]).splitlines()
     assert "1 errors, 1 warnings" in text[0] and "bad" in text[1] and "odd" in text[2]
 
 
@@ -276,7 +276,21 @@ def test_reading_a_bids_tree(tmp_path):
         bids.read_cohort(tmp_path)
 
 
-BAD_ID = ["../x", "/abs", "a/b", "a\0b", "-rf", ".hidden", "", "a" * 65, "a b", "ü", "a..b", "a\nb"]
+BAD_ID = [
+    "../x",
+    "/abs",
+    "a/b",
+    "a\0b",
+    "-rf",
+    ".hidden",
+    "",
+    "a" * 201,
+    "a\\b",
+    "a:b",
+    "a\nb",
+    "a.",
+    "CON",
+]
 
 
 @pytest.mark.parametrize("value", BAD_ID)
@@ -285,7 +299,7 @@ def test_ids_cannot_leave_the_folder(value):
         bids.check_id(value, "here")
 
 
-@pytest.mark.parametrize("good", ["sub-01", "A.b_c-9", "a" * 64, "7"])
+@pytest.mark.parametrize("good", ["sub-01", "A.b_c-9", "a" * 200, "7", "a b", "ü", "C+PIB [18F]"])
 def test_good_ids(good):
     assert bids.check_id(good, "here") == good
 
@@ -293,7 +307,7 @@ def test_good_ids(good):
 @pytest.mark.parametrize(
     "text,fragment",
     [
-        ("subject;pet;ct\na;b;c\n", "no column"),
+        ("subject|pet|ct\na|b|c\n", "no column"),
         ("subject,ct\na,b\n", "no column 'pet'"),
         ("subject,Pet,ct\na,b,c\n", "'Pet' is not known"),
         ("subject,pet,ct,groups\na,b,c,d\n", "'groups' is not known"),

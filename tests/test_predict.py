@@ -11,12 +11,13 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from cldm_jax import files
 from cldm_jax import predict as cli
 from cldm_jax.data import convert, grid, nifti
 from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import derivatives, predict, synthesis
+from cldm_jax.jobs import derivatives, predict, readouts, synthesis
 from cldm_jax.jobs.readouts import open_run, predict_rows
 from configs import predict as predict_config
 
@@ -304,3 +305,43 @@ class TestCommand:
         )
         assert done.returncode == 2 and "device 'cuda': not found by JAX" in done.stderr
         assert "Traceback" not in done.stderr
+
+
+class TestWhatIsLeftAside:
+    """Every PET of a dataset is predicted, or is named with the reason; one never stops the others."""
+
+    def test_what_is_not_predicted_is_said_and_listed(self, study, bids, tmp_path, capsys):
+        root = shutil.copytree(bids, tmp_path / "in")
+        (root / "sub-empty").mkdir()
+        person = next(p for p in sorted(root.glob("sub-*")) if (p / "pet").is_dir())
+        shutil.copy(pet_path(bids), person / "pet" / "fdgpet.nii.gz")
+        link = root / "sub-link" / "pet" / "sub-link_PET.nii.gz"
+        link.parent.mkdir(parents=True)
+        link.symlink_to("../../.git/annex/objects/none.nii.gz")
+        with pytest.raises(UserError, match="2 of .* images failed: sub-01.*sub-link"):
+            run(study, root, tmp_path / "out", targets=("ct",), mode="onestep")
+        printed = capsys.readouterr()
+        assert "a link to nothing" in printed.err
+        assert "sub-empty: not predicted" in printed.out and "fdgpet.nii.gz: not" in printed.out
+        listed = files.read_json(tmp_path / "out" / "left_aside.json")
+        assert {pathlib.Path(x["path"]).name for x in listed["left_aside"]} == {
+            "sub-empty",
+            "fdgpet.nii.gz",
+        }
+        made = list((tmp_path / "out").rglob("*_desc-synth_ct.nii.gz"))
+        assert len(made) == len(listed["images"]) - 2 > 0
+
+    def test_a_model_of_one_target_says_so(self, study, bids, tmp_path, monkeypatch):
+        """Also where an earlier version wrote down a target that its people did not have."""
+        stored = readouts.read_run_json
+
+        def without_mr(workdir, name):
+            value = stored(workdir, name)
+            modalities = {k: v for k, v in value["data"]["modalities"].items() if k != "mr"}
+            return {**value, "data": {**value["data"], "modalities": modalities}}
+
+        monkeypatch.setattr(readouts, "read_run_json", without_mr)
+        (made,) = run(study, pet_path(bids), tmp_path / "a", mode="onestep")
+        assert "_ct.nii.gz" in str(made)
+        with pytest.raises(UserError, match="'mr'.*This model makes: ct"):
+            run(study, pet_path(bids), tmp_path / "b", mode="onestep", targets=("mr",))

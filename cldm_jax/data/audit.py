@@ -9,13 +9,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cldm_jax.data import bids, grid, intensity, nifti
+from cldm_jax.data import bids, grid, intensity, layout, nifti
 from cldm_jax.data.volumes import read_volume
 from cldm_jax.errors import UserError
 
 AFFINE_TOLERANCE_MM = 0.1  # at the corners of the volume
 _HU_AIR, _HU_BONE = -500.0, 200.0
 _MIN_HEAD_ML = 50.0  # of PET foreground; a brain has over 1000
+_BARE = 0.6  # of the largest MR head, each over its PET: a brain is half of a head
 _GAIN = 1.05  # a turned or moved target that fits this much better: as given, it is wrong
 _MI_SPACING_MM = 4.0
 _MI_BINS = 32
@@ -48,9 +49,6 @@ class _Notes(list):
         what = str(self.subject.files.get(name, name))
         self.append(Finding(severity, self.subject.id, what, reason, remedy))
 
-    def errors(self) -> bool:
-        return any(f.severity == "error" for f in self)
-
 
 def audit_subject(
     subject: bids.Subject, *, allow_misaligned: bool, mi_threshold: float
@@ -60,21 +58,28 @@ def audit_subject(
     Never raises for bad data: what cannot be read is a finding and is left out of `volumes`.
     `mi_threshold` bounds normalised mutual information (see `overlap`) from below.
     """
-    notes, volumes = _read(subject)
+    found, volumes = read_subject(subject)
     if "pet" not in volumes:
-        return list(notes), {}
-    for name in volumes:
-        _check_geometry(notes, name, volumes, allow_misaligned)
-    if notes.errors():
-        return list(notes), volumes
+        return found, {}
+    found += check_geometry(subject, volumes, allow_misaligned)
+    if any(f.severity == "error" for f in found):
+        return found, volumes
     volumes = align(volumes)
-    return [*notes, *check_overlap(subject, volumes, mi_threshold, REGISTER)], volumes
+    return [*found, *check_overlap(subject, volumes, mi_threshold, REGISTER)], volumes
 
 
 def read_subject(subject: bids.Subject) -> tuple[list[Finding], dict[str, nifti.Volume]]:
-    """(findings, volumes as given): for registration, which asks nothing of the geometry."""
+    """(findings, volumes as given): each file by itself."""
     notes, volumes = _read(subject)
     return list(notes), volumes
+
+
+def check_geometry(subject: bids.Subject, volumes, allow_misaligned: bool) -> list[Finding]:
+    """Are the targets on the PET's voxels?"""
+    notes = _Notes(subject)
+    for name in volumes:
+        _check_geometry(notes, name, volumes, allow_misaligned)
+    return list(notes)
 
 
 def load_aligned(subject: bids.Subject) -> dict[str, nifti.Volume]:
@@ -87,14 +92,19 @@ def load(subject: bids.Subject) -> dict[str, nifti.Volume]:
     return {name: read_volume(path, name) for name, path in subject.files.items()}
 
 
-def align(volumes: dict[str, nifti.Volume]) -> dict[str, nifti.Volume]:
-    """RAS order, all on the PET's voxels: through the affines where they differ."""
+def align(volumes: dict[str, nifti.Volume], *, as_masks: bool = False) -> dict[str, nifti.Volume]:
+    """RAS order, all on the PET's voxels: through the affines where they differ. as_masks: of 0 and 1,
+    0 outside the field of view.
+    """
     pet = nifti.canonical(volumes["pet"])
     out = {}
     for name, volume in volumes.items():
         volume = nifti.canonical(volume)
-        fill = intensity.MODALITIES[intensity.base_modality(name)].fill
-        array = grid.resample(volume.array, volume.affine, pet.array.shape, pet.affine, fill=fill)
+        fill = 0.0 if as_masks else intensity.MODALITIES[intensity.base_modality(name)].fill
+        shape, order = pet.array.shape, 0 if as_masks else 1
+        array = grid.resample(
+            volume.array, volume.affine, shape, pet.affine, fill=fill, order=order
+        )
         out[name] = dataclasses.replace(volume, array=array, affine=pet.affine, spacing=pet.spacing)
     return out
 
@@ -165,18 +175,58 @@ def audit_cohort(
     return findings
 
 
+def check_skulls(shown: dict[str, tuple[bool, float]]) -> list[Finding]:
+    """A warning where some people's MR shows the brain alone. shown[id]: (seen to be so, size of the MR's
+    head over what the PET shows: `coverage.Heads.mr_size`).
+    """
+    largest = max((size for _, size in shown.values()), default=0.0)
+    bare = [k for k, (stripped, size) in shown.items() if stripped or size < _BARE * largest]
+    if not bare or len(bare) == len(shown):
+        return []
+    reason = (
+        f"{len(bare)} of {len(shown)} people seem to be without skull and scalp ({', '.join(bare)}): "
+        "a model learns both kinds"
+    )
+    return [Finding("warning", "", "mr", reason, "Give all with the head, or all without")]
+
+
 def pixel_digest(volume: nifti.Volume) -> str:
     """Of the decoded RAS voxels: equal for copies that were renamed, recompressed or reoriented."""
     data = np.ascontiguousarray(volume.array)
     return hashlib.blake2b(data.tobytes(), digest_size=16, key=str(data.shape).encode()).hexdigest()
 
 
-def page(cohort, n_subjects: int, findings: Iterable[Finding]) -> str:
-    """The list a person reads: errors first."""
+def of_layout(left: Iterable[layout.Left]) -> list[Finding]:
+    """Warnings of what was left aside and may have been meant to be used."""
+    remedy = "Rename or move it to have it used, or leave it"
+    return [
+        Finding("warning", "", str(x.path), f"not used: {x.reason}", remedy) for x in left if x.warn
+    ]
+
+
+def holdings(subjects: Iterable[bids.Subject]) -> str:
+    """ "5 subjects: 5 with CT, 0 with MR"."""
+    subjects = list(subjects)
+    counts = ", ".join(
+        f"{sum(m in s.files for s in subjects)} with {m.upper()}" for m in ("ct", "mr")
+    )
+    return f"{len(subjects)} subjects: {counts}"
+
+
+def page(
+    cohort,
+    subjects: Iterable[bids.Subject],
+    findings: Iterable[Finding],
+    left: Iterable[layout.Left] = (),
+) -> str:
+    """The list a person reads: errors first, and how much was left aside."""
     ordered = sorted(findings, key=lambda f: (f.severity != "error", f.subject))
     errors = sum(f.severity == "error" for f in ordered)
-    head = f"Audit of {cohort}: {n_subjects} subjects, {errors} errors, {len(ordered) - errors} warnings"
-    return "\n".join([head, *("  " + f.line() for f in ordered)])
+    head = f"Audit of {cohort}: {holdings(subjects)}; {errors} errors, {len(ordered) - errors} warnings"
+    lines = [head, *("  " + f.line() for f in ordered)]
+    if left := list(left):
+        lines.append(f"  left aside: {layout.counted(left)} (each is listed in audit.json)")
+    return "\n".join(lines)
 
 
 def overlap(a: np.ndarray, b: np.ndarray) -> float:
@@ -230,6 +280,10 @@ def _read(subject: bids.Subject) -> tuple[_Notes, dict[str, nifti.Volume]]:
 def _check_content(notes: _Notes, name: str, volume: nifti.Volume) -> None:
     """Is it the kind of image its name says?"""
     array, kind = volume.array, intensity.base_modality(name)
+    if nifti.SYNTHETIC in nifti.description(volume):
+        reason = "made by this program (desc-synth), not measured"
+        notes.add("error", name, reason, "Leave it out: what is predicted is no truth")
+        return
     if kind == "ct":
         if array.min() > _HU_AIR:
             reason = f"no voxel below {_HU_AIR:g} HU (minimum {array.min():g}): not CT in HU"

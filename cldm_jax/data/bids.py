@@ -1,27 +1,29 @@
 """A cohort's files: a CSV manifest, a BIDS tree, or one flat folder per subject."""
 
+import codecs
 import csv
 import dataclasses
 import difflib
+import io
 import pathlib
 import re
+import unicodedata
+from typing import NamedTuple
 
 from cldm_jax import files
+from cldm_jax.data import layout
 from cldm_jax.errors import UserError
 
 VOLUMES = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
 GAIN = "pet_gain"
 COLUMNS = ("subject", "group", "split", *VOLUMES, GAIN)
 SPLITS = ("train", "val", "test")
-_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}")  # safe as a file name anywhere
+MAX_ID = 200  # bytes of an id as a file name, to which outputs add an ending; a disk takes 255
+_NO_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # not in a file's name, here or on Windows
 _DEVICE = re.compile(
     r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
 )  # not a file on Windows
-_LAYOUT = (  # BIDS: modality, folder, end of the file name
-    ("pet", "pet", "_pet"),
-    ("ct", "ct", "_ct"),
-    ("mr", "anat", "_T1w"),
-)
+_IMAGE = re.compile(r"\.(nii(\.gz)?|zip|dcm|mgz|nrrd|mha|img)$", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,81 +40,105 @@ class Subject:
     pet_gain: float = 1.0
 
 
-def read_cohort(path) -> list[Subject]:
-    """Subjects sorted by id, from `path`: a CSV, a folder with manifest.csv, or a BIDS tree.
+class Cohort(NamedTuple):
+    """subjects: sorted by id. left: what the folder or the manifest holds besides, with the reason."""
 
-    BIDS: `sub-*/[ses-*/]{pet,ct,anat}/*_{pet,ct,T1w}.nii[.gz]`; a person's sessions become subjects
-    of one group. Flat: `sub-*/{pet,ct,mr,ct_reacq,mr_reacq}.nii[.gz]`. Files are not opened here.
-    Raises UserError for anything ambiguous: unsafe or repeated ids, two candidates for one image,
-    misspelt columns.
+    subjects: list[Subject]
+    left: list[layout.Left]
+
+
+def read_cohort(path) -> list[Subject]:
+    """The subjects of `find_cohort`."""
+    return find_cohort(path).subjects
+
+
+def find_cohort(path) -> Cohort:
+    """The cohort at `path`: a CSV, a folder with manifest.csv, or a BIDS tree.
+
+    BIDS: `sub-*/[ses-*/]{pet,ct,anat}/*_{pet,ct,T1w}.nii[.gz]` in letters of either case; a person's own
+    folder and each session become subjects of one group. Flat: `sub-*/{pet,ct,mr,ct_reacq,mr_reacq}.nii`,
+    zipped or not. A folder without a PET, or whose PET has no target, is left. Files are not opened here.
+    Raises UserError for anything ambiguous: repeated ids, ids that no file can have, several candidates
+    for one image (all of them are listed), misspelt columns.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     try:
         is_file = path.is_file()
     except OSError as e:  # a name that is too long, a folder that may not be entered
         raise UserError(path, f"cannot be read ({e.strerror})", "Check the path") from e
     if is_file:
-        subjects = _read_csv(path)
+        cohort = _read_csv(path)
     elif (path / "manifest.csv").is_file():
-        subjects = _read_csv(path / "manifest.csv")
+        cohort = _read_csv(path / "manifest.csv")
     elif path.is_dir():
-        subjects = _read_tree(path)
+        cohort = _read_tree(path)
     else:
         raise UserError(path, "no such file or folder", "Give a cohort folder or a manifest .csv")
-    if not subjects:
-        raise UserError(path, "no subjects found", "Expected a manifest.csv or sub-* folders")
+    if not cohort.subjects:
+        reason = "no subjects found"
+        for item in [item for item in cohort.left if item.warn][:3]:
+            reason += f"; {item.path.name}: {item.reason}"
+        raise UserError(path, reason, "Expected a manifest.csv or sub-* folders")
     seen = set()
-    for s in subjects:
-        if s.id.lower() in seen:  # ids become file names, and some disks ignore case
+    for s in cohort.subjects:
+        name = unicodedata.normalize("NFC", s.id).casefold()
+        if name in seen:  # ids become file names, and some disks ignore case
             raise UserError(path, f"subject {s.id} appears twice", "Give every subject its own id")
-        seen.add(s.id.lower())
-    return sorted(subjects, key=lambda s: s.id)
+        seen.add(name)
+    return Cohort(sorted(cohort.subjects, key=lambda s: s.id), cohort.left)
 
 
 def check_id(value: str, where) -> str:
-    if not _ID.fullmatch(value) or ".." in value or _DEVICE.fullmatch(value):
-        reason = f"{value[:80]!r} is not a usable subject or group id"
-        raise UserError(where, reason, "Use 1 to 64 of A-Z a-z 0-9 . _ - (no leading . or -)")
+    """`value`, which files may be called after. UserError where no file can be, on any system."""
+    try:
+        length = len(value.encode())
+    except UnicodeEncodeError:  # bytes of a file name that are no UTF-8
+        length = 0
+    bad = _NO_NAME.search(value) or value[:1] in ".-" or value[-1:] in ". "
+    if bad or not 0 < length <= MAX_ID or _DEVICE.fullmatch(value):
+        reason = f"{ascii(value[:80])} is not a usable subject or group id"
+        remedy = (
+            f"Use up to {MAX_ID} bytes that can be a file's name anywhere: no / \\ : * ? \" < > |"
+        )
+        raise UserError(where, reason, remedy)
     return value
 
 
 def provenance(path) -> tuple[str, str]:
     """(name, contrast) from what lies beside the data; a cohort that says nothing is "unknown"."""
-    folder = pathlib.Path(path)
+    folder = pathlib.Path(path).expanduser()
     folder = folder if folder.is_dir() else folder.parent
     for file in ("manifest.json", "dataset_description.json"):
         if (folder / file).is_file():
             try:
                 found = files.read_json(folder / file)
-                name, contrast = (
-                    found.get("name") or found["Name"],
-                    found.get("contrast", "unknown"),
-                )
-            except (OSError, ValueError, KeyError, AttributeError, RecursionError) as e:
-                raise UserError(
-                    folder / file, f"not readable ({e!r})", "Repair or remove it"
-                ) from e
-            return str(name), str(contrast)
+                name = found.get("name") or found.get("Name") or folder.resolve().name
+                return str(name), str(found.get("contrast", "unknown"))
+            except (OSError, ValueError, AttributeError, RecursionError) as e:
+                reason = f"not readable ({type(e).__name__}: {e})"
+                raise UserError(folder / file, reason, "Repair or remove it") from e
     return folder.resolve().name, "unknown"
 
 
-def _read_csv(path: pathlib.Path) -> list[Subject]:
+def _read_csv(path: pathlib.Path) -> Cohort:
     try:
-        with open(path, newline="", encoding="utf-8-sig") as f:
-            reader = csv.DictReader(f, strict=True)
-            columns = [c.strip() for c in reader.fieldnames or ()]
-            reader.fieldnames = columns
-            rows = list(reader)
+        text = _decoded(path.read_bytes())
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=_comma(text), strict=True)
+        columns = [c.strip() for c in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        rows = list(reader)
     except (csv.Error, UnicodeDecodeError) as e:
         raise UserError(path, f"not a readable CSV file ({e})", "Save it as CSV, UTF-8") from e
     except OSError as e:
         raise UserError(path, f"cannot be read ({e.strerror})", "Check the permissions") from e
     _check_columns(path, columns)
-    subjects = []
+    subjects, images = [], {c: 0 for c in columns if c not in COLUMNS}
     for number, row in enumerate(rows, 2):
         where = f"{path}, line {number}"
         if None in row or None in row.values():
             raise UserError(where, "has more or fewer fields than the header", "Check the commas")
+        for column in images:
+            images[column] += _is_image(path.parent, row[column].strip())
         row = {k: (row[k] or "").strip() if k in row else "" for k in COLUMNS}
         if not any(row.values()):
             continue
@@ -123,9 +149,38 @@ def _read_csv(path: pathlib.Path) -> list[Subject]:
             )
         name = check_id(row["subject"], where)
         group = check_id(row["group"] or name, where)
-        files = {m: path.parent / row[m] for m in VOLUMES if row[m]}
-        subjects.append(Subject(name, group, split, files, _gain(row[GAIN], where)))
-    return subjects
+        given = {m: path.parent / pathlib.Path(row[m]).expanduser() for m in VOLUMES if row[m]}
+        subjects.append(Subject(name, group, split, given, _gain(row[GAIN], where)))
+    read = ", ".join(VOLUMES)
+    left = [
+        layout.Left(path, f"column {c!r} holds images ({n}) and is not read: only {read} are", True)
+        for c, n in images.items()
+        if n
+    ]
+    return Cohort(subjects, left)
+
+
+def _decoded(data: bytes) -> str:
+    """Spreadsheets write UTF-8 with and without a mark, and UTF-16."""
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return data.decode("utf-16")
+    return data.decode("utf-8-sig")
+
+
+def _comma(text: str) -> str:
+    """What parts the header's fields: a comma, or what spreadsheets put in its place."""
+    header = text.lstrip().partition("\n")[0]
+    return max(",;\t", key=header.count)
+
+
+def _is_image(folder: pathlib.Path, cell: str) -> bool:
+    """Whether a cell is the path of an image: called like one, or a folder that is there."""
+    if _IMAGE.search(cell):
+        return True
+    try:
+        return ("/" in cell or "\\" in cell) and (folder / cell).is_dir()
+    except (OSError, ValueError):
+        return False
 
 
 def _gain(text: str, where) -> float:
@@ -154,28 +209,26 @@ def _check_columns(path, columns: list[str]) -> None:
             raise UserError(path, reason, f"The header is {','.join(COLUMNS)}, comma-separated")
 
 
-def _read_tree(root: pathlib.Path) -> list[Subject]:
-    subjects = []
-    for folder in sorted(p for p in root.glob("sub-*") if p.is_dir()):
-        person = check_id(folder.name, folder)
-        flat = {m: f for m in VOLUMES if (f := _only(folder, m)) is not None}
-        if flat:
-            subjects.append(Subject(person, person, "", flat))
-            continue
-        sessions = sorted(p for p in folder.glob("ses-*") if p.is_dir())
-        for session in sessions or [folder]:
-            found = {m: _only(session / sub, f"*{end}") for m, sub, end in _LAYOUT}
-            files = {m: f for m, f in found.items() if f is not None}
-            if files:
-                name = f"{person}_{session.name}" if sessions else person
-                subjects.append(Subject(check_id(name, session), person, "", files))
-    return subjects
-
-
-def _only(folder: pathlib.Path, pattern: str) -> pathlib.Path | None:
-    """The single NIfTI of `folder` that matches; None if there is none."""
-    found = sorted(p for end in (".nii", ".nii.gz") for p in folder.glob(pattern + end))
-    if len(found) > 1:
-        names = ", ".join(p.name for p in found)
-        raise UserError(folder, f"several candidates: {names}", "Choose one in a manifest.csv")
-    return found[0] if found else None
+def _read_tree(root: pathlib.Path) -> Cohort:
+    tree = layout.scan(root)
+    subjects, left, several = [], list(tree.left), []
+    for level in tree.levels:
+        name = "_".join(filter(None, (level.person, level.session)))
+        images = level.images
+        if "pet" not in images:
+            kinds = " and ".join(sorted(images)).upper()
+            reason = f"{kinds} without a PET beside it (pairs over sessions: list them in a manifest.csv)"
+            left.append(layout.Left(level.folder, reason, True))
+        elif not {"ct", "mr"} & set(images):
+            left.append(layout.Left(level.folder, "PET with neither CT nor MR beside it", True))
+        else:
+            several += [found for found in images.values() if len(found) > 1]
+            check_id(level.person, level.folder)
+            given = {m: images[m][0] for m in VOLUMES if m in images}
+            subjects.append(Subject(check_id(name, level.folder), level.person, "", given))
+    if several:
+        names = "; ".join(", ".join(str(p.relative_to(root)) for p in found) for found in several)
+        reason = f"several candidates for one image, {len(several)} times: {names}"
+        remedy = "List the one to use for each person in a manifest.csv, or move the others away"
+        raise UserError(root, reason, remedy)
+    return Cohort(subjects, left)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from cldm_jax.data import audit, bids, grid, intensity, mask, nifti, register, shards
+from cldm_jax.data import audit, bids, coverage, grid, intensity, nifti, register, shards
 
 _LOOK = "Look at its picture in the folder overlays"
 PET_EMPTY = 0.05  # of the volume's scale: a slice that stays below holds no PET
@@ -35,6 +35,9 @@ class Facts:
     center_mm: tuple[float, ...] | None
     n_slices: int
     matrices: dict[str, np.ndarray]  # of registered targets: PET world mm -> their world mm
+    keep: list[bool]  # slices with enough head and PET
+    covers: dict[str, coverage.Cover]  # by target
+    mr_size: float  # see coverage.Heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +57,24 @@ def inspect(
     Module-level, so that a spawned process can find it.
     """
     settings, subject = task
+    found, given = audit.read_subject(subject)
+    if not settings.register and "pet" in given:
+        found += audit.check_geometry(subject, given, settings.allow_misaligned)
+    if _has_errors(found):
+        return found, None, {}
+    given, measured, filled = _clean(subject, given)
+    found += filled
     registered, digests = {}, {}
     if settings.register:
-        found, volumes, registered, digests = _register(settings, subject)
-    else:
-        found, volumes = audit.audit_subject(
-            subject, allow_misaligned=settings.allow_misaligned, mi_threshold=settings.mi_threshold
-        )
-    if any(f.severity == "error" for f in found):
+        more, registered, digests = _register(settings, subject, given)
+        found += more
+    if _has_errors(found):
+        return found, None, registered
+    matrices = {name: r.matrix for name, r in registered.items()}
+    volumes = audit.align(_moved(given, matrices))
+    advice = _LOOK if settings.register else audit.REGISTER
+    found += audit.check_overlap(subject, volumes, settings.mi_threshold, advice)
+    if _has_errors(found):
         return found, None, registered
     scales, origins, pixels = {}, {}, {}
     for name, volume in volumes.items():
@@ -71,22 +84,87 @@ def inspect(
             scales[name] /= subject.pet_gain
         origins[name] = intensity.volume_origin(spec, volume.array)
         pixels[name] = digests.get(name) or audit.pixel_digest(volume)
-    pet = volumes["pet"]
-    center = pet_center_mm(pet) if settings.center == "pet" else None
-    slices, affine = grid.to_grid(pet.array, pet.affine, settings.grid, center_mm=center, fill=0.0)
-    found += audit.check_field_of_view(subject, pet, affine, settings.grid.size)
-    sha256 = {name: v.sha256 for name, v in volumes.items()}
-    matrices = {name: r.matrix for name, r in registered.items()}
-    facts = Facts(sha256, pixels, scales, origins, center, len(slices), matrices)
+    center = pet_center_mm(volumes["pet"]) if settings.center == "pet" else None
+    on_grid, affine = _on_grid(settings, given, center, matrices)
+    found += audit.check_field_of_view(subject, volumes["pet"], affine, settings.grid.size)
+    heads = _judge(settings, on_grid, measured, center, matrices, scales["pet"])
+    found += _check_coverage(subject, heads)
+    sha256 = {name: v.sha256 for name, v in given.items()}
+    keep = heads.keep.tolist()
+    covers, size = heads.covers, heads.mr_size
+    facts = Facts(sha256, pixels, scales, origins, center, len(keep), matrices, keep, covers, size)
     return found, facts, registered
 
 
-def _register(settings: Settings, subject: bids.Subject):
-    """(findings, volumes on the PET's voxels, registrations, digests of the targets as given)."""
-    found, volumes = audit.read_subject(subject)
-    if any(f.severity == "error" for f in found):
-        return found, {}, {}, {}
-    pet, registered, digests = volumes["pet"], {}, {}
+def _has_errors(found: list[audit.Finding]) -> bool:
+    return any(f.severity == "error" for f in found)
+
+
+def _clean(subject: bids.Subject, given: dict[str, nifti.Volume]):
+    """(volumes with air for fill, volumes of 1 where they were measured and else 0, findings)."""
+    volumes, measured, found = dict(given), {}, []
+    for name in given:
+        seen = np.ones(given[name].array.shape, bool)
+        if name != "pet":
+            kind = intensity.base_modality(name)
+            volumes[name], seen, fill = coverage.clean(given[name], kind)
+            if fill is not None:
+                modality = intensity.MODALITIES[kind]
+                reason = (
+                    f"{fill[1]:.0%} of its voxels are exactly {fill[0]:g} {modality.units}, up to the"
+                    " edge: filled when it was resampled or masked, not measured"
+                )
+                remedy = f"Taken as air and as not seen; better fill it with {modality.fill:g}"
+                what = str(subject.files[name])
+                found.append(audit.Finding("warning", subject.id, what, reason, remedy))
+        measured[name] = dataclasses.replace(given[name], array=seen.astype(np.float32))
+    return volumes, measured, found
+
+
+def _moved(volumes: dict[str, nifti.Volume], matrices) -> dict[str, nifti.Volume]:
+    return {n: register.move(v, matrices[n]) if n in matrices else v for n, v in volumes.items()}
+
+
+def _judge(settings: Settings, on_grid, measured, center, matrices, pet_scale) -> coverage.Heads:
+    seen, affine = _on_grid(settings, measured, center, matrices, as_masks=True)
+    columns, rows, slices = np.linalg.norm(affine[:3, :3], axis=0)
+    return coverage.judge(
+        on_grid,
+        {name: array > 0.5 for name, array in seen.items()},
+        (rows, columns, slices),
+        pet_scale,
+        PET_EMPTY,
+        settings.min_head_fraction,
+    )
+
+
+def _check_coverage(subject: bids.Subject, heads: coverage.Heads) -> list[audit.Finding]:
+    """What each target does not show of the head, in numbers."""
+    if not any(heads.covers[name].keep.any() for name in heads.covers if name in ("ct", "mr")):
+        reason = "no slice shows enough head on this grid"
+        remedy = "Check size, spacing_mm, center and min_head_fraction"
+        return [audit.Finding("error", subject.id, "ct, mr", reason, remedy)]
+    found, total = [], int(heads.keep.sum())
+    for name, cover in heads.covers.items():
+        left = int((heads.keep & ~cover.keep).sum())
+        if cover.stripped:
+            reason = f"shows the brain and not the head around it ({cover.unseen:.0%} is missing)"
+            remedy = "Scored inside the brain; a model learns what it is shown"
+        elif cover.is_partial:
+            reason = f"does not show {cover.unseen:.0%} of the head"
+            reason += f": {left} of {total} slices do not count for it"
+            remedy = "Expected for a short scan; else look at how it was cut or resampled"
+        else:
+            continue
+        what = str(subject.files[name])
+        found.append(audit.Finding("warning", subject.id, what, reason, remedy))
+    return found
+
+
+def _register(settings: Settings, subject: bids.Subject, volumes: dict[str, nifti.Volume]):
+    """(findings, registrations, digests of the targets as given)."""
+    found, registered, digests = [], {}, {}
+    pet = volumes["pet"]
     for name in sorted(set(volumes) - {"pet"}):
         target = volumes[name]
         done = register.register_rigid(pet, target, intensity.base_modality(name))
@@ -94,15 +172,11 @@ def _register(settings: Settings, subject: bids.Subject):
         registered[name] = Registered(done.matrix, done.qc, views)
         # Two copies of one file would differ once each has been turned to its PET.
         digests[name] = audit.pixel_digest(nifti.canonical(target))
-        volumes[name] = register.move(target, done.matrix)
         severity, reason = register.verdict(done.qc)
         if severity:
             what = str(subject.files[name])
             found.append(audit.Finding(severity, subject.id, what, reason, _LOOK))
-    if not any(f.severity == "error" for f in found):
-        volumes = audit.align(volumes)
-        found += audit.check_overlap(subject, volumes, settings.mi_threshold, _LOOK)
-    return found, volumes, registered, digests
+    return found, registered, digests
 
 
 def pet_center_mm(pet: nifti.Volume) -> tuple[float, float, float]:
@@ -132,9 +206,10 @@ def source_slices(
 class Slices:
     """One person's slices, encoded as they are stored."""
 
-    stored: dict[str, np.ndarray]  # uint16 [Z, H, W] by volume; "mask" uint8
+    stored: dict[str, np.ndarray]  # uint16 [Z, H, W] by volume; "mask" and "mask_<target>" uint8
     scales: dict[str, float]
     keep: list[bool]
+    keeps: dict[str, list[bool]]  # of targets that do not count wherever the person does
     grid_affine: list[list[float]]
 
 
@@ -144,7 +219,9 @@ def make_slices(task: tuple[Settings, bids.Subject, Facts]) -> Slices:
     volumes = audit.load(subject)
     if {n: v.sha256 for n, v in volumes.items()} != facts.sha256:
         raise RuntimeError(f"the files of {subject.id} changed while they were being prepared")
-    on_grid, affine = _on_grid(settings, volumes, facts)
+    volumes, measured, _ = _clean(subject, volumes)
+    place = facts.center_mm, facts.matrices
+    on_grid, affine = _on_grid(settings, volumes, *place)
     stored, scales = {}, {}
     for name in volumes:
         spec = settings.normalisers[intensity.base_modality(name)]
@@ -152,36 +229,42 @@ def make_slices(task: tuple[Settings, bids.Subject, Facts]) -> Slices:
         scales[name] = spec.population_scale if own else facts.scales[name]
         x = intensity.to_model(spec, on_grid[name], scales[name], facts.origins[name])
         stored[name] = shards.encode(x, "uint16")
-    head = _head_mask(on_grid)
-    enough = head.mean((1, 2)) >= settings.min_head_fraction
-    pet = on_grid["pet"].max((1, 2)) > PET_EMPTY * facts.scales["pet"]
-    stored["mask"] = head.astype(np.uint8)
-    return Slices(stored, scales, (enough & pet).tolist(), affine.tolist())
+    heads = _judge(settings, on_grid, measured, *place, facts.scales["pet"])
+    stored["mask"] = heads.mask.astype(np.uint8)
+    keeps = {}
+    for name, own in heads.by_target.items():
+        stored[f"mask_{name}"] = own.astype(np.uint8)
+        keeps[name] = heads.covers[name].keep.tolist()
+    return Slices(stored, scales, facts.keep, keeps, affine.tolist())
 
 
-def _on_grid(settings: Settings, volumes: dict[str, nifti.Volume], facts: Facts):
+def _on_grid(settings: Settings, volumes, center, matrices, *, as_masks: bool = False):
     """({volume: [Z, H, W] in units}, grid affine), each on the grid that the PET gives.
 
-    A registered target goes from its own voxels to the grid in one interpolation.
+    A registered target goes from its own voxels to the grid in one interpolation. as_masks: they are 1
+    where something was measured; nearest voxel, and 0 outside the field of view.
     """
-    own = {n: register.move(volumes[n], m) for n, m in facts.matrices.items()}
-    aligned = audit.align({n: v for n, v in volumes.items() if n not in own})
+    order = 0 if as_masks else 1
+
+    def fill(name: str) -> float:
+        return 0.0 if as_masks else intensity.MODALITIES[intensity.base_modality(name)].fill
+
+    own = _moved({n: volumes[n] for n in matrices}, matrices)
+    aligned = audit.align({n: v for n, v in volumes.items() if n not in own}, as_masks=as_masks)
     on_grid = {}
     for name, volume in aligned.items():
-        fill = intensity.MODALITIES[intensity.base_modality(name)].fill
         on_grid[name], affine = grid.to_grid(
-            volume.array, volume.affine, settings.grid, center_mm=facts.center_mm, fill=fill
+            volume.array,
+            volume.affine,
+            settings.grid,
+            center_mm=center,
+            fill=fill(name),
+            order=order,
         )
     shape = on_grid["pet"].shape[::-1]
     for name, volume in own.items():
-        fill = intensity.MODALITIES[intensity.base_modality(name)].fill
-        array = grid.resample(volume.array, volume.affine, shape, affine, fill=fill)
+        array = grid.resample(
+            volume.array, volume.affine, shape, affine, fill=fill(name), order=order
+        )
         on_grid[name] = np.ascontiguousarray(array.transpose(2, 1, 0))
     return on_grid, affine
-
-
-def _head_mask(on_grid: dict[str, np.ndarray]) -> np.ndarray:
-    """From the real CT where there is one, else from the MR."""
-    if "ct" in on_grid:
-        return mask.head_mask_ct(on_grid["ct"])
-    return mask.head_mask_mr(on_grid["mr"])

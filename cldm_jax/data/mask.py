@@ -4,7 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 HEAD_HU = -500.0  # halfway between air and soft tissue
-_DILATE = 2  # in-plane voxels, so that the skin edge counts
+DILATE = 2  # in-plane voxels, so that the skin edge counts
 
 
 def head_mask_ct(slices: np.ndarray) -> np.ndarray:
@@ -51,4 +51,4 @@ def _solid(tissue: np.ndarray) -> np.ndarray:
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
     cross = ndimage.generate_binary_structure(2, 1)[None]
-    return ndimage.binary_dilation(_fill(labels == sizes.argmax()), cross, iterations=_DILATE)
+    return ndimage.binary_dilation(_fill(labels == sizes.argmax()), cross, iterations=DILATE)

@@ -26,7 +26,11 @@ _GEOMETRY = (  # header fields that say where the voxels are
     *("qoffset_x", "qoffset_y", "qoffset_z", "sform_code", "srow_x", "srow_y", "srow_z"),
 )
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}  # by sizeof_hdr
+SYNTHETIC = "synthetic, not for clinical use"  # in the header of what this program makes
 _FIX_FILE = "Export or copy the file again"
+_FETCH = "Fetch its content (datalad get, git annex get, git lfs pull), or copy the file again"
+_POINTERS = (b"annex/objects/", b"https://git-lfs.github.com/spec")  # what stands in for a file
+_POINTER_BYTES = 2048
 # What nibabel finds wrong in a header is raised, and said once, by the reader below.
 logging.getLogger("nibabel.global").setLevel(logging.CRITICAL + 1)
 
@@ -60,7 +64,7 @@ def read_volume(path, *, max_bytes: int = MAX_BYTES, allow_constant: bool = Fals
     `allow_constant`: a label map may be all background.
     """
     path = pathlib.Path(path)
-    size = _preflight(path)
+    size = check_file(path)
     try:
         with open(path, "rb") as raw:
             zipped = raw.read(2) == b"\x1f\x8b"
@@ -151,25 +155,42 @@ def from_canonical(array: np.ndarray, original: Volume) -> np.ndarray:
     return nib.apply_orientation(array, back)
 
 
+def description(volume: Volume) -> str:
+    """What the header's free text says, for looking at: it may name a person."""
+    text = volume.header["descrip"] if "descrip" in volume.header else b""
+    return bytes(np.asarray(text).item()).decode("latin-1")
+
+
 def orientation(affine) -> str:
     """Where each array axis points, for example "RAS" or "LPI"."""
     return "".join(nib.aff2axcodes(affine))
 
 
-def _preflight(path: pathlib.Path) -> int:
-    """Size in bytes of a non-empty regular file."""
+def check_file(path) -> int:
+    """Size in bytes of a non-empty regular file that is there, not a pointer to one. Raises UserError."""
+    path = pathlib.Path(path)
     try:
         size = path.stat().st_size
     except FileNotFoundError as e:
+        if path.is_symlink():
+            raise UserError(path, "a link to nothing", _FETCH) from e
         raise UserError(path, "no such file", "Check the path in the manifest") from e
     except OSError as e:
         raise UserError(path, f"cannot be read ({e.strerror})", _FIX_FILE) from e
     except ValueError as e:  # a NUL byte in the name
         raise UserError(repr(str(path)), str(e), "Check the path in the manifest") from e
     if not path.is_file():
-        raise UserError(path, "is not a file", "Give the .nii.gz file itself, not a folder")
+        kind = "is not a file but a folder" if path.is_dir() else "is not a file"
+        raise UserError(path, kind, "Give the .nii.gz file itself, not a folder")
     if size == 0:
         raise UserError(path, "the file is empty (0 bytes)", _FIX_FILE)
+    if size < _POINTER_BYTES:
+        try:
+            start = path.read_bytes()
+        except OSError as e:
+            raise UserError(path, f"cannot be read ({e.strerror})", _FIX_FILE) from e
+        if any(mark in start for mark in _POINTERS):
+            raise UserError(path, "a pointer to a file that was not fetched, no image", _FETCH)
     return size
 
 

@@ -6,10 +6,10 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from cldm_jax.data import bids, nifti
+from cldm_jax import files
+from cldm_jax.data import layout, nifti
 from cldm_jax.errors import UserError
 
-_NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 MAX_NAME = (
     160  # letters of an input's name in its outputs', which add to it; a disk takes 255 bytes
 )
@@ -31,35 +31,57 @@ class PetInput(NamedTuple):
     kind: str
 
 
-def find_inputs(path) -> list[PetInput]:
-    """Every PET image of `path`: one, or all of a BIDS dataset in the order of their names.
+class Inputs(NamedTuple):
+    """found: in the order of their names. left: what a dataset holds besides, with the reason."""
 
-    BIDS: `sub-*/[ses-*/]pet/*_pet.nii[.gz]`, several to a session where it has them. Names of DICOM
-    inputs never come from the folder, which may be called after the patient. UserError where there is
-    none.
+    found: list[PetInput]
+    left: list[layout.Left]
+
+
+def find_inputs(path) -> list[PetInput]:
+    """What `find_all` found."""
+    return find_all(path).found
+
+
+def find_all(path) -> Inputs:
+    """Every PET image of `path`: one, or all of a BIDS dataset.
+
+    BIDS: `sub-*/[ses-*/]pet/*_pet.nii[.gz]` in letters of either case, several to a session where it has
+    them, and of people as well as of their sessions. Names of DICOM inputs never come from the folder,
+    which may be called after the patient. UserError where there is none.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(path).expanduser()
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            nifti.check_file(path)
         raise UserError(path, "no such file or folder", "Check the path") from None
     except (OSError, ValueError) as e:  # too long, links in a circle, no permission; a NUL byte
         reason = f"cannot be read ({getattr(e, 'strerror', None) or e})"
         raise UserError(repr(str(path))[1:-1], reason, "Check the path") from e
     if path.is_dir():
-        found = _bids(path)
-        if found:
-            return found
+        inputs = _bids(path)
+        if inputs.found:
+            return inputs
         if _is_dicom(path):
-            return [PetInput("pet", "", path, "dicom")]
+            return Inputs([PetInput("pet", "", path, "dicom")], [])
         reason = "holds no BIDS PET (sub-*/[ses-*/]pet/*_pet.nii.gz) and no DICOM files"
+        for item in [item for item in inputs.left if item.warn][:3]:
+            reason += f"; {item.path.name}: {item.reason}"
         raise UserError(path, reason, "Give a NIfTI file, a DICOM series or a BIDS dataset")
-    if not _NIFTI.search(path.name) and _is_dicom(path):
-        return [PetInput("pet", "", path, "dicom")]
-    stem = _UNSAFE.sub("_", _NIFTI.sub("", path.name)).strip("._-") or "pet"
-    if len(stem) > MAX_NAME:  # of two long names that begin alike, each keeps its own outputs
-        stem = f"{stem[:MAX_NAME]}-{hashlib.sha256(path.name.encode()).hexdigest()[:8]}"
-    return [PetInput(stem, "", path, "nifti")]
+    if not layout.NIFTI.search(path.name) and _is_dicom(path):
+        return Inputs([PetInput("pet", "", path, "dicom")], [])
+    return Inputs([PetInput(_stem(path.name), "", path, "nifti")], [])
+
+
+def sha256(found: PetInput) -> str:
+    """Of a NIfTI input's bytes. UserError where it is no file that can be read."""
+    nifti.check_file(found.path)
+    try:
+        return files.sha256_file(found.path)
+    except OSError as e:
+        raise UserError(found.path, f"cannot be read ({e.strerror or e})", "Copy it again") from e
 
 
 def read_input(found: PetInput, series: str = "") -> tuple[nifti.Volume, dict]:
@@ -86,18 +108,37 @@ def _is_dicom(path: pathlib.Path) -> bool:
     return dicom.is_dicom(path)
 
 
-def _bids(root: pathlib.Path) -> list[PetInput]:
-    found = []
-    for person in sorted(p for p in root.glob("sub-*") if p.is_dir()):
-        bids.check_id(person.name, person)
-        sessions = sorted(p for p in person.glob("ses-*") if p.is_dir())
-        for session in sessions or [person]:
-            if session != person:
-                bids.check_id(session.name, session)
-            for path in sorted((session / "pet").glob("*_pet.nii*")):
-                if _NIFTI.search(path.name):
-                    name = _NIFTI.sub("", path.name).removesuffix("_pet")
-                    bids.check_id(name, path)
-                    folder = session.relative_to(root).as_posix()
-                    found.append(PetInput(name, folder, path, "nifti"))
-    return found
+def _stem(name: str) -> str:
+    """A file's name as the start of others': letters that are safe anywhere, not too many."""
+    stem = _UNSAFE.sub("_", layout.NIFTI.sub("", name)).strip("._-") or "pet"
+    if len(stem) > MAX_NAME:  # of two long names that begin alike, each keeps its own outputs
+        stem = f"{stem[:MAX_NAME]}-{_digest(name)}"
+    return stem
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
+
+
+def _bids(root: pathlib.Path) -> Inputs:
+    tree = layout.scan(root)
+    found, taken = [], set()
+    has_pet = {level.person for level in tree.levels if "pet" in level.images}
+    left = [item for item in tree.left if not item.warn or "looks like CT" not in item.reason]
+    for level in tree.levels:
+        if level.person not in has_pet:
+            left.append(layout.Left(level.folder, "no PET image in it", True))
+        parts = level.folder.relative_to(root).parts
+        folder = pathlib.PurePosixPath(*map(_stem, parts)).as_posix()
+        for path in level.images.get("pet", ()):
+            base = layout.NIFTI.sub("", path.name)
+            base = base[:-4] if base.lower().endswith("_pet") else "_".join((*parts, base))
+            name = _stem(base)
+            if (
+                folder,
+                name.lower(),
+            ) in taken:  # .nii beside .nii.gz, or other letters that are alike
+                name = f"{name}-{_digest(path.name)}"
+            taken.add((folder, name.lower()))
+            found.append(PetInput(name, folder, path, "nifti"))
+    return Inputs(found, left)

@@ -72,8 +72,9 @@ def make_source(
 
     Keys: source float32 [H, W, context] in [-1, 1] (source_kind "image"; neighbours clamp at the
     volume's ends) or [h, w, context * C] ("latent"); target float32 [H, W, 1], or [h, w, C] when
-    `latents` is given; label int32, the target's modality code; mask float32 [H, W, 1], the head;
-    subject int32, its index; slice int32. A subject without a target modality has no such items.
+    `latents` is given; label int32, the target's modality code; mask float32 [H, W, 1], the head as
+    far as the target shows it; subject int32, its index; slice int32. A subject without a target modality
+    has no such items, nor have slices in which the target was not measured.
     `slice_stride` keeps every n-th slice, `slice_run` of them together (neighbours);
     `people_per_group` the first so many of each group (0: all). Raises UserError if nothing is left,
     or if `latents` were made from other images.
@@ -91,9 +92,10 @@ def make_source(
         seen[entry["group"]] = seen.get(entry["group"], 0) + 1
         if 0 < people_per_group < seen[entry["group"]]:
             continue
-        keep = np.flatnonzero(entry["keep"])
-        keep = keep[np.arange(len(keep)) % slice_stride < slice_run]
-        rows += [(subject, t, keep) for t in targets if len(keep) and prepared.has(subject, t)]
+        for target in (t for t in targets if prepared.has(subject, t)):
+            keep = np.flatnonzero(prepared.keep(subject, target))
+            keep = keep[np.arange(len(keep)) % slice_stride < slice_run]
+            rows += [(subject, target, keep)] if len(keep) else []
     if not rows:
         reason = f"no {split} slices with target {' or '.join(targets)}"
         raise UserError(prepared.folder, reason, "Check the split and the modalities of the cohort")
@@ -269,7 +271,7 @@ def _locate(rows, context: int, source: Prepared, target: Prepared, images: Prep
     for subject, name, z in rows:
         source_shard, source_start = place(source, subject, "pet")
         target_shard, target_start = place(target, subject, name)
-        mask_shard, mask_start = place(images, subject, "mask")
+        mask_shard, mask_start = place(images, subject, images.mask_of(subject, name))
         last = images.index["subjects"][subject]["n_slices"] - 1
         found = {
             "source_shard": source_shard,

@@ -144,6 +144,27 @@ class Prepared:
     def has(self, subject: int, modality: str) -> bool:
         return modality in self.index["subjects"][subject]["volumes"]
 
+    def keep(self, subject: int, modality: str) -> np.ndarray:
+        """bool [Z]: slices that count for this volume. A target has its own where it covers part of the
+        head, else the person's.
+        """
+        entry = self.index["subjects"][subject]
+        return np.asarray(entry["volumes"][modality].get("keep", entry["keep"]), bool)
+
+    def mask_of(self, subject: int, modality: str) -> str:
+        """The volume that holds the head as far as `modality` shows it."""
+        own = f"mask_{modality}"
+        return own if self.has(subject, own) else "mask"
+
+    def held(self, split: str) -> tuple[str, ...]:
+        """The modalities of which somebody in the split has a slice that counts."""
+        people = self.subjects(split)
+        return tuple(
+            name
+            for name in self.index["modalities"]
+            if any(self.has(s, name) and self.keep(s, name).any() for s in people)
+        )
+
     def read(self, subject: int, modality: str) -> np.ndarray:
         """float32 [Z, H, W] (latents [Z, h, w, C]); "mask" is 0 or 1. KeyError if it has none."""
         entry = self.index["subjects"][subject]

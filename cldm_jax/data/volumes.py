@@ -3,7 +3,7 @@
 import pathlib
 
 from cldm_jax import files
-from cldm_jax.data import intensity, nifti
+from cldm_jax.data import intensity, layout, nifti
 from cldm_jax.errors import UserError
 
 # What a DICOM file may say of itself where a cohort lists it as this.
@@ -11,8 +11,10 @@ _DICOM = {"pet": "PT", "ct": "CT", "mr": "MR"}
 
 
 def is_series(path) -> bool:
-    """Whether the path is to be read as a DICOM series: a folder or a .zip."""
+    """Whether the path is to be read as a DICOM series: a folder (not one called .nii) or a .zip."""
     path = pathlib.Path(path)
+    if layout.NIFTI.search(path.name):
+        return False
     return path.is_dir() or path.suffix.lower() == ".zip"
 
 

@@ -123,7 +123,7 @@ def write(names: Names, request, model, pet, facts, checks, volumes, timings: di
                 pet.affine,
                 dtype=np.int16 if whole_hu else np.float32,
                 like=pet,
-                description="synthetic, not for clinical use",
+                description=nifti.SYNTHETIC,
             )
             sidecars[sidecar(path)] = {
                 **_about(target, kind, model),

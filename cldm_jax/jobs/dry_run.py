@@ -183,8 +183,13 @@ def _data(config, seen: int) -> str:
     if (folder / "index.json").is_file():
         prepared = inputs_lib.Prepared(folder)
         size = sum(p.stat().st_size for p in folder.glob("*.npy"))
-        slices = sum(sum(prepared.index["subjects"][s]["keep"]) for s in prepared.subjects("train"))
-        items = slices * len(data.targets)
+        config, _ = inputs_lib.settled(config)
+        items = sum(
+            int(prepared.keep(s, t).sum())
+            for s in prepared.subjects("train")
+            for t in config.data.targets
+            if prepared.has(s, t)
+        )
         return (
             f"{folder}: {_size(size)}; {items:,} training items, each seen {seen / items:.0f} times"
         )

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from cldm_jax.data.shards import Prepared, ShardWriter, write_index
-from cldm_jax.jobs.inputs import ensure_prepared, load_autoencoder
+from cldm_jax.jobs.inputs import load_autoencoder, settled
 from cldm_jax.methods.codec import make_codec
 from cldm_jax.runtime import processes, sharding
 from cldm_jax.runtime.progress import Progress
@@ -19,8 +19,9 @@ STD_FLOOR = 1e-4  # a dead latent channel must not divide by zero
 def run(config, workdir: str) -> None:
     """The job: latents of `config.data` under the autoencoder in `config.autoencoder.workdir`."""
     del workdir  # latents live beside the autoencoder that made them
+    config, prepared = settled(config)
     ensure_latents(
-        ensure_prepared(config.data),
+        prepared,
         config.autoencoder.workdir,
         config.encode_batch_size,
         needed_modalities(config.data),
@@ -28,7 +29,7 @@ def run(config, workdir: str) -> None:
 
 
 def needed_modalities(data) -> tuple[str, ...]:
-    """What a training with this `data` block reads as latents."""
+    """What a training with this `data` block reads as latents; its targets are named."""
     source = ("pet",) if data.source_kind == "latent" else ()
     return (*source, *(t for t in data.targets if t not in source))
 
@@ -74,7 +75,7 @@ def ensure_latents(
                 z = _encode_volume(encode, variables, prepared.read(i, name), code, batch_size)
                 if not processes.is_main():
                     continue
-                moments[name].add(z[np.asarray(subject["keep"])])
+                moments[name].add(z[prepared.keep(i, name)])
                 if name not in writers:
                     writers[name] = ShardWriter(folder, name, "float16", z.shape[1:], SHARD_ITEMS)
                 shard, offset = writers[name].add(z.astype(np.float16))

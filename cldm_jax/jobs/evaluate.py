@@ -20,7 +20,15 @@ from cldm_jax.jobs.readouts import (
     predict_entrant,
     predict_rows,
 )
-from cldm_jax.jobs.scoring import HEADLINE, Scorer, is_cldm, main_methods, make_gallery, shared_data
+from cldm_jax.jobs.scoring import (
+    HEADLINE,
+    Scorer,
+    choose_targets,
+    is_cldm,
+    main_methods,
+    make_gallery,
+    shared_data,
+)
 from cldm_jax.jobs.summary import REFERENCE, make_summary
 from cldm_jax.metrics import aggregate
 from cldm_jax.metrics.protocol import PROTOCOLS
@@ -82,7 +90,7 @@ def _stamp_of(summary: pathlib.Path) -> str | None:
 
 
 def _evaluate(config, runs: list[Run], prepared):
-    targets = tuple(config.targets)
+    targets = choose_targets(config, runs, prepared)
     _check_protocol(config, targets)
     names = {prepared.index["modalities"][t]["code"]: t for t in targets}
     codes = {target: code for code, target in names.items()}
@@ -133,18 +141,19 @@ def _evaluate(config, runs: list[Run], prepared):
 
 def _choose_modes(config, entrants, prepared, names, codes) -> dict[str, dict[str, str]]:
     """{target: {method: read-out}}: what the tests compare, chosen by PSNR on validation people; the
-    method's first read-out where there are none. A method's first training decides for all of them.
+    method's first read-out where none has the target. A method's first training decides for all of them.
     """
-    scorer = None
-    if prepared.subjects("val"):
-        scorer = Scorer(config, prepared, names, split="val")
+    scorer, held = None, prepared.held("val")
+    if any(t in held for t in codes):
+        scorer = Scorer(config, prepared, {c: t for c, t in names.items() if t in held}, "val")
     chosen = {target: {} for target in codes}
     for e in entrants:
         base = aggregate.base_name(e.name)
         modes = [m for m in e.first.method.predict if m != "sample"]  # one sample never wins PSNR
         if base in {m for row in chosen.values() for m in row}:
             continue
-        if scorer is not None and len(modes) > 1:
+        judged = [t for t in e.runs if t in held] if len(modes) > 1 else []
+        if judged:
             source = scorer.source(e.first.config["data"]["context"])
             for mode in modes:
                 images = predict_entrant(
@@ -159,7 +168,7 @@ def _choose_modes(config, entrants, prepared, names, codes) -> dict[str, dict[st
                 scorer.add(e.name, mode, images, targets=e.runs)
         for target in e.runs:
             best = modes[0] if modes else "sample"
-            if scorer is not None and len(modes) > 1:
+            if target in judged:
                 best = max(modes, key=lambda m: scorer.mean(e.name, m, target, HEADLINE))
             chosen[target][base] = best
     return chosen

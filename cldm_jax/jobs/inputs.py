@@ -17,6 +17,8 @@ from cldm_jax.errors import UserError
 from cldm_jax.models import monai_names
 from cldm_jax.runtime import foreign, processes
 
+TARGETS = ("ct", "mr")
+
 
 class Inputs(NamedTuple):
     prepared: Prepared
@@ -51,6 +53,50 @@ def ensure_prepared(data) -> Prepared:
                 recipe.cohort = str(cohort)
             prepare.run(recipe, str(folder))
     return Prepared(folder)
+
+
+def settled(config, *, say: bool = False):
+    """(a copy of a training config that names its targets, the prepared data).
+
+    Those it names must be there; where it names none, they are what the training people have, for an
+    autoencoder with the PET. `say` what they lack. Raises UserError.
+    """
+    prepared = ensure_prepared(config.data)
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.data.targets = choose_targets(config, prepared)
+        if "autoencoder" in config:
+            own = config.autoencoder.train
+            own.data.targets = choose_targets(own, prepared)
+    missing = [t for t in TARGETS if t not in prepared.held("train")]
+    if say and missing:
+        trained = ", ".join(config.data.targets)
+        print(f"{config.name}: trains {trained}; no training person has {missing[0]}", flush=True)
+    return config, prepared
+
+
+def choose_targets(config, prepared: Prepared) -> tuple[str, ...]:
+    """The targets of a training config on these data: see `settled`."""
+    held = prepared.held("train")
+    asked = tuple(config.data.targets)
+    for target in asked:
+        if target not in held:
+            there = ", ".join(t for t in held if t != "pet") or "no target"
+            reason = f"no training person of {prepared.folder} has {target} (they have {there})"
+            raise UserError(
+                f"config.data.targets={asked}",
+                reason,
+                "Leave it out, or leave targets empty",
+            )
+    if asked:
+        return asked
+    found = tuple(t for t in TARGETS if t in held)
+    if not found:
+        reason = "no training person has a CT or an MR slice that counts"
+        raise UserError(prepared.folder, reason, "Look at its audit.json, or change the split")
+    if config.method == "autoencoder":
+        return ("pet", *found)
+    return found[:1] if config.method == "cyclegan" else found
 
 
 def read_run_config(workdir) -> dict:
@@ -164,7 +210,7 @@ def _multiple(model: dict) -> int:
 
 def open_inputs(config) -> Inputs:
     """Opens (and where needed makes) everything that training `config` reads."""
-    prepared = ensure_prepared(config.data)
+    config, prepared = settled(config)
     check_size(config, prepared.index["grid"]["size"])
     _check_codes(config, prepared.index)
     recipe = method_recipe(config)
@@ -245,10 +291,11 @@ def _choose_state(path, key: str, states: dict, expected: dict) -> tuple[str, di
 
 
 def train_source(config, inputs: Inputs):
+    """The training items of `config`, whether its targets are `settled` or not."""
     return pipeline.make_source(
         inputs.prepared,
         split="train",
-        targets=tuple(config.data.targets),
+        targets=choose_targets(config, inputs.prepared),
         context=config.data.context,
         latents=inputs.latents,
         source_kind=config.data.source_kind,

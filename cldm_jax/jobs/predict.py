@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 
 from cldm_jax import files
-from cldm_jax.data import pet_checks, pet_inputs
+from cldm_jax.data import layout, pet_checks, pet_inputs
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import derivatives, synthesis
 from cldm_jax.jobs.readouts import Run, open_run
@@ -21,6 +21,7 @@ from cldm_jax.runtime import processes
 from cldm_jax.runtime.progress import Progress
 
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "weights" / "phantom"
+LEFT_ASIDE = "left_aside.json"
 CPU_BATCH, GPU_BATCH = 16, 64  # slices, where the caller gives none
 
 
@@ -75,8 +76,10 @@ def predict(request: Request) -> list[pathlib.Path]:
         raise UserError("input", "none given", "Give a NIfTI file, DICOM series or BIDS dataset")
     if pathlib.Path(request.input).resolve() == pathlib.Path(request.out).resolve():
         raise UserError(request.out, "is the input folder itself", "Give another output folder")
-    inputs = _part(request.part, pet_inputs.find_inputs(request.input))
+    everything = pet_inputs.find_all(request.input)
+    inputs = _part(request.part, everything.found)
     model = _open(request)
+    aside = _tell(request, everything)
     # Several processes share the images, not an image: each is whole on one process's devices.
     own = inputs[jax.process_index() :: jax.process_count()]
     try:
@@ -84,7 +87,27 @@ def predict(request: Request) -> list[pathlib.Path]:
             return _one(request, model, own[0], alone=True)
         return _each(request, model, own)
     finally:
+        if aside:  # last, where it is read
+            print(aside, flush=True)
         processes.wait()  # whoever ends first would end the others
+
+
+def _tell(request: Request, inputs: pet_inputs.Inputs) -> str:
+    """What of a dataset is not predicted, and why: printed warnings and a list in the output folder.
+    Returns a line that counts it, "" where there is none.
+    """
+    if not processes.is_main() or not inputs.left:
+        return ""
+    for item in inputs.left:
+        if item.warn:
+            print(f"warning: {item.path}: not predicted: {item.reason}", flush=True)
+    path = pathlib.Path(request.out) / LEFT_ASIDE
+    if path.parent.exists() and not path.parent.is_dir():
+        raise UserError(request.out, "is a file", "Give a folder as the output")
+    listed = [{"path": str(x.path), "reason": x.reason} for x in inputs.left]
+    files.write_json(path, {"images": [str(x.path) for x in inputs.found], "left_aside": listed})
+    counts = layout.counted(inputs.left)
+    return f"predict: {len(inputs.found)} images found; left aside: {counts} (listed in {path})"
 
 
 def _part(part: str, inputs: list) -> list:
@@ -192,7 +215,7 @@ def _modes(request: Request, opened: Run) -> tuple[str, str]:
 def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool) -> list:
     """Predicts one PET and writes its images, sidecars and report; nothing where that was done."""
     names = derivatives.Names(request.out, found, model.targets, bool(model.sd_mode))
-    if found.kind == "nifti" and _is_done(request, model, names, files.sha256_file(found.path)):
+    if found.kind == "nifti" and _is_done(request, model, names, pet_inputs.sha256(found)):
         return names.images()
     began = time.monotonic()
     pet, facts = pet_inputs.read_input(found, request.series)

@@ -33,7 +33,9 @@ def run(config, workdir: str) -> None:
     settings = _settings(config)
     if settings.register:
         register.require()
-    subjects = bids.read_cohort(config.cohort)
+    cohort = bids.find_cohort(config.cohort)
+    subjects = cohort.subjects
+    source = bids.provenance(config.cohort)  # said before the first image is read, if it is broken
     if (root / shards.INDEX).exists():
         _check_reuse(root, config, subjects)
         print(f"prepare: {root} is complete ({len(subjects)} subjects): nothing to do")
@@ -53,18 +55,25 @@ def run(config, workdir: str) -> None:
         fold=tuple(config.fold),
     )
     with parallel.mapper(config.workers) as mapper:
-        facts = _audit(config, settings, subjects, root, mapper)
+        facts = _audit(config, settings, cohort, root, mapper)
         fitted = _fit(config, settings, facts, set(parts["train"]))
         settings = dataclasses.replace(settings, normalisers=fitted)
         if config.normalisers_from:
             _check_external(config, settings, subjects, facts)
         _check_disk(root, settings.grid, facts)
         entries, written = _write_slices(root, config, settings, subjects, facts, mapper)
-    index = _index(config, settings, subjects, facts, parts, entries, written)
+    index = _index(config, settings, subjects, facts, parts, entries, written, source)
     index = shards.write_index(root, index)
+    _summarise(root, index, subjects)
+
+
+def _summarise(root: pathlib.Path, index: dict, subjects) -> None:
     kept = sum(sum(s["keep"]) for s in index["subjects"])
-    counts = ", ".join(f"{len(parts[k])} {k}" for k in bids.SPLITS)
+    counts = ", ".join(f"{len(index['splits'][k])} {k}" for k in bids.SPLITS)
     print(f"prepare: {len(subjects)} subjects ({counts}), {kept} slices with head in {root}")
+    print(f"prepare: {audit.holdings(subjects)}", end="")
+    warnings = files.read_json(root / "audit.json")["findings"]
+    print(f"; {len(warnings)} warnings, listed above and in {root / 'audit.json'}" * bool(warnings))
 
 
 def _settings(config) -> Settings:
@@ -115,9 +124,10 @@ def _rules(config) -> dict[str, intensity.Normaliser]:
 # First pass: audit
 
 
-def _audit(config, settings, subjects, root: pathlib.Path, mapper) -> dict[str, Facts]:
+def _audit(config, settings, cohort: bids.Cohort, root: pathlib.Path, mapper) -> dict[str, Facts]:
     """Facts by subject id; raises UserError with every finding when one is an error."""
-    findings, facts, record = [], {}, {}
+    findings, facts, record = audit.of_layout(cohort.left), {}, {}
+    subjects = cohort.subjects
     tasks = [(settings, s) for s in subjects]
     with Progress(len(tasks), "prepare: audit", "subject") as progress:
         results = mapper(inspect, tasks)
@@ -130,9 +140,13 @@ def _audit(config, settings, subjects, root: pathlib.Path, mapper) -> dict[str, 
             progress.update()
     pixels = {k: f.pixels for k, f in facts.items()}
     findings += audit.audit_cohort(subjects, pixels, config.split_mode)
-    text = audit.page(config.cohort, len(subjects), findings)
+    mr = {k: (f.covers["mr"], f.mr_size) for k, f in facts.items() if "mr" in f.covers}
+    shown = {k: (c.stripped, n) for k, (c, n) in mr.items() if c.stripped or not c.is_partial}
+    findings += audit.check_skulls(shown)
+    text = audit.page(config.cohort, subjects, findings, cohort.left)
     report = {"cohort": str(config.cohort), "subjects": len(subjects)}
     report["findings"] = [dataclasses.asdict(f) for f in findings]
+    report["left_aside"] = [{"path": str(x.path), "reason": x.reason} for x in cohort.left]
     files.write_json(root / "audit.json", report)
     print(text, flush=True)
     if settings.register:
@@ -190,7 +204,7 @@ def _check_external(config, settings: Settings, subjects, facts: dict[str, Facts
     seen = {}
     for s in home["subjects"]:
         for name, volume in s["volumes"].items():
-            if name != "mask":
+            if not name.startswith("mask"):
                 whose = f"{s['id']} {name} ({s['split']})"
                 seen[volume["sha256"]] = ("file", whose)
                 # Saved again, a file has other bytes and the same voxels. Older folders do not say.
@@ -217,10 +231,6 @@ def _write_slices(root, config, settings: Settings, subjects, facts, mapper):
     with Progress(len(tasks), "prepare: write", "subject") as progress:
         results = mapper(make_slices, tasks)
         for subject, made in zip(subjects, results, strict=True):
-            if not any(made.keep):
-                reason = "no slice shows enough head on this grid"
-                remedy = "Check size, spacing_mm, center and min_head_fraction"
-                raise UserError(subject.id, reason, remedy)
             volumes = {}
             for name, stored in made.stored.items():
                 if name not in writers:
@@ -229,7 +239,9 @@ def _write_slices(root, config, settings: Settings, subjects, facts, mapper):
                     )
                 shard, offset = writers[name].add(stored)
                 volumes[name] = {"shard": shard, "offset": offset}
-                if name != "mask":
+                if name in made.keeps:
+                    volumes[name]["keep"] = made.keeps[name]
+                if not name.startswith("mask"):
                     fact = facts[subject.id]
                     volumes[name]["scale"] = made.scales[name]
                     volumes[name]["origin"] = fact.origins[name]
@@ -245,10 +257,10 @@ def _write_slices(root, config, settings: Settings, subjects, facts, mapper):
     return entries, written
 
 
-def _index(config, settings: Settings, subjects, facts, parts, entries, written) -> dict:
+def _index(config, settings: Settings, subjects, facts, parts, entries, written, source) -> dict:
     home = {i: k for k in ("train", "val", "test") for i in parts[k]}  # abstract mode: "test"
     entries = [{**e, "split": home[e["id"]]} for e in entries]
-    name, contrast = bids.provenance(config.cohort)
+    name, contrast = source
     modalities = {
         m: {
             "code": intensity.MODALITIES[m].code,

@@ -92,6 +92,7 @@ def read_stored(workdir: str) -> Stored:
         # People are not handed on: evaluation looks here where it is not told of a dataset.
         data = {**card["config"]["data"], "prepared": f"{workdir}/prepared", "root": ""}
         config = {**card["config"], "data": data}
+        config = _with_held_targets(config, card["training"])
         return Stored(
             config, card["training"], card["step"], tree["params"], tree.get("frozen", {})
         )
@@ -102,7 +103,15 @@ def read_stored(workdir: str) -> Stored:
         raise UserError(
             workdir, "holds no checkpoint", "Train it first (the same command that made it)."
         )
-    return Stored(config, read_run_json(workdir, "run.json"), *found)
+    manifest = read_run_json(workdir, "run.json")
+    return Stored(_with_held_targets(config, manifest), manifest, *found)
+
+
+def _with_held_targets(config: dict, manifest: dict) -> dict:
+    """Earlier versions trained for targets that no one had, and wrote them down."""
+    held = manifest["data"]["modalities"]
+    targets = [t for t in config["data"]["targets"] if t in held]
+    return {**config, "data": {**config["data"], "targets": targets}}
 
 
 def stored_method(

@@ -42,7 +42,7 @@ def _mean_by_depth(prepared: Prepared, name: str) -> tuple[np.ndarray, np.ndarra
             continue
         affine = np.asarray(prepared.index["subjects"][subject]["grid_affine"])
         spacing = spacing or float(np.linalg.norm(affine[:3, 2]))
-        keep = np.flatnonzero(prepared.index["subjects"][subject]["keep"])
+        keep = np.flatnonzero(prepared.keep(subject, name))
         volume = prepared.read(subject, name)
         for z in keep:
             bin_number = round(float(depth_below_vertex_mm(prepared, subject, z)) / spacing)

@@ -14,7 +14,7 @@ from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import budget, evaluate, pool, prepare, simulate, train
 from cldm_jax.jobs.encode import ensure_latents, needed_modalities
-from cldm_jax.jobs.inputs import ensure_prepared
+from cldm_jax.jobs.inputs import TARGETS, ensure_prepared, settled
 
 COSTS, BUDGET = "costs.json", "budget.json"
 
@@ -77,17 +77,21 @@ def _prepared(config, root: pathlib.Path, fold: int | None) -> str:
 
 def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]) -> None:
     """Trains and reports below `folder`; the costs of steps are measured once for all folds."""
-    recipes = {name: _recipe(config, name, prepared) for name in names}
     autoencoder = _on(config.autoencoder, prepared)
-    costs = _costs(config, root / COSTS, recipes, autoencoder)
     data = ensure_prepared(autoencoder.data)
+    names = _trainable(config, names, data)
+    recipes = {name: settled(_recipe(config, name, prepared))[0] for name in names}
+    costs = _costs(config, root / COSTS, recipes, autoencoder)
+    shares = {
+        k: min(n, len(set(TARGETS) & set(data.held("train")))) for k, n in config.shares.items()
+    }
     plans = {
         name: budget.plan(
             recipe,
             name,
             costs,
             config.budget_minutes,
-            config.shares.get(recipe.name, 1),
+            shares.get(recipe.name, 1),
             data,
             autoencoder.train.num_train_steps,
         )
@@ -115,8 +119,23 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
     with report.unlocked():
         report.runs = ",".join(workdirs)
         report.data.prepared = prepared
-        report.notes = (*report.notes, *_notes(config, recipes, costs, plans))
+        report.notes = (*report.notes, *_notes(config, recipes, costs, plans, shares))
     evaluate.run(report, str(folder / "report"))
+
+
+def _trainable(config, names: list[str], data) -> list[str]:
+    """The trainings whose targets training people have; the others are printed."""
+    held, left = data.held("train"), []
+    for name in names:
+        missing = [t for t in config.trainings[name].data.targets if t not in held]
+        if missing:
+            print(f"{name}: left out, no training person has {missing[0]}", flush=True)
+        else:
+            left.append(name)
+    if not left:
+        reason = f"none of {', '.join(names)} has a target that training people of it have"
+        raise UserError(data.folder, reason, "Name others with config.methods")
+    return left
 
 
 def _recipe(config, name: str, prepared: str):
@@ -170,7 +189,7 @@ def _train(recipe, seed: int, steps: int, validations: int, workdir: str) -> Non
     train.run(recipe, workdir)
 
 
-def _notes(config, recipes: dict, costs: dict, plans: dict) -> list[str]:
+def _notes(config, recipes: dict, costs: dict, plans: dict, shares: dict) -> list[str]:
     reference, cost = costs["reference"], costs["cpu_seconds"]
     note = (
         f"Every method had {config.budget_minutes:g} minutes of process CPU time per seed on "
@@ -179,8 +198,8 @@ def _notes(config, recipes: dict, costs: dict, plans: dict) -> list[str]:
         "training; compilation and validation are left out."
     )
     shared = {recipe.name for recipe in recipes.values()}
-    for name, parts in config.shares.items():
-        if name in shared:
+    for name, parts in shares.items():
+        if name in shared and parts > 1:
             note += f" {name}: divided between its {parts} models."
     paid = max(plan["paid"] for plan in plans.values())
     if paid:

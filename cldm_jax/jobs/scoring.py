@@ -7,7 +7,7 @@ from cldm_jax.data.shards import Prepared
 from cldm_jax.data.truth import find_truth, read_truth
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import references
-from cldm_jax.jobs.inputs import ensure_prepared
+from cldm_jax.jobs.inputs import TARGETS, ensure_prepared
 from cldm_jax.jobs.readouts import Entrant, Run
 from cldm_jax.metrics import aggregate, statistics
 from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
@@ -40,6 +40,29 @@ def shared_data(config, runs: list[Run]) -> Prepared:
     return prepared
 
 
+def choose_targets(config, runs: list[Run], prepared: Prepared) -> tuple[str, ...]:
+    """What is scored: `config.targets`, else all that the runs make and people of the split have. What
+    is left out then is printed. UserError where nobody has one that is named, or nothing is left.
+    """
+    asked, there = tuple(config.targets), prepared.held(config.split)
+    for target in asked:
+        if target not in there:
+            reason = f"nobody in {config.split} of {prepared.folder} has {target}"
+            remedy = "Leave it out, or leave targets empty"
+            raise UserError(f"config.targets={asked}", reason, remedy)
+    if asked:
+        return asked
+    made = [t for t in TARGETS if any(t in r.config["data"]["targets"] for r in runs)]
+    found = tuple(t for t in made if t in there)
+    if not found:
+        reason = f"nobody in {config.split} has {' or '.join(made) or 'what the runs make'}"
+        raise UserError(prepared.folder, reason, "Give the split and the runs that belong together")
+    for target in made:
+        if target not in found:
+            print(f"{target}: nobody in {config.split} has it, so it is not scored", flush=True)
+    return found
+
+
 class Scorer:
     """Scores images by the protocol and keeps one row per patient, method, target and metric."""
 
@@ -47,7 +70,7 @@ class Scorer:
         self.config, self.prepared, self.names = config, prepared, names
         self.split = split or config.split
         self.cohort = find_truth(prepared)
-        self.contexts: dict[int, Context] = {}
+        self.contexts: dict[tuple[int, int], Context] = {}
         self.protocol = PROTOCOLS[config.protocol]
         self.specs = {
             t: intensity.from_json(prepared.index["modalities"][t]["normaliser"])
@@ -70,17 +93,18 @@ class Scorer:
             people_per_group=self.config.people_per_group,
         )
 
-    def context(self, subject: int) -> Context:
+    def context(self, subject: int, code: int) -> Context:
         """What scores of a person's volume need beside the images, for its scored slices."""
-        if subject not in self.contexts:
-            rows = next(rows for s, _, rows in self.patients() if s == subject)
+        if (subject, code) not in self.contexts:
+            rows = next(rows for s, c, rows in self.patients() if (s, c) == (subject, code))
             z = self.keys["slice"][rows]
             truth = {}
             if self.cohort is not None:
                 truth = read_truth(self.prepared, self.cohort, subject)
             spacing = tuple(self.prepared.index["grid"]["spacing_mm"])
-            self.contexts[subject] = Context(spacing, z, **{k: v[z] for k, v in truth.items()})
-        return self.contexts[subject]
+            truth = {k: v[z] for k, v in truth.items()}
+            self.contexts[subject, code] = Context(spacing, z, **truth)
+        return self.contexts[subject, code]
 
     def patients(self):
         """(subject, code, row numbers of its slices) of every scored volume."""
@@ -112,7 +136,7 @@ class Scorer:
                 np.ones(len(rows), bool),
                 self.protocol,
                 self.names[code],
-                self.context(subject),
+                self.context(subject, code),
             )
             entry = self.prepared.index["subjects"][subject]
             for metric, values in volume_scores.items():

@@ -8,7 +8,7 @@ from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import through_plane
 from cldm_jax.jobs.readouts import open_run, predict_rows
-from cldm_jax.jobs.scoring import Scorer, shared_data
+from cldm_jax.jobs.scoring import Scorer, choose_targets, shared_data
 from cldm_jax.metrics import calibration
 from cldm_jax.report import charts, figures
 from cldm_jax.runtime import device
@@ -30,7 +30,8 @@ def run(config, workdir: str) -> None:
     if trained["method"] != "ldm":
         raise UserError(config.run, f"is a {trained['method']} run", "Give a latent diffusion run.")
     prepared = shared_data(config, [own])
-    names = {prepared.index["modalities"][t]["code"]: t for t in config.targets}
+    targets = choose_targets(config, [own], prepared)
+    names = {prepared.index["modalities"][t]["code"]: t for t in targets}
     scorer = Scorer(config, prepared, names)
     source = scorer.source(trained["data"]["context"])
     draws = {n: config.num_samples for n in config.num_sampling_steps}
@@ -71,7 +72,7 @@ def run(config, workdir: str) -> None:
     }
     folder = pathlib.Path(workdir)
     files.write_json(folder / "sweep.json", record)
-    for target in config.targets:
+    for target in targets:
         figure = charts.sweep_figure(record, target)
         figures.save(figure, folder / f"{target}_sweep.png", indexed=False)
     for code, target in names.items():

@@ -18,7 +18,7 @@ from cldm_jax.data import pipeline
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import inputs as inputs_lib
 from cldm_jax.jobs import record
-from cldm_jax.jobs.validation import make_validation
+from cldm_jax.jobs.validation import can_validate, make_validation
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runtime import device, processes, sharding
 from cldm_jax.runtime.checkpoint import Checkpoints, newest_sound
@@ -41,9 +41,10 @@ def run(config, workdir: str) -> None:
     _check_has_work(config)
     sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
     _warn_if_gpu_preset(config)
-    resolved = record.comparable(config)
     lock = run_lock(workdir) if processes.is_main() else contextlib.nullcontext()
     with _write_errors_named(workdir), lock, StopRequest() as stop:
+        config, _ = inputs_lib.settled(config, say=True)
+        resolved = record.comparable(config)
         with processes.main_first():
             record.check_same_config(workdir, resolved)
         inputs = inputs_lib.open_inputs(config)
@@ -216,7 +217,7 @@ def _owes_validation(config, workdir, inputs, step: int) -> bool:
         return False
     rows = [row for row in read_rows(workdir) if row["step"] == step]
     is_done = any(key.startswith("val/") for row in rows for key in row)
-    return not is_done and bool(inputs.prepared.subjects("val"))
+    return not is_done and can_validate(config, inputs.prepared)
 
 
 def _make_batches(config, source, start: int, *, whole: bool = False):
@@ -249,6 +250,7 @@ def open_step(config):
     """() -> None: one training step of `config` on a batch that lies ready, compiled and finished when
     it returns. For measuring what a step costs; nothing is written.
     """
+    config, _ = inputs_lib.settled(config)
     inputs = inputs_lib.open_inputs(config)
     source = inputs_lib.train_source(config, inputs)
     batch = source.read(np.arange(config.train.batch_size))

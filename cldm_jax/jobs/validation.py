@@ -10,6 +10,11 @@ from cldm_jax.runtime import sharding
 SHOWN = 4  # images per grid
 
 
+def can_validate(config, prepared) -> bool:
+    """Whether validation people have any of the targets."""
+    return bool(set(inputs_lib.choose_targets(config, prepared)) & set(prepared.held("val")))
+
+
 def make_validation(config, prepared, method):
     """() -> validate(state, stop) -> ({"val/psnr_ct": dB}, {name: images [N, H, W', 1]}), or None where a
     signal came meanwhile: what is left is not worth the seconds a stopping process has. The images are
@@ -18,9 +23,9 @@ def make_validation(config, prepared, method):
     PSNR in model range (data range 2) inside the head mask, mean over the chosen slices of validation
     people; method's first read-out. Nothing to validate on (no such people): empty results.
     """
-    if not prepared.subjects("val"):
+    if not can_validate(config, prepared):
         return lambda state, stop: ({}, {})
-    targets = tuple(config.data.targets)
+    targets = inputs_lib.choose_targets(config, prepared)
     source = inputs_lib.image_source(
         config, prepared, "val", targets, config.train.val_slice_stride
     )

@@ -1,0 +1,146 @@
+"""What lies in a dataset folder: people's images by kind, and what is left aside, with the reason.
+
+`sub-*/[ses-*/]`, images in the folder itself or in `pet`, `ct`, `anat`; letters of either case. Nothing
+is opened here, and nothing is chosen: a folder may hold several candidates for one image.
+"""
+
+import collections
+import os
+import pathlib
+import re
+from typing import NamedTuple
+
+NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
+FLAT = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")  # file names of one flat folder per person
+_ENDS = {"pet": "pet", "ct": "ct", "t1w": "mr"}  # BIDS suffix -> modality
+_PLACES = ("", "pet", "ct", "anat", "mr", "mri")  # folders of a person or session that are read
+_OTHERS = set(
+    "t2w flair pdw t2star inplanet2 bold sbref dwi epi asl m0scan mask dseg probseg seg label "
+    "lesions petref phase magnitude t1map t2map mt swi angio defacemask".split()
+)
+_LIKE = {"pet": "PET", "fdg": "PET", "suv": "PET", "ct": "CT"}
+_LIKE |= dict.fromkeys(("t1", "t1w", "mprage", "mp2rage", "spgr", "bravo", "mr", "mri"), "MR")
+_NO_PEOPLE = set("derivatives sourcedata rawdata code stimuli phenotype logs tmp truth".split())
+_SIDE = re.compile(r"\.|~\$|(thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # at the start of a name
+_FOREIGN = re.compile(
+    r"\.(dcm|ima|img|hdr|mgz|mgh|nrrd|nhdr|mha|mnc|zip|bz2|xz|zst|7z)$", re.IGNORECASE
+)
+SYNTHETIC = re.compile(r"_desc-synth(sd)?(_|$)", re.IGNORECASE)
+_DEPTH = 3  # folders below a person's or session's that are looked into
+
+
+class Left(NamedTuple):
+    """What is not used. `warn`: whoever put it there may have meant it to be."""
+
+    path: pathlib.Path
+    reason: str
+    warn: bool
+
+
+class Level(NamedTuple):
+    """A person's folder, or one of the person's sessions, that holds images."""
+
+    person: str
+    session: str  # "" where it is the person's own folder
+    folder: pathlib.Path
+    images: dict[str, list[pathlib.Path]]  # by modality (or "ct_reacq", "mr_reacq"), sorted
+
+
+class Tree(NamedTuple):
+    levels: list[Level]
+    left: list[Left]
+
+
+def scan(root) -> Tree:
+    """Every level of every `sub-*` folder of `root`, in the order of names."""
+    root = pathlib.Path(root)
+    tree = Tree([], [])
+    for entry in _entries(root, tree.left):
+        if entry.name.lower().startswith("sub-") and entry.is_dir():
+            _scan_person(entry, tree)
+        elif entry.name.lower().startswith("sub-") and entry.is_symlink() and not entry.exists():
+            tree.left.append(Left(entry, "a link to nothing", True))
+        elif not entry.is_dir():
+            if NIFTI.search(entry.name) and not _SIDE.match(entry.name):
+                tree.left.append(Left(entry, "lies beside the folders of people (sub-*)", True))
+        elif entry.name.lower() not in _NO_PEOPLE and not _SIDE.match(entry.name):
+            if any(NIFTI.search(p.name) for p in _files_below(entry, 2, tree.left)):
+                tree.left.append(Left(entry, "holds images and is not called sub-*", True))
+    return tree
+
+
+def counted(left: list[Left]) -> str:
+    """ "3 T2w images, 2 side files ...": how many were left aside for which reason."""
+    counts = collections.Counter(item.reason for item in left)
+    return "; ".join(f"{n} x {reason}" for reason, n in counts.most_common())
+
+
+def _scan_person(folder: pathlib.Path, tree: Tree) -> None:
+    sessions = [p for p in _entries(folder, []) if _is_session(p)]
+    found = False
+    for level, session in [(folder, ""), *((p, p.name) for p in sessions)]:
+        images: dict[str, list[pathlib.Path]] = {}
+        foreign: collections.Counter = collections.Counter()
+        for path in _files_below(level, _DEPTH, tree.left, skip_sessions=not session):
+            kind, left = _classify(path, path.parent.relative_to(level))
+            if kind:
+                images.setdefault(kind, []).append(path)
+            elif left is not None:
+                tree.left.append(left)
+            elif _FOREIGN.search(path.name):
+                foreign[path.parent] += 1
+        for where, count in sorted(foreign.items()):
+            tree.left.append(Left(where, f"holds images that are not NIfTI ({count} files)", False))
+        if images:
+            tree.levels.append(Level(folder.name, session, level, images))
+            found = True
+    if not found:
+        reason = "no PET, CT or T1w image in it (a dataset that was not fetched?)"
+        tree.left.append(Left(folder, reason, True))
+
+
+def _is_session(path: pathlib.Path) -> bool:
+    return path.name.lower().startswith("ses-") and path.is_dir() and not NIFTI.search(path.name)
+
+
+def _classify(path: pathlib.Path, below: pathlib.Path) -> tuple[str, Left | None]:
+    """(modality or "", why not). (("", None)): no image."""
+    if _SIDE.match(path.name):
+        return "", Left(path, "side files of an operating system", False)
+    if not NIFTI.search(path.name):
+        return "", None
+    stem = NIFTI.sub("", path.name)
+    words = [w for w in re.split(r"[^a-z0-9]+", stem.lower()) if w]
+    end = stem.lower().rpartition("_")[2]
+    if SYNTHETIC.search(stem):
+        return "", Left(path, "images that this program made (desc-synth), not measured", False)
+    kind = stem.lower() if stem.lower() in FLAT else _ENDS.get(end, "")
+    if kind and str(below).lower().strip(".") in _PLACES:
+        return kind, None
+    if kind:
+        return "", Left(path, f"lies in {below}, where no {kind} is looked for", True)
+    if words and words[-1] in _OTHERS:
+        return "", Left(path, f"images of another kind ({words[-1]})", False)
+    like = next((_LIKE[w] for w in reversed(words) if w in _LIKE), "")
+    like = like or ("PET" if any(w.endswith("pet") for w in words) else "")
+    if like:
+        name = {"PET": "*_pet", "CT": "*_ct", "MR": "*_T1w"}[like]
+        return "", Left(path, f"looks like {like} and is not called {name}.nii.gz", True)
+    return "", Left(path, "images of another kind", False)
+
+
+def _files_below(folder, depth: int, left: list[Left], *, skip_sessions: bool = False):
+    """Files, and folders that are called like images, down to `depth` folders below `folder`."""
+    for entry in _entries(folder, left):
+        if not entry.is_dir() or NIFTI.search(entry.name):
+            yield entry
+        elif depth and not _SIDE.match(entry.name) and not (skip_sessions and _is_session(entry)):
+            yield from _files_below(entry, depth - 1, left)
+
+
+def _entries(folder, left: list[Left]) -> list[pathlib.Path]:
+    try:
+        return sorted(pathlib.Path(folder, name) for name in os.listdir(folder))
+    except OSError as e:
+        left.append(Left(pathlib.Path(folder), f"cannot be read ({e.strerror})", True))
+        return []

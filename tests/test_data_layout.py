@@ -1,0 +1,215 @@
+"""What lies in a lab's folder: everything that looks like an image is found, or left aside and named."""
+
+import codecs
+import json
+import pathlib
+
+import pytest
+
+from cldm_jax import files
+from cldm_jax.data import bids, layout, nifti, pet_inputs
+from cldm_jax.errors import UserError
+
+
+def lay(root: pathlib.Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.mkdir() if name.endswith("/") else path.write_bytes(b"x")
+
+
+def whole(root, *people: str) -> None:
+    for s in people:
+        lay(root, f"{s}/pet/{s}_pet.nii.gz", f"{s}/ct/{s}_ct.nii.gz", f"{s}/anat/{s}_T1w.nii.gz")
+
+
+def warned(left) -> str:
+    return "\n".join(f"{item.path}: {item.reason}" for item in left if item.warn)
+
+
+def held(cohort) -> dict:
+    return {s.id: sorted(s.files) for s in cohort.subjects}
+
+
+def test_a_clean_tree_leaves_nothing_aside(tmp_path):
+    whole(tmp_path, "sub-1", "sub-2")
+    cohort = bids.find_cohort(tmp_path)
+    assert held(cohort) == dict.fromkeys(("sub-1", "sub-2"), ["ct", "mr", "pet"])
+    assert cohort.left == [] and pet_inputs.find_all(tmp_path).left == []
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("pet/sub-1_PET.nii.gz", "ct/sub-1_CT.nii.gz", "anat/sub-1_t1w.nii.gz"),
+        ("pet/sub-1_pet.NII.GZ", "ct/sub-1_ct.NII", "anat/sub-1_T1W.Nii.gz"),
+        ("PET/sub-1_pet.nii.gz", "anat/sub-1_ct.nii.gz", "anat/sub-1_T1w.nii.gz"),
+        ("sub-1_pet.nii.gz", "sub-1_ct.nii.gz", "sub-1_T1w.nii.gz"),
+        ("PET.nii.gz", "ct.nii.gz", "mr.nii.gz"),
+    ],
+)
+def test_letters_of_either_case_and_usual_places(tmp_path, names):
+    lay(tmp_path, *(f"sub-1/{n}" for n in names))
+    cohort = bids.find_cohort(tmp_path)
+    assert held(cohort) == {"sub-1": ["ct", "mr", "pet"]} and not warned(cohort.left)
+    assert len(pet_inputs.find_inputs(tmp_path)) == 1
+
+
+LOOKS = {  # a file beside a whole person, and what the warning says of it
+    "anat/sub-1_T1.nii.gz": "looks like MR",
+    "anat/sub-1_mprage.nii.gz": "looks like MR",
+    "anat/sub-1_acq-MPRAGE.nii": "looks like MR",
+    "pet/sub-1_pet_smoothed.nii.gz": "looks like PET",
+    "pet/sub-1_FDGPET.nii.gz": "looks like PET",
+    "ct/sub-1_ct (1).nii.gz": "looks like CT",
+    "old/sub-1_ct.nii.gz": "lies in old",
+}
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_what_looks_like_an_image_of_ours_is_named(tmp_path, name):
+    whole(tmp_path, "sub-1")
+    lay(tmp_path, f"sub-1/{name}")
+    cohort = bids.find_cohort(tmp_path)
+    assert held(cohort) == {"sub-1": ["ct", "mr", "pet"]}
+    assert LOOKS[name] in warned(cohort.left) and pathlib.Path(name).name in warned(cohort.left)
+
+
+QUIET = {  # counted and listed, without a warning
+    "anat/sub-1_T2w.nii.gz": "another kind (t2w)",
+    "anat/sub-1_FLAIR.nii": "another kind (flair)",
+    "anat/sub-1_label-brain_mask.nii.gz": "another kind (mask)",
+    "pet/._sub-1_pet.nii.gz": "side files",
+    "pet/.DS_Store": "side files",
+    "ct/Thumbs.db": "side files",
+    "ct/sub-1_desc-synth_ct.nii.gz": "this program made",
+    "pet/dicom/1.dcm": "not NIfTI",
+}
+
+
+@pytest.mark.parametrize("name", QUIET)
+def test_other_files_are_counted(tmp_path, name):
+    whole(tmp_path, "sub-1")
+    lay(tmp_path, f"sub-1/{name}")
+    cohort = bids.find_cohort(tmp_path)
+    assert held(cohort) == {"sub-1": ["ct", "mr", "pet"]} and not warned(cohort.left)
+    assert QUIET[name] in layout.counted(cohort.left)
+
+
+def test_synthetic_images_are_never_somebodys_truth(tmp_path):
+    lay(tmp_path, "sub-1/pet/sub-1_pet.nii.gz", "sub-1/ct/sub-1_desc-synth_ct.nii.gz")
+    with pytest.raises(UserError, match="neither CT nor MR"):
+        bids.find_cohort(tmp_path)
+
+
+def test_people_without_images_or_pairs_are_named_and_the_others_go_on(tmp_path):
+    whole(tmp_path, "sub-1")
+    lay(tmp_path, "sub-2/", "sub-3/pet/sub-3_pet.nii.gz", "sub-4/ct/sub-4_ct.nii.gz")
+    lay(tmp_path, "patient5/pet.nii.gz", "sub-6_pet.nii.gz", "derivatives/x/sub-1_pet.nii.gz")
+    (tmp_path / "sub-7").symlink_to("nowhere")
+    cohort = bids.find_cohort(tmp_path)
+    assert list(held(cohort)) == ["sub-1"]
+    words = warned(cohort.left)
+    for name in ("sub-2", "sub-3", "sub-4", "patient5", "sub-6_pet", "sub-7"):
+        assert f"{tmp_path / name}" in words, name
+    assert "derivatives" not in words
+    inputs = pet_inputs.find_all(tmp_path)
+    assert [p.name for p in inputs.found] == ["sub-1", "sub-3"]
+    assert "sub-2" in warned(inputs.left) and "sub-4: no PET" in warned(inputs.left)
+
+
+def test_images_at_both_levels_are_found(tmp_path):
+    whole(tmp_path, "sub-1")
+    lay(tmp_path, "sub-1/ses-2/pet/sub-1_ses-2_pet.nii.gz", "sub-1/ses-2/ct/sub-1_ses-2_ct.nii.gz")
+    lay(tmp_path, "sub-1/ses-mr/anat/sub-1_ses-mr_T1w.nii.gz")
+    cohort = bids.find_cohort(tmp_path)
+    assert held(cohort) == {"sub-1": ["ct", "mr", "pet"], "sub-1_ses-2": ["ct", "pet"]}
+    assert {s.group for s in cohort.subjects} == {"sub-1"}  # one person is in one split
+    assert "ses-mr: MR without a PET beside it" in warned(cohort.left)
+    assert len(pet_inputs.find_inputs(tmp_path)) == 2
+
+
+def test_all_candidates_are_listed_at_once(tmp_path):
+    whole(tmp_path, "sub-1", "sub-2", "sub-3")
+    lay(tmp_path, "sub-1/ct/sub-1_CT.nii.gz", "sub-3/pet/sub-3_run-2_pet.nii.gz")
+    with pytest.raises(UserError, match="several candidates") as refused:
+        bids.find_cohort(tmp_path)
+    for name in ("sub-1_CT.nii.gz", "sub-1_ct.nii.gz", "sub-3_run-2_pet", "manifest.csv"):
+        assert name in str(refused.value)
+    assert len(pet_inputs.find_inputs(tmp_path)) == 4  # each PET is predicted
+
+
+def test_names_of_a_dataset_are_made_safe_and_stay_apart(tmp_path):
+    names = (
+        "sub-1_" + "x" * 200,
+        "sub-1_trc-[18F]",
+        "sub-1_trc-(18F)",
+        "sub-1_trc-C+PIB",
+        "sub-1_ü",
+    )
+    lay(tmp_path, *(f"sub-1/pet/{n}_pet.nii.gz" for n in names), "sub-1/pet/sub-1_ü_pet.nii")
+    found = pet_inputs.find_inputs(tmp_path)
+    assert len({p.name.lower() for p in found}) == len(found) == 6
+    assert all(len(p.name) < 180 and p.name.isascii() for p in found)
+    assert "sub-1_trc-C+PIB" in {p.name for p in found}
+
+
+# One file
+
+
+POINTERS = {
+    "a link to nothing": lambda p: p.symlink_to("../.git/annex/objects/x/y.nii.gz"),
+    "not fetched": lambda p: p.write_text("../../.git/annex/objects/fW/24/MD5E-s2--0.nii.gz"),
+    "a pointer": lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\nsize 9\n"),
+    "empty": lambda p: p.write_bytes(b""),
+    "not a file but a folder": lambda p: p.mkdir(),
+}
+
+
+@pytest.mark.parametrize("reason", POINTERS)
+def test_what_stands_in_for_a_file_is_told_apart(tmp_path, reason):
+    path = tmp_path / "sub-1_pet.nii.gz"
+    POINTERS[reason](path)
+    with pytest.raises(UserError, match=reason):
+        nifti.read_volume(path)
+    with pytest.raises(UserError, match=reason):
+        pet_inputs.sha256(pet_inputs.PetInput("x", "", path, "nifti"))
+
+
+# Manifests and side files
+
+
+def test_a_column_of_images_that_is_not_read_is_named(tmp_path):
+    text = "subject,pet,ct,t1w,flair,age,note\na,a.nii,b.nii,c.nii.gz,d.NII,61,see/later\n"
+    (tmp_path / "m.csv").write_text(text)
+    words = warned(bids.find_cohort(tmp_path / "m.csv").left)
+    assert "'t1w' holds images (1)" in words and "'flair'" in words
+    assert "'age'" not in words and "'note'" not in words
+
+
+@pytest.mark.parametrize("comma", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_what_spreadsheets_write(tmp_path, comma, encoding):
+    rows = [
+        ["subject", "pet", "ct"],
+        ["Müller+1", "~/a.nii", "b, c.nii" if comma != "," else "b.nii"],
+    ]
+    text = "\r\n".join(comma.join(row) for row in rows)
+    (tmp_path / "m.csv").write_bytes(text.encode(encoding))
+    (subject,) = bids.find_cohort(tmp_path / "m.csv").subjects
+    assert subject.id == "Müller+1" and subject.files["pet"] == pathlib.Path.home() / "a.nii"
+    assert subject.files["ct"] == tmp_path / rows[1][2]
+
+
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+def test_a_description_with_a_byte_order_mark(tmp_path, mark):
+    path = tmp_path / "dataset_description.json"
+    path.write_bytes(mark + json.dumps({"Name": "ours"}).encode())
+    assert bids.provenance(tmp_path) == ("ours", "unknown")
+    path.write_bytes('{"Name": "zwei"}'.encode("utf-16"))
+    assert files.read_json(path) == {"Name": "zwei"}
+    path.write_text("{}")
+    assert bids.provenance(tmp_path)[0] == tmp_path.name
+    path.write_text("{")
+    with pytest.raises(UserError, match="not readable"):
+        bids.provenance(tmp_path)
