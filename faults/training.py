@@ -109,16 +109,16 @@ def in_validation(what):
     make = train.make_validation
 
     def made(*arguments):
-        validate = make(*arguments)
+        validation = make(*arguments)
 
         def hurt(*arguments):
             if signum:
                 _later(signum, seconds)
             print("faults: validating", flush=True)
             time.sleep(slow)
-            return validate(*arguments)
+            return validation(*arguments)
 
-        return hurt
+        return validation._replace(look=hurt)
 
     return mock.patch.object(train, "make_validation", made)
 
@@ -630,7 +630,7 @@ class _Poisoned:
     def __next__(self) -> dict:
         self.step += 1
         batch, poison = dict(next(self.batches)), self.poison
-        batch["poison"] = np.zeros((len(batch["label"]), 3), np.float32)
+        batch["poison"] = np.zeros((len(batch["target"]), 3), np.float32)
         if self.step == poison.step:
             if poison.where in ("source", "target"):
                 batch[poison.where] = batch[poison.where].copy()
@@ -657,7 +657,7 @@ def _poisonable(method):
             params = {**params, "discriminators": judges}
         return new._replace(params=params), {**metrics, "loss": metrics["loss"] + loss}
 
-    return method._replace(train_step=train_step)
+    return method._replace(train_step=train_step, reads=(*method.reads, "poison"))
 
 
 @contextlib.contextmanager
