@@ -155,6 +155,13 @@ def before_write(what):
     return mock.patch.object(files, "write_json", hurt)
 
 
+def beside(_):
+    """Saves go on beside the steps, as on a GPU."""
+    from cldm_jax.runtime import saving
+
+    return mock.patch.object(saving, "pays", lambda: True)
+
+
 def deaf(_):
     """No signal is handled: what a loop without a StopRequest does."""
     from cldm_jax.jobs import train
@@ -183,7 +190,7 @@ def other_key(_):
 HOOKS = {
     hook.__name__: hook
     for hook in (
-        *(announce, hash_steps, at_event, in_validation, in_save, before_write, deaf),
+        *(announce, hash_steps, at_event, in_validation, in_save, before_write, beside, deaf),
         *(first_batches_again, other_key),
     )
 }

@@ -97,7 +97,7 @@ def test_sigterm_saves_the_step_and_resumes_exactly(study, tmp_path, monkeypatch
 
     def interrupting(batch, sharding):
         calls.append(1)
-        if len(calls) == 7:
+        if len(calls) == 8:  # put there while step 7 runs
             os.kill(os.getpid(), signal.SIGTERM)
         return put_batch(batch, sharding)
 

@@ -153,7 +153,7 @@ class DeviceFeed(_Feed):
 
 
 def _make_read(layout: resident.Layout):
-    """read(item, tables) -> the batch that the reader would make, to the bit."""
+    """read(item, tables) -> the batch that the reader would make."""
     images = [name for name in resident.IMAGES if name in layout.folder_of]
     encodings = {name: layout.encoding(name) for name in images}
 
@@ -174,11 +174,11 @@ def _make_read(layout: resident.Layout):
 
 
 def decode(stored, scale, offset):
-    """Stored numbers -> float32 as `data.shards` does it. The barrier keeps product and sum apart: the
-    compiler would make one rounding of the two, and the last bit another one.
+    """Stored numbers -> float32, as `data.shards` does it; a compiler that rounds product and sum together
+    moves the last bit.
     """
     x = stored.astype(jnp.float32)
-    return x if stored.dtype == jnp.uint8 else jax.lax.optimization_barrier(x * scale) + offset
+    return x if stored.dtype == jnp.uint8 else x * scale + offset
 
 
 def make_batches(config, source, start: int, *, names=None, whole: bool = False):

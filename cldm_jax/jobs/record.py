@@ -17,7 +17,7 @@ from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.checkpoint import BEST, Checkpoints
 
 # Fields a resumed run may change: cadence and plumbing, nothing that alters a number. (Steps of one call
-# are compiled together, and may round otherwise.)
+# are compiled together, slices on the device decoded there: float rounding.)
 MUTABLE = {
     "train.log_every",
     "train.val_every",
