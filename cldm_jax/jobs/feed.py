@@ -174,9 +174,7 @@ def _make_read(layout: resident.Layout):
 
 
 def decode(stored, scale, offset):
-    """Stored numbers -> float32, as `data.shards` does it; a compiler that rounds product and sum together
-    moves the last bit.
-    """
+    """Stored numbers -> float32, as `data.shards` does it, to the last bit or the one rounding less."""
     x = stored.astype(jnp.float32)
     return x if stored.dtype == jnp.uint8 else x * scale + offset
 
