@@ -11,7 +11,7 @@ from absl import app, flags
 from benchmarks.scale import PROBED
 from cldm_jax import main as door
 from cldm_jax.jobs import inputs as inputs_lib
-from cldm_jax.jobs import train
+from cldm_jax.jobs.feed import make_batches
 from cldm_jax.methods.latent_diffusion import _Cldm
 from cldm_jax.runtime import processes, sharding
 
@@ -39,7 +39,7 @@ def probe(_) -> None:
     drawn = jax.jit(draw, out_shardings=replicated)
     key = sharding.replicate(jax.random.key(config.seed))
     found = {"rows": [], "noise": []}
-    with train._make_batches(config, inputs_lib.train_source(config, inputs), 0) as batches:
+    with make_batches(config, inputs_lib.train_source(config, inputs), 0) as batches:
         for step in range(1, PROBED + 1):
             batch = next(batches)
             names = sorted(batch)

@@ -53,9 +53,9 @@ def load_slices(prepared, split: str) -> dict[str, np.ndarray]:
 
 
 def make_autoencoder_loss(net):
-    def loss(params, state, batch, rng):
+    def loss(params, state, batch, noise):
         del state
-        return tasks_flax.autoencoder_loss(net, params, batch["images"], rng), {}
+        return tasks_flax.autoencoder_loss(net, params, batch["images"], noise["key"]), {}
 
     return loss
 
@@ -63,22 +63,28 @@ def make_autoencoder_loss(net):
 def make_ldm_loss(net, num_train_steps: int):
     alphas_bar = schedule.cosine(volume_case.TRAINED_STEPS)
 
-    def loss(params, state, batch, rng):
-        keys = jax.random.split(rng, 3)
+    def loss(params, state, batch, noise):
+        keys = jax.random.split(noise["key"], 3)
         z0, rows = batch["target"], batch["target"].shape[:1]
         share = ramp(state.step, num_train_steps, 1.0, 0.5, 0.2, 0.7)
         is_onestep = jax.random.uniform(keys[0], rows) < share
         t = jax.random.randint(keys[1], rows, 0, volume_case.TRAINED_STEPS)
         t = jnp.where(is_onestep, volume_case.TRAINED_STEPS - 1, t)
-        noise = jax.random.normal(keys[2], z0.shape)
+        eps = jax.random.normal(keys[2], z0.shape)
         a, s = parametrisation.coefficients(alphas_bar, t, z0.ndim)
-        zt = parametrisation.add_noise(z0, noise, a, s)
+        zt = parametrisation.add_noise(z0, eps, a, s)
         zt = jnp.where(is_onestep[:, None, None, None], 0.0, zt)
         prediction = net.apply({"params": params}, zt, t, batch["code"], batch["source"])
-        target = parametrisation.make_target("v", z0, noise, a, s)
+        target = parametrisation.make_target("v", z0, eps, a, s)
         return jnp.square(prediction - target).mean(), {}
 
     return loss
+
+
+def draw_key(rng, batch) -> dict:
+    """The losses draw for themselves: a batch is never in parts here."""
+    del batch
+    return {"key": rng}
 
 
 def train(make_loss, params, arrays: dict[str, np.ndarray], seconds: float) -> tuple[dict, dict]:
@@ -90,7 +96,8 @@ def train(make_loss, params, arrays: dict[str, np.ndarray], seconds: float) -> t
 
     def run(steps: int):
         optim = common.optim(learning_rate=1e-3, ema_decay=0.99).to_dict()
-        init_state, step = make_update(make_loss(steps), {**optim, "num_train_steps": steps})
+        settings = {**optim, "num_train_steps": steps}
+        init_state, step = make_update(make_loss(steps), settings, draw_key)
         state, step = init_state(params, {}), jax.jit(step, donate_argnums=0)
         times, losses = [], []
         for i in range(steps):

@@ -50,6 +50,7 @@ LIMITS = {
     **dict.fromkeys(("batch_size", "steps", "weight_decay", "people_per_group", "folds"), _ANY),
     **dict.fromkeys(("train.batch_size", "encode_batch_size"), _COUNT),
     **dict.fromkeys(("log_every", "val_every", "save_every", "num_threads", "init_items"), _COUNT),
+    "steps_per_call": _COUNT,
     "accumulate": _COUNT,
     "num_train_steps": _ANY,  # 0: weights are only imported
     **dict.fromkeys(("slice_stride", "val_slice_stride", "train_slice_stride", "context"), _COUNT),
@@ -70,6 +71,7 @@ CHOICES = {
     "kernels": ("native", "xla"),
     "kind": ("images", "latents"),
     "source_kind": ("image", "latent"),
+    "on_device": ("auto", "always", "never"),
     "targets": ("pet", "ct", "mr"),
     "conditioning": ("concat", "sdedit", "bridge"),
     "source_encoding": ("s2d", "latent"),

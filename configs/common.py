@@ -38,6 +38,9 @@ def data(preset: str) -> ml_collections.ConfigDict:
     c.source_kind = "image"  # "image" | "latent" (the source as the autoencoder's latent)
     c.context = 3  # PET slices given as source: z-1, z, z+1
     c.train_slice_stride = 1
+    # Slices of the training on the device, decoded in the step: "auto" (on a GPU, where they fit into
+    # its free memory) | "always" | "never" (batches from reader threads)
+    c.on_device = "auto"
     c.paired = True  # False: each source comes with the target of another slice (CycleGAN)
     return c
 
@@ -50,6 +53,8 @@ def train(preset: str) -> ml_collections.ConfigDict:
     # For the warning on a machine without a GPU: seconds a step of preset a6000 would take on 2 CPU
     # cores, the measured step of preset cpu scaled by arithmetic; 0 where the preset is meant for CPUs.
     c.cpu_step_seconds = 0.0
+    # Steps handed to the device at once, cut so that no call runs across a step at which something is due
+    c.steps_per_call = 1
     c.log_every = pick(preset, tiny=1, quick=20, cpu=50, a6000=100)  # steps
     c.val_every = pick(preset, tiny=10, quick=300, cpu=1000, a6000=5000)  # steps
     c.save_every = pick(preset, tiny=10, quick=200, cpu=500, a6000=2000)  # steps

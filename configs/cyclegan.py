@@ -1,9 +1,9 @@
 """Baseline: CycleGAN (Zhu 2017) from PET to one target; slices are not paired.
 
-    .venv/bin/python -m cldm_jax.main --config=configs/cyclegan.py:quick --config.data.targets="('ct',)" \\
-        --workdir=runs/cyclegan-ct-quick
-    .venv/bin/python -m cldm_jax.main --config=configs/cyclegan.py:quick --config.data.targets="('mr',)" \\
-        --workdir=runs/cyclegan-mr-quick
+    .venv/bin/python -m cldm_jax.main --config=configs/cyclegan.py:quick \\
+        --config.data.targets="('ct',)" --workdir=runs/cyclegan-ct-quick
+    .venv/bin/python -m cldm_jax.main --config=configs/cyclegan.py:quick \\
+        --config.data.targets="('mr',)" --workdir=runs/cyclegan-mr-quick
 
 One target a training; without a name the first that the data hold (CT, else MR). Evaluation takes both
 as one method. Reference: ResNet-9 generators of 64 channels, 70 x 70 PatchGAN,

@@ -109,16 +109,16 @@ def in_validation(what):
     make = train.make_validation
 
     def made(*arguments):
-        validate = make(*arguments)
+        validation = make(*arguments)
 
         def hurt(*arguments):
             if signum:
                 _later(signum, seconds)
             print("faults: validating", flush=True)
             time.sleep(slow)
-            return validate(*arguments)
+            return validation(*arguments)
 
-        return hurt
+        return validation._replace(look=hurt)
 
     return mock.patch.object(train, "make_validation", made)
 
@@ -155,6 +155,13 @@ def before_write(what):
     return mock.patch.object(files, "write_json", hurt)
 
 
+def beside(_):
+    """Saves go on beside the steps, as on a GPU."""
+    from cldm_jax.runtime import saving
+
+    return mock.patch.object(saving, "pays", lambda: True)
+
+
 def deaf(_):
     """No signal is handled: what a loop without a StopRequest does."""
     from cldm_jax.jobs import train
@@ -183,7 +190,7 @@ def other_key(_):
 HOOKS = {
     hook.__name__: hook
     for hook in (
-        *(announce, hash_steps, at_event, in_validation, in_save, before_write, deaf),
+        *(announce, hash_steps, at_event, in_validation, in_save, before_write, beside, deaf),
         *(first_batches_again, other_key),
     )
 }
@@ -630,7 +637,7 @@ class _Poisoned:
     def __next__(self) -> dict:
         self.step += 1
         batch, poison = dict(next(self.batches)), self.poison
-        batch["poison"] = np.zeros((len(batch["label"]), 3), np.float32)
+        batch["poison"] = np.zeros((len(batch["target"]), 3), np.float32)
         if self.step == poison.step:
             if poison.where in ("source", "target"):
                 batch[poison.where] = batch[poison.where].copy()
@@ -657,7 +664,7 @@ def _poisonable(method):
             params = {**params, "discriminators": judges}
         return new._replace(params=params), {**metrics, "loss": metrics["loss"] + loss}
 
-    return method._replace(train_step=train_step)
+    return method._replace(train_step=train_step, reads=(*method.reads, "poison"))
 
 
 @contextlib.contextmanager

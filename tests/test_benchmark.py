@@ -27,6 +27,7 @@ from benchmarks import (
     tasks,
     tasks_flax,
     volume_case,
+    volume_train,
     worker,
 )
 from benchmarks.stats import Sample
@@ -361,3 +362,29 @@ def test_script_refuses_a_folder_that_is_no_environment(script):
     done = script(CLDM_BENCHMARK_VENV="/nonexistent")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "CLDM_BENCHMARK_VENV=/nonexistent" in done.stderr
+
+
+class Scale:
+    """A network of one number: what an autoencoder's or a U-Net's loss asks of one."""
+
+    factor, latent_channels = 1, 1
+
+    def apply(self, variables, x, *rest):
+        made = variables["params"]["w"] * x
+        return made if rest[0] is not None else (made, 0 * x, 0 * x)
+
+
+@pytest.mark.parametrize("kind", ["autoencoder", "unet"])
+def test_networks_of_the_volume_are_trained(kind, monkeypatch):
+    """With the update as it is: the number moves towards what the loss wants, and is averaged."""
+    monkeypatch.setattr(volume_train, "PROBE_STEPS", 100)
+    x = np.random.default_rng(0).normal(size=(16, 2, 2, 1)).astype(np.float32)
+    if kind == "autoencoder":
+        arrays = {"images": x}
+        make = lambda steps: volume_train.make_autoencoder_loss(Scale())  # noqa: E731
+    else:
+        arrays = {"target": x, "source": x, "code": np.ones(16, np.int32)}
+        make = lambda steps: volume_train.make_ldm_loss(Scale(), steps)  # noqa: E731
+    made, record = volume_train.train(make, {"w": np.float32(0.5)}, arrays, seconds=0)
+    assert record["steps"] == 200 and np.isfinite(record["loss"])
+    assert abs(made["w"] - 0.5) > 0.02 and (kind != "autoencoder" or made["w"] > 0.5)

@@ -64,6 +64,19 @@ def test_slow_promise(shared, number):
     assert_kept(run(SLOW, number, shared))
 
 
+def test_a_kill_in_a_save_beside_the_steps_repeats_itself(shared, tmp_path):
+    """Before the manifest of the second save, while later steps are done: it goes on from the first."""
+    truth = training.uninterrupted(shared, training.QUICK_STEPS)
+    cadence = {**training.CADENCE, "save_every": 5, "num_train_steps": training.QUICK_STEPS}
+    words = training.arguments(shared, tmp_path / "run", **cadence)
+    hooks = {"beside": 1, "before_write": [signal.SIGKILL, "sha256-10", 1]}
+    assert training.run(words, hooks).code == -signal.SIGKILL
+    assert training._sound(tmp_path / "run", truth) == (5, "")
+    ended = training.run(words, {"beside": 1})
+    assert ended.code == 0 and "resuming" in ended.text, ended.text
+    assert training.unlike(tmp_path / "run", truth) == ""
+
+
 def test_full_counts_are_what_is_promised(tmp_path):
     truth = training.Truth({}, "", (), {}, 1.0, 300)
     kills = training._kills(np.random.default_rng(0), truth, training.KILLS)

@@ -8,11 +8,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.interpreters import partial_eval
 
 from cldm_jax.diffusion.noise import through_plane_weights
 from cldm_jax.errors import UserError
 from cldm_jax.methods.autoencoder import kl_divergence
 from cldm_jax.methods.base import sample_noise
+from cldm_jax.methods.common import make_update
 from cldm_jax.methods.latent_diffusion import channel_weights, ramp
 from cldm_jax.methods.registry import make_method
 from configs import ae, attention_unet, cyclegan, distributional, ldm, pix2pix, unet
@@ -111,6 +113,49 @@ def test_golden_step(name):
     assert got["params"] == known[name]["params"]
     np.testing.assert_allclose(got["loss"], known[name]["loss"], rtol=2e-4)
     np.testing.assert_allclose(got["grad_norm"], known[name]["grad_norm"], rtol=2e-3)
+
+
+@pytest.mark.parametrize("name, changes", [*((n, {}) for n in CONFIGS), ("ldm", "sdedit")])
+def test_a_step_reads_what_its_method_says_and_nothing_else(name, changes):
+    """So nothing else is read from disk or sent to the devices: no mask, no names of people."""
+    changes = {**READINGS["sdedit"]} if changes else {}
+    method, state, batch = start(name, **changes)
+    key = jax.random.key(1)
+    closed = jax.make_jaxpr(method.train_step)(state, batch, key)
+    _, used = partial_eval.dce_jaxpr(closed.jaxpr, [True] * len(closed.jaxpr.outvars))
+    count = len(jax.tree.leaves(state))
+    names = [path[0].key for path, _ in jax.tree.leaves_with_path(batch)]
+    read = {n for n, is_used in zip(names, used[count:-1], strict=True) if is_used}
+    assert read == set(method.reads)
+    only = {k: batch[k] for k in method.reads}
+    whole, alone = (jax.eval_shape(method.train_step, state, b, key) for b in (batch, only))
+    assert jax.tree.structure(whole) == jax.tree.structure(alone)
+
+
+def test_a_linear_code_may_be_made_in_the_step():
+    """Images in, their code learnt from: as if it had been made before, with the noise of its shape."""
+    matrix = np.random.default_rng(0).normal(size=(3, 2)).astype(np.float32)
+    x = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
+    optim = {**recipe("unet")["optim"], "warmup_steps": 0, "accumulate": 2}
+
+    def encode(frozen, batch):
+        return {**batch, "z": batch["z"] @ frozen["matrix"]}
+
+    def draw(rng, batch):
+        return {"noise": jax.random.normal(rng, batch["z"].shape)}
+
+    def loss(params, state, batch, noise):
+        return jnp.square(batch["z"] + noise["noise"] - params["w"][None]).mean(), {}
+
+    found = []
+    for made, z in ((True, x), (False, x @ matrix), (False, x[:, :2])):
+        init, step = make_update(loss, optim, draw, *([encode] if made else []))
+        state = init({"w": jnp.ones(2)}, {"matrix": matrix})
+        state, metrics = step(state, {"z": z}, jax.random.key(0))
+        found.append((float(metrics["loss"]), np.asarray(state.params["w"])))
+    np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
+    np.testing.assert_allclose(found[0][1], found[1][1], rtol=1e-6)
+    assert abs(found[2][0] - found[1][0]) > 1e-3  # other rows, another loss
 
 
 def with_optim(name: str, **optim):

@@ -25,6 +25,16 @@ def test_rows_are_divided_and_come_back_whole():
     assert out["y"].shape == (7, 2)
 
 
+def test_compiled_ahead_it_is_the_same():
+    function = sharding.over_devices(lambda c, batch: {"y": batch["x"] * c})
+    x, three = np.arange(14, dtype=np.float32).reshape(7, 2), sharding.replicate(jnp.float32(3))
+    lazily = function(three, {"x": x})
+    function.compile(three, {"x": x})
+    assert np.array_equal(function(three, {"x": x})["y"], lazily["y"])
+    with pytest.raises(TypeError, match="compiled with"):  # it is compiled, and for nothing else
+        function(three, {"x": x[:3]})
+
+
 def test_some_devices_only():
     first = jax.local_devices()[:1]
     function = sharding.over_devices(lambda c, batch: batch + c, first)

@@ -16,6 +16,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from cldm_jax import files
+from cldm_jax.data import pipeline
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import encode, inputs, train
 from cldm_jax.runtime.checkpoint import restore_for_inference
@@ -96,7 +97,7 @@ def test_sigterm_saves_the_step_and_resumes_exactly(study, tmp_path, monkeypatch
 
     def interrupting(batch, sharding):
         calls.append(1)
-        if len(calls) == 7:
+        if len(calls) == 8:  # put there while step 7 runs
             os.kill(os.getpid(), signal.SIGTERM)
         return put_batch(batch, sharding)
 
@@ -158,13 +159,13 @@ def test_a_signal_in_validation_leaves_it_to_the_resumed_run(study, tmp_path, mo
     make = train.make_validation
 
     def interrupted(*args):
-        validate = make(*args)
+        validation = make(*args)
 
-        def call(state, stop):
+        def look(state, stop):
             os.kill(os.getpid(), signal.SIGINT)
-            return validate(state, stop)
+            return validation(state, stop)
 
-        return call
+        return validation._replace(look=look)
 
     with monkeypatch.context() as patch:
         patch.setattr(train, "make_validation", interrupted)
@@ -180,18 +181,18 @@ def test_a_signal_in_validation_leaves_it_to_the_resumed_run(study, tmp_path, mo
 
 
 def test_people_of_a_batch_with_nan_are_named(study, tmp_path, monkeypatch):
-    read = train.pipeline.SliceSource.read
+    read = pipeline.SliceSource.read
     ids = [s["id"] for s in inputs.ensure_prepared(study.config("unet").data).index["subjects"]]
     keys = [s["split"] for s in files.read_json(study.prepared / "index.json")["subjects"]]
     victim = keys.index("train")
 
-    def poisoned(self, rows):
-        batch = read(self, rows)
+    def poisoned(self, rows, names=None):
+        batch = read(self, rows, names)
         if len(rows) == 4:  # not the items that constants are fitted on
-            batch["source"][batch["subject"] == victim, 0, 0, 0] = np.nan
+            batch["source"][self.keys["subject"][rows] == victim, 0, 0, 0] = np.nan
         return batch
 
-    monkeypatch.setattr(train.pipeline.SliceSource, "read", poisoned)
+    monkeypatch.setattr(pipeline.SliceSource, "read", poisoned)
     with pytest.raises(UserError, match=f"in the images of {ids[victim]}; its update was not"):
         train.run(study.config("unet"), str(tmp_path))
     found = restore_for_inference(tmp_path / "checkpoints")

@@ -6,15 +6,28 @@ by its step alone, with any number of threads, workers or processes.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import grain
 import numpy as np
 
 from cldm_jax.data import intensity
+from cldm_jax.data.order import TrainOrder
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 
 _MAX_STEPS = 1 << 40  # a length for Grain; permutations are made as they are needed
+ITEM = ("source", "target", "label", "mask", "subject", "slice")
+OF_TARGET = ("target", "label", "mask")  # what goes with the target where it is no pair's
+
+
+class Places(NamedTuple):
+    """Where one part of every item lies."""
+
+    folder_name: str  # "images" or "latents"
+    folder: Prepared
+    shards: np.ndarray  # int32 [N], places in its index
+    rows: np.ndarray  # int32 [N, K], in the shard
 
 
 class SliceSource:
@@ -36,24 +49,31 @@ class SliceSource:
     def __getitem__(self, i: int) -> dict[str, np.ndarray]:
         return {k: v[0] for k, v in self.read(np.array([i])).items()}
 
-    def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Items `rows` as one batch, keys and shapes of `make_source` with a leading [B]."""
-        r = self._records
-        folder = self._latents if self._source_is_latent else self._images
-        source = _gather(folder, r["source_shard"][rows], r["source_rows"][rows])
-        # [B, context, h, w(, C)] -> channels last, neighbours in order, a neighbour's C together.
-        source = np.moveaxis(source, 1, 3).reshape(*_hw(source), -1)
-        folder = self._latents or self._images
-        target = _gather(folder, r["target_shard"][rows], r["target_row"][rows, None])[:, 0]
-        mask = _gather(self._images, r["mask_shard"][rows], r["mask_row"][rows, None])[:, 0]
-        return {
-            "source": source,
-            "target": target if target.ndim == 4 else target[..., None],
-            "label": r["label"][rows],
-            "mask": mask[..., None],
-            "subject": r["subject"][rows],
-            "slice": r["slice"][rows],
-        }
+    def places(self, name: str) -> Places:
+        """Of "source" (K neighbours), "target" or "mask" (K = 1), for every item."""
+        r, is_latent = self._records, self._source_is_latent
+        if name == "source":
+            number, rows = r["source_shard"], r["source_rows"]
+        else:
+            number, rows = r[f"{name}_shard"], r[f"{name}_row"][:, None]
+            is_latent = name == "target" and self._latents is not None
+        folder_name, folder = ("latents", self._latents) if is_latent else ("images", self._images)
+        return Places(folder_name, folder, number, rows)
+
+    def read(self, rows: np.ndarray, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
+        """Items `rows` as one batch, keys and shapes of `make_source` with a leading [B]; with `names`
+        only those.
+        """
+        out = {}
+        for name in ITEM if names is None else names:
+            if name in ("label", "subject", "slice"):
+                out[name] = self._records[name][rows]
+                continue
+            part = self.places(name)
+            found = _gather(part.folder, part.shards[rows], part.rows[rows])
+            # [B, K, h, w(, C)] -> channels last, neighbours in order, a neighbour's C together.
+            out[name] = np.moveaxis(found, 1, 3).reshape(*_hw(found), -1)
+        return out
 
 
 def make_source(
@@ -138,8 +158,9 @@ def make_train_iterator(
     paired: bool = True,
     process_index: int = 0,
     process_count: int = 1,
+    names: tuple[str, ...] | None = None,
 ) -> TrainBatches:
-    """Endless shuffled batches from global step `start_step` on.
+    """Endless shuffled batches from global step `start_step` on; with `names` only those arrays.
 
     paired=False: target, label and mask of every item come from another permutation.
 
@@ -152,7 +173,8 @@ def make_train_iterator(
         reason = f"{batch_size} is not a multiple of the {process_count} processes"
         raise UserError("batch_size", reason, "Change one of the two")
     local = batch_size // process_count
-    batches = _ShuffledBatches(source, batch_size, local * process_index, local, seed, paired)
+    order = TrainOrder(len(source), batch_size, seed, paired)
+    batches = _ShuffledBatches(source, order, local * process_index, local, names)
     dataset = grain.MapDataset.source(batches)[start_step:]
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(2, num_threads))
     dataset = dataset.to_iter_dataset(options)
@@ -186,48 +208,20 @@ def make_eval_batches(source: SliceSource, batch_size: int) -> EvalBatches:
 class _ShuffledBatches:
     """Grain source whose element s is this process's part of global batch s."""
 
-    def __init__(self, source, batch_size: int, first: int, local: int, seed: int, paired: bool):
-        self._source, self._batch_size, self._first, self._local = source, batch_size, first, local
-        self._order = _Permutations(len(source), seed)
-        self._target_order = None if paired else _Permutations(len(source), seed, stream=1)
+    def __init__(self, source, order: TrainOrder, first: int, local: int, names):
+        self._source, self._order, self._names = source, order, names or ITEM
+        self._part = (first, local)
 
     def __len__(self) -> int:
         return _MAX_STEPS
 
     def __getitem__(self, step: int) -> dict[str, np.ndarray]:
-        at = step * self._batch_size + self._first + np.arange(self._local)
-        batch = self._source.read(self._order.rows(at))
-        if self._target_order is not None:
-            other = self._source.read(self._target_order.rows(at))
-            batch |= {name: other[name] for name in ("target", "label", "mask")}
-        return batch
-
-
-class _Permutations:
-    """Endless permutations of `length` rows, one per epoch, made as they are needed."""
-
-    def __init__(self, length: int, seed: int, stream: int = 0):
-        self._length, self._key = length, [seed] if stream == 0 else [seed, stream]
-        self._orders: dict[int, np.ndarray] = {}
-
-    def rows(self, at: np.ndarray) -> np.ndarray:
-        """Rows at these places of the endless sequence."""
-        epochs, places = np.divmod(at, self._length)
-        return np.array(
-            [self._epoch(e)[p] for e, p in zip(epochs.tolist(), places.tolist(), strict=True)]
-        )
-
-    def _epoch(self, epoch: int) -> np.ndarray:
-        order = self._orders.get(epoch)
-        if order is None:
-            order = np.random.default_rng([*self._key, epoch]).permutation(self._length)
-            # Threads read ahead across one epoch's end at most; a new dict is swapped in whole.
-            recent = {e: o for e, o in list(self._orders.items()) if e >= epoch - 1}
-            self._orders = {**recent, epoch: order}
-        return order
-
-    def __getstate__(self):
-        return {**self.__dict__, "_orders": {}}
+        rows, target_rows = self._order.rows(step, *self._part)
+        if target_rows is rows:
+            return self._source.read(rows, self._names)
+        of_target = tuple(n for n in self._names if n in OF_TARGET)
+        batch = self._source.read(rows, tuple(n for n in self._names if n not in of_target))
+        return batch | self._source.read(target_rows, of_target)
 
 
 def _gather(folder: Prepared, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -64,6 +64,7 @@ def _shapes(config):
     method = make_method(config.method, **recipe)
     state = method.init(jax.random.key(0), batch, frozen)
     rows = config.train.batch_size
+    batch = {k: batch[k] for k in method.reads}
     batch = {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype) for k, v in batch.items()}
     return method, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state), batch
 

@@ -16,13 +16,18 @@ from cldm_jax.errors import UserError
 from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.checkpoint import BEST, Checkpoints
 
-# Fields a resumed run may change: cadence and plumbing, nothing that alters a number.
+# Fields a resumed run may change: cadence and plumbing, nothing that alters a number. (Steps of one call
+# are compiled together, slices on the device decoded there: float rounding.)
 MUTABLE = {
     "train.log_every",
     "train.val_every",
     "train.save_every",
     "train.num_threads",
     "train.num_workers",
+    "train.steps_per_call",
+    "data.on_device",
+    "autoencoder.train.train.steps_per_call",
+    "autoencoder.train.data.on_device",
     "data.root",
     "data.prepared",
     "encode_batch_size",

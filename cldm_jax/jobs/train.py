@@ -1,11 +1,12 @@
-"""The one training loop: autoencoder, latent diffusion and baselines alike.
+"""The one training: autoencoder, latent diffusion and baselines alike.
 
-It owns mesh, jit and donation, the key of each step, cadence, checkpoints, writers, the NaN guard and
-signals; it does not know what a loss is. Step k's batch and noise depend on (seed, k) alone, so a
-resumed run repeats the uninterrupted one bit for bit.
+It owns mesh, jit and donation, the key of each step, checkpoints, writers, the NaN guard and signals, and
+sets up the loop (`jobs/loop.py`) with its feed (`jobs/feed.py`); it does not know what a loss is. Step
+k's batch and noise depend on (seed, k) alone, so a resumed run repeats the uninterrupted one bit for bit.
 """
 
 import contextlib
+import functools
 import logging
 import pathlib
 import sys
@@ -14,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cldm_jax.data import pipeline
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import inputs as inputs_lib
 from cldm_jax.jobs import record
+from cldm_jax.jobs.feed import make_feed
+from cldm_jax.jobs.loop import Kept, Loop, is_due
 from cldm_jax.jobs.validation import can_validate, make_validation
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runtime import device, processes, sharding
@@ -77,115 +79,81 @@ def _write_errors_named(workdir):
 
 def _train(config, workdir, resolved, inputs, method, stop) -> bool:
     """Whether it came to the last step; False where a signal ended it before."""
-    total, every = config.train.num_train_steps, config.train
-    batch_sharding, replicated = sharding.make_shardings()
-    rng = jax.random.key(config.seed)
     source = inputs_lib.train_source(config, inputs)
-    state = method.init(rng, _init_batch(config, source), inputs.frozen)
-    state = sharding.replicate(state)
-    abstract = jax.tree.map(
-        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=replicated), state
-    )
+    state = method.init(jax.random.key(config.seed), _init_batch(config, source), inputs.frozen)
     checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints")
-    found = checkpoints.restore_latest(abstract)
-    start = 0
-    if found is not None:
-        start, state = found
-        print(f"resuming {workdir} at step {start} of {total}", flush=True)
-    manifest = record.make_manifest(config, workdir, inputs, state, resolved)
-    if found is None and _imports(config):
-        state, manifest["imported"] = _import(config, state)
-        if total == 0:  # all there is to do
-            open_writer(workdir, 0, is_writing=processes.is_main()).close()
-            checkpoints.save(0, state)
-        record.write_manifest(workdir, manifest, 0, finished=False)
-    owes_validation = processes.decided(lambda: _owes_validation(config, workdir, inputs, start))
-    if start >= total and not owes_validation:
-        checkpoints.close()
-        # A finished run's record stays that of the command and commit that trained it.
-        if not record.is_finished(workdir):
-            record.finish(workdir, manifest, start)
-        done = f"already trained to step {start}" if total else "holds the imported weights"
-        print(f"{workdir}: {done}", flush=True)
-        return True
-    _print_overview(config, state)
-
-    writer = open_writer(workdir, start, is_writing=processes.is_main())
-    writer.write_hparams(resolved)
-    if inputs.latents is not None and start == 0:
-        writer.write_histograms(0, _latents(source, inputs.frozen["statistics"]))
-    validation = make_validation(config, inputs.prepared, method)
-    train_step = make_step(method, replicated)
-    rng, first_bad = sharding.replicate((rng, jnp.int32(0)))
-    batches = _make_batches(config, source, start)
-    clock = record.Clock(manifest)
-    compiled, pending, is_stopping, is_whole, step = None, None, False, True, start
-
-    def validate() -> bool:
-        """False where a signal cut it short: it is owed then."""
-        found = validation(state, stop)
-        device.trim_heap()  # its compilation, at first
-        if found is not None and found[0]:
-            found = processes.shared(found[0]), found[1]
-            record.keep_best(workdir, manifest, step, found[0], state)
-            writer.write_validation(step, *found)
-        return found is not None
-
-    def log(logged: int, metrics, bad) -> None:
-        scalars = {f"train/{k}": float(v) for k, v in metrics.items()}
-        writer.write_scalars(logged, scalars)
-        writer.write_events(logged, clock.speed(logged, total))
-        progress.update(0, loss=f"{scalars['train/loss']:.4f}")
-        check_finite(bad)
-
-    def check_finite(bad) -> None:
-        if int(bad):
-            good = int(bad) - 1  # what the state still is
-            if good:
-                checkpoints.save(good, state)
-                record.write_manifest(workdir, manifest, good, finished=False)
-            batch = next(_make_batches(config, source, good, whole=True))
-            record.refuse_nonfinite(workdir, int(bad), batch, inputs.prepared)
-
     with contextlib.ExitStack() as stack:
-        for close in (checkpoints.close, writer.close, batches.close):
-            stack.callback(close)
-        if owes_validation:
-            validate()
-        with Progress(total, f"train {config.name}", "step", initial=start) as progress:
-            for step in range(start + 1, total + 1):
-                batch = sharding.put_batch(next(batches), batch_sharding)
-                if compiled is None:
-                    compiled = device.compile_step(train_step, state, first_bad, batch, rng)
-                    stop.hold()
-                state, first_bad, metrics = compiled(state, first_bad, batch, rng)
-                # Fetched one step late: the device never waits for a log line.
-                if pending is not None:
-                    log(*pending)
-                is_due = _is_due(step, total, every.log_every)
-                pending = (step, metrics, first_bad) if is_due else None
-                progress.update(1)
-                is_stopping = stop.is_asked()
-                validate_now = not is_stopping and _is_due(step, total, every.val_every)
-                save_now = is_stopping or _is_due(step, total, every.save_every)
-                if validate_now or save_now:
-                    if pending is not None:
-                        log(*pending)
-                        pending = None
-                    check_finite(first_bad)
-                if validate_now and not validate():
-                    is_stopping = save_now = True
-                is_whole = not (is_stopping and _is_due(step, total, every.val_every))
-                if save_now:
-                    clock.stamp()
-                    checkpoints.save(step, state)
-                    record.write_manifest(workdir, manifest, step, finished=False)
-                if is_stopping:
-                    break
-    if step < total or not is_whole:
-        return False
-    record.finish(workdir, manifest, total)
+        stack.callback(checkpoints.close)
+        start, state = _restore(config, workdir, checkpoints, sharding.replicate(state))
+        manifest = record.make_manifest(config, workdir, inputs, state, resolved)
+        if start is None:
+            start, state = 0, _import(config, workdir, state, manifest, checkpoints)
+        owes_validation = processes.decided(
+            lambda: _owes_validation(config, workdir, inputs, start)
+        )
+        if start >= config.train.num_train_steps and not owes_validation:
+            return _nothing_to_do(config, workdir, manifest, start)
+        _print_overview(config, state)
+        writer = open_writer(workdir, start, is_writing=processes.is_main())
+        stack.callback(writer.close)
+        writer.write_hparams(resolved)
+        if inputs.latents is not None and start == 0:
+            writer.write_histograms(0, _latents(source, inputs.frozen["statistics"]))
+        feed = make_feed(config, source, method.reads, start)
+        stack.callback(feed.close)
+        rng, first_bad = sharding.replicate((jax.random.key(config.seed), jnp.int32(0)))
+        validation = make_validation(config, inputs.prepared, method)
+        programs = _compile(method, feed, (state, first_bad, rng), validation)
+        stop.hold()
+        loop = Loop(state, first_bad, start, config.train.num_train_steps, stop)
+        del state  # the loop's alone: the first call takes its memory
+        kept = Kept(config, workdir, manifest, source, inputs.prepared, loop, checkpoints)
+        stack.callback(kept.saves.close)
+        with Progress(loop.total, f"train {config.name}", "step", initial=start) as progress:
+            validate = kept.hooks(writer, validation, progress)
+            if owes_validation:
+                validate.pay(loop)
+            if not loop.run(programs, feed, rng, progress):
+                return False
+    record.finish(workdir, manifest, config.train.num_train_steps)
     return True
+
+
+def _restore(config, workdir, checkpoints: Checkpoints, state):
+    """(step, state) of the newest checkpoint; (None, state) where there is none."""
+    abstract = jax.tree.map(
+        lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=a.sharding), state
+    )
+    found = checkpoints.restore_latest(abstract)
+    if found is None:
+        return None, state
+    print(f"resuming {workdir} at step {found[0]} of {config.train.num_train_steps}", flush=True)
+    return found
+
+
+def _nothing_to_do(config, workdir, manifest, start: int) -> bool:
+    # A finished run's record stays that of the command and commit that trained it.
+    if not record.is_finished(workdir):
+        record.finish(workdir, manifest, start)
+    is_trained = config.train.num_train_steps > 0
+    done = f"already trained to step {start}" if is_trained else "holds the imported weights"
+    print(f"{workdir}: {done}", flush=True)
+    return True
+
+
+def _compile(method, feed, arguments, validation) -> dict:
+    """{steps of a call: program} for all that are to come, and validation's, side by side."""
+    state, first_bad, rng = arguments
+
+    def program(length):
+        step = make_step(method, first_bad.sharding, feed.read, length)
+        items = feed.shapes(length)
+        return device.compile_step(step, state, first_bad, items, rng, *feed.tables)
+
+    lengths = sorted(feed.lengths(), reverse=True)
+    jobs = [functools.partial(program, length) for length in lengths]
+    *programs, _ = device.side_by_side([*jobs, functools.partial(validation.compile, state)])
+    return dict(zip(lengths, programs, strict=True))
 
 
 def _imports(config) -> bool:
@@ -198,52 +166,60 @@ def _check_has_work(config) -> None:
         raise UserError("config.train.num_train_steps=0", "nothing to train or to import", remedy)
 
 
-def _import(config, state):
-    """(state with the weights of `config.init`, also as their average; facts for the manifest)."""
+def _import(config, workdir, state, manifest, checkpoints: Checkpoints):
+    """`state` with the weights of `config.init`, also as their average, where it names any. Where nothing
+    is to be trained on them they are saved as step 0.
+    """
+    if not _imports(config):
+        return state
     params, facts = inputs_lib.import_weights(config, state.params)
     print(f"{config.name}: begins with {facts['file']} ({facts['sha256'][:12]})", flush=True)
     params, average = (jax.tree.map(jnp.array, params) for _ in range(2))  # both are donated
-    return state._replace(**sharding.replicate({"params": params, "ema_params": average})), facts
-
-
-def _is_due(step: int, total: int, every: int) -> bool:
-    return step > 0 and (step == total or step % every == 0)
+    state = state._replace(**sharding.replicate({"params": params, "ema_params": average}))
+    manifest["imported"] = facts
+    if config.train.num_train_steps == 0:  # all there is to do
+        open_writer(workdir, 0, is_writing=processes.is_main()).close()
+        checkpoints.save(0, state)
+    record.write_manifest(workdir, manifest, 0, finished=False)
+    return state
 
 
 def _owes_validation(config, workdir, inputs, step: int) -> bool:
     """Whether a signal or a kill came between `step` and the validation that belongs to it."""
     every = config.train
-    if not _is_due(step, every.num_train_steps, every.val_every):
+    if not is_due(step, every.num_train_steps, every.val_every):
         return False
     rows = [row for row in read_rows(workdir) if row["step"] == step]
     is_done = any(key.startswith("val/") for row in rows for key in row)
     return not is_done and can_validate(config, inputs.prepared)
 
 
-def _make_batches(config, source, start: int, *, whole: bool = False):
-    """Batches from step `start` on: this process's rows, or with `whole` those of all."""
-    return pipeline.make_train_iterator(
-        source,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        start_step=start,
-        num_threads=0 if whole else config.train.num_threads,
-        num_workers=0 if whole else config.train.num_workers,
-        paired=config.data.paired,
-        process_index=0 if whole else jax.process_index(),
-        process_count=1 if whole else jax.process_count(),
-    )
-
-
-def make_step(method, replicated):
+def make_step(method, replicated, read=None, length: int = 1):
     """The jitted step, (state, first_bad, batch, rng of the run) -> (state, first_bad, metrics), guarded
     against what is not finite (`runtime/finite.py`); `state` is donated.
+
+    length > 1: so many steps in one scan, of batches stacked [length, B, ...], each with the key that it
+    has alone; metrics of the last. read(item, *tables) -> batch, where the tables are further arguments.
     """
 
     def step(state, batch, rng):
         return method.train_step(state, batch, jax.random.fold_in(rng, state.step + 1))
 
-    return jax.jit(guarded(step), donate_argnums=0, out_shardings=(replicated,) * 3)
+    one = guarded(step)
+
+    def call(state, first_bad, items, rng, *tables):
+        def turn(carry, item):
+            batch = item if read is None else read(item, *tables)
+            state, first_bad, metrics = one(*carry, batch, rng)
+            return (state, first_bad), metrics
+
+        if length == 1:
+            (state, first_bad), metrics = turn((state, first_bad), items)
+            return state, first_bad, metrics
+        (state, first_bad), metrics = jax.lax.scan(turn, (state, first_bad), items, length)
+        return state, first_bad, jax.tree.map(lambda x: x[-1], metrics)
+
+    return jax.jit(call, donate_argnums=0, out_shardings=(replicated,) * 3)
 
 
 def open_step(config):
@@ -265,7 +241,7 @@ def make_stepper(config, inputs, init_batch: dict, batch: dict):
     key = jax.random.key(config.seed)
     state = method.init(key, init_batch, inputs.frozen)
     state, key, first_bad = sharding.replicate((state, key, jnp.int32(0)))
-    batch = sharding.put_batch(batch, batch_sharding)
+    batch = sharding.put_batch({k: batch[k] for k in method.reads}, batch_sharding)
     compiled = device.compile_step(make_step(method, replicated), state, first_bad, batch, key)
 
     def call() -> None:

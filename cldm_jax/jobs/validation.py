@@ -1,5 +1,8 @@
 """A quick look at validation people while training: PSNR per target, a few images. Not the protocol."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import numpy as np
 
@@ -15,16 +18,25 @@ def can_validate(config, prepared) -> bool:
     return bool(set(inputs_lib.choose_targets(config, prepared)) & set(prepared.held("val")))
 
 
-def make_validation(config, prepared, method):
-    """() -> validate(state, stop) -> ({"val/psnr_ct": dB}, {name: images [N, H, W', 1]}), or None where a
-    signal came meanwhile: what is left is not worth the seconds a stopping process has. The images are
-    source, prediction and target side by side, and one source under every class code.
+class Validation(NamedTuple):
+    look: Callable  # (state, stop) -> scalars and images, or None; see `make_validation`
+    compile: Callable  # (state) -> None: ahead of the first look
+
+    def __call__(self, state, stop):
+        return self.look(state, stop)
+
+
+def make_validation(config, prepared, method) -> Validation:
+    """What is looked at: called with (state, stop) it gives ({"val/psnr_ct": dB}, {name: images
+    [N, H, W', 1]}), or None where a signal came meanwhile: what is left is not worth the seconds a
+    stopping process has. The images are source, prediction and target side by side, and one source under
+    every class code.
 
     PSNR in model range (data range 2) inside the head mask, mean over the chosen slices of validation
     people; method's first read-out. Nothing to validate on (no such people): empty results.
     """
     if not can_validate(config, prepared):
-        return lambda state, stop: ({}, {})
+        return Validation(lambda state, stop: ({}, {}), lambda state: None)
     targets = inputs_lib.choose_targets(config, prepared)
     source = inputs_lib.image_source(
         config, prepared, "val", targets, config.train.val_slice_stride
@@ -38,9 +50,16 @@ def make_validation(config, prepared, method):
     if len(codes) < 2 or config.method == "autoencoder":  # which gives every image back
         codes = []
 
+    def slim(state):
+        """Only what a read-out uses: the optimiser's state is not copied into the program's arguments."""
+        return state._replace(params=(), opt_state=(), extra=())
+
+    def given(batch):
+        return {k: v for k, v in batch.items() if k not in ("valid", "mask")}
+
     def every_class(state, first, middle, own):
         """The first rows' sources, and what each class code makes of them. own: predicted as labelled."""
-        arrays = {k: v for k, v in first.items() if k != "valid"}
+        arrays = given(first)
         made = [middle[:SHOWN]]
         for code in codes:
             image = own
@@ -51,14 +70,12 @@ def make_validation(config, prepared, method):
         return np.concatenate(made, axis=2)
 
     def validate(state, stop):
-        # Only what a read-out uses: the optimiser's state is not copied into the program's arguments.
-        state = state._replace(params=(), opt_state=(), extra=())
+        state = slim(state)
         scores, shown = {}, None
         for batch in batches:
             if stop.is_asked():
                 return None
-            arrays = {k: v for k, v in batch.items() if k != "valid"}
-            image = np.asarray(predict(state, arrays, rng).image)
+            image = np.asarray(predict(state, given(batch), rng).image)
             shown = image if shown is None else shown
             valid, mask = batch["valid"], batch["mask"]
             error = np.square(np.clip(image, -1, 1) - batch["target"]) * mask
@@ -79,4 +96,4 @@ def make_validation(config, prepared, method):
             )
         return scalars, {name: np.clip((x + 1) / 2, 0, 1) for name, x in images.items()}
 
-    return validate
+    return Validation(validate, lambda state: predict.compile(slim(state), given(batches[0]), rng))

@@ -67,4 +67,5 @@ def make(*, model: dict, patch_skip: bool, loss: dict, optim: dict) -> Method:
         z = codec.encode(variables, batch["target"], batch["label"])
         return Prediction(codec.decode(variables, z, batch["label"]), None)
 
-    return Method(init, train_step, {"reconstruct": reconstruct}, {"reconstruct": 1})
+    read_outs = {"reconstruct": reconstruct}
+    return Method(init, train_step, read_outs, {"reconstruct": 1}, reads=("target", "label"))

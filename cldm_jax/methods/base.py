@@ -18,13 +18,15 @@ class Method(NamedTuple):
     """All functions are pure and jittable except `init`.
 
     batch: source [B,H,W,S] target [B,H,W,1] (latents: [B,h,w,C]) label [B] mask [B,H,W,1] subject [B]
-    slice [B].
+    slice [B]. `train_step` is given what `reads` names and nothing else: only that is read from disk and
+    sent to the devices.
     """
 
     init: Callable  # (rng, batch, frozen) -> TrainState; frozen: constants from earlier phases
     train_step: Callable  # (state, batch, rng) -> (TrainState, {name: scalar})
     predict: Mapping[str, Callable]  # mode -> (state, batch of images, rng) -> Prediction
     evaluations: Mapping[str, int]  # mode -> network evaluations per image
+    reads: tuple[str, ...] = ("source", "target", "label")
 
 
 def with_mirror(predict: Callable) -> Callable:

@@ -75,4 +75,5 @@ def make(
         return Prediction(translate(state.ema_params, batch["source"]), None)
 
     read_outs = {"predict": predict, "mirror": with_mirror(predict)}
-    return Method(init, train_step, read_outs, {"predict": 1, "mirror": 2})
+    evaluations = {"predict": 1, "mirror": 2}
+    return Method(init, train_step, read_outs, evaluations, reads=("source", "target"))

@@ -99,7 +99,7 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
         name = "sample" if k == 1 else f"mean{k}"
         predict[name] = functools.partial(cldm.predict_samples, num_samples=k)
         evaluations[name] = k * per_sample
-    return Method(init, train_step, predict, evaluations)
+    return Method(init, train_step, predict, evaluations, cldm.reads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,6 +115,12 @@ class _Cldm:
     @property
     def is_bridge(self) -> bool:
         return self.diffusion["conditioning"] == "bridge"
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """What a training step is given: sdedit learns one modality's latents, and no source."""
+        is_alone = self.diffusion["conditioning"] == "sdedit"
+        return ("target", "label") if is_alone else ("source", "target", "label")
 
     @property
     def num_timesteps(self) -> int:
@@ -206,7 +212,7 @@ class _Cldm:
     def loss(self, params, state, batch, noise):
         d, label, frozen = self.diffusion, batch["label"], state.frozen
         z0 = self.standardise(frozen, batch["target"], label)
-        source = self.training_source(frozen, batch)
+        source = self.training_source(frozen, batch) if "source" in self.reads else None
         share = ramp(state.step, self.num_train_steps, *d["onestep_share"], *d["onestep_ramp"])
         is_onestep = noise["onestep_lot"] < share
         is_dropped = noise["drop_lot"] < d["class_dropout_prob"]

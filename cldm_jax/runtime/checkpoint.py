@@ -14,6 +14,7 @@ import pathlib
 import re
 import shutil
 import sys
+import threading
 import time
 
 import jax
@@ -173,11 +174,11 @@ def newest_sound(folder) -> int | None:
 @contextlib.contextmanager
 def _quiet():
     """Without what Orbax and TensorStore say of a save that fails: a thousand lines of tracebacks, and
-    the error comes anyway. Yields what is said on stderr meanwhile.
+    the error comes anyway. Yields what is said on stderr meanwhile. One at a time.
     """
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
     levels, shown = [logger.level for logger in loggers], sys.stderr
-    sys.stderr = io.StringIO()
+    sys.stderr = _Said(shown)
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     try:
@@ -186,6 +187,20 @@ def _quiet():
         sys.stderr = shown
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
+
+
+class _Said(io.StringIO):
+    """Keeps what is said, but for the words of a main thread that goes on while another one saves."""
+
+    def __init__(self, shown):
+        super().__init__()
+        self._shown, self._saver = shown, threading.current_thread()
+
+    def write(self, text: str) -> int:
+        speaker = threading.current_thread()
+        if speaker is threading.main_thread() and speaker is not self._saver:
+            return self._shown.write(text)
+        return super().write(text)
 
 
 def _wait_for_late_words() -> None:

@@ -20,8 +20,13 @@ def make_shardings(devices=None):
     return NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
 
 
+def stacked(rows):
+    """The sharding of several batches [K, B, ...] in one array, from that of one."""
+    return NamedSharding(rows.mesh, PartitionSpec(None, *rows.spec))
+
+
 def put_batch(batch: dict, sharding) -> dict:
-    """This process's rows of a batch as global arrays."""
+    """This process's rows of a batch (or of stacked ones) as global arrays."""
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
@@ -43,24 +48,33 @@ def over_devices(function: Callable, devices=None) -> Callable:
     devices: default all of all processes, which must then make the same calls with the same arguments.
     batch: a tree of host arrays [B, ...]; where B cannot be divided, the last row fills it up. The other
     arguments are the same everywhere; put them in place once with `replicate`. What comes back is whole
-    on every process, [B, ...].
+    on every process, [B, ...]. Its `compile(constants, batch, ...)` does so ahead of
+    the first call, for arguments of these shapes and no others.
     """
-    rows, replicated = make_shardings(devices)
-    jitted = jax.jit(function, out_shardings=replicated)
-    count = rows.mesh.size
+    return _Divided(function, devices)
 
-    def put(x):
-        missing = -len(x) % count
-        if missing:
-            x = np.concatenate([x, np.repeat(x[-1:], missing, 0)])
-        return jax.make_array_from_callback(x.shape, rows, lambda part: x[part])
 
-    def call(constants, batch, *rest):
+class _Divided:
+    def __init__(self, function, devices):
+        self._rows, replicated = make_shardings(devices)
+        self._call = jax.jit(function, out_shardings=replicated)
+
+    def compile(self, constants, batch, *rest) -> None:
+        self._call = self._call.lower(constants, self._put(batch), *rest).compile()
+
+    def __call__(self, constants, batch, *rest):
         size = len(jax.tree.leaves(batch)[0])
-        out = jitted(constants, jax.tree.map(put, batch), *rest)
-        return jax.tree.map(lambda x: x[:size], out) if size % count else out
+        out = self._call(constants, self._put(batch), *rest)
+        return jax.tree.map(lambda x: x[:size], out) if size % self._rows.mesh.size else out
 
-    return call
+    def _put(self, batch):
+        def put(x):
+            missing = -len(x) % self._rows.mesh.size
+            if missing:
+                x = np.concatenate([x, np.repeat(x[-1:], missing, 0)])
+            return jax.make_array_from_callback(x.shape, self._rows, lambda part: x[part])
+
+        return jax.tree.map(put, batch)
 
 
 def replicate(tree, devices=None):

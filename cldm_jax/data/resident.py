@@ -1,0 +1,84 @@
+"""The slices of a training, as stored and each once, for those who hold all of them in one memory."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cldm_jax.data.shards import Prepared
+
+IMAGES = ("source", "target")  # what is gathered from slices; the rest of a record are numbers
+
+
+class Layout(NamedTuple):
+    """Where everything lies: small, on the host.
+
+    folders: name -> the folder whose slices they are. used: name -> the folder's slices that some record
+    needs, counted through its shards, ascending. records: name -> int32 [N, K] places in the slices of
+    `folder_of[name]` (source: K neighbours; target: 1), and the labels int32 [N].
+    """
+
+    folders: dict[str, Prepared]
+    used: dict[str, np.ndarray]
+    folder_of: dict[str, str]
+    records: dict[str, np.ndarray]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of slices and records together."""
+        slices = sum(
+            len(used) * int(np.prod(_example(self.folders[name], used).shape)) * itemsize
+            for name, used in self.used.items()
+            for itemsize in (_example(self.folders[name], used).dtype.itemsize,)
+        )
+        return slices + sum(a.nbytes for a in self.records.values())
+
+    def encoding(self, name: str) -> tuple[np.float32, np.float32]:
+        """(scale, offset) of what is stored for "source" or "target"."""
+        folder = self.folders[self.folder_of[name]]
+        return folder.scale, folder.offset
+
+    def tables(self) -> dict[str, Any]:
+        """{"slices": folder name -> numbers as stored [M, ...], "records": as above}."""
+        slices = {name: _slices(self.folders[name], used) for name, used in self.used.items()}
+        return {"slices": slices, "records": self.records}
+
+
+def lay_out(source, names) -> Layout:
+    """What the items of a `pipeline.SliceSource` need of `names` ("source", "target", "label")."""
+    parts = {name: source.places(name) for name in IMAGES if name in names}
+    folders = {p.folder_name: p.folder for p in parts.values()}
+    starts = {name: _starts(folder) for name, folder in folders.items()}
+    numbers = {n: starts[p.folder_name][p.shards][:, None] + p.rows for n, p in parts.items()}
+    used = {
+        folder: np.unique(
+            np.concatenate([numbers[n].ravel() for n in numbers if parts[n].folder_name == folder])
+        )
+        for folder in folders
+    }
+    folder_of = {name: part.folder_name for name, part in parts.items()}
+    records = {n: np.searchsorted(used[folder_of[n]], numbers[n]).astype(np.int32) for n in numbers}
+    if "label" in names:
+        records["label"] = source.keys["label"]
+    return Layout(folders, used, folder_of, records)
+
+
+def _starts(folder: Prepared) -> np.ndarray:
+    """Number of the first slice of each shard, in the index's order, and of all of them at the end."""
+    counts = [shard["shape"][0] for shard in folder.index["shards"].values()]
+    return np.concatenate([[0], np.cumsum(counts)])
+
+
+def _example(folder: Prepared, used: np.ndarray) -> np.ndarray:
+    starts = _starts(folder)
+    shard = int(np.searchsorted(starts, used[0], side="right")) - 1
+    return folder.shard(list(folder.index["shards"])[shard])[0]
+
+
+def _slices(folder: Prepared, used: np.ndarray) -> np.ndarray:
+    starts, example = _starts(folder), _example(folder, used)
+    out = np.empty((len(used), *example.shape), example.dtype)
+    cuts = np.searchsorted(used, starts)
+    for i, name in enumerate(folder.index["shards"]):
+        if cuts[i] < cuts[i + 1]:
+            out[cuts[i] : cuts[i + 1]] = folder.shard(name)[used[cuts[i] : cuts[i + 1]] - starts[i]]
+    return out
