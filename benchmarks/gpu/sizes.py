@@ -1,0 +1,62 @@
+"""The networks, batches and trainings of each part, at the size of a GPU ("full") and of a rehearsal."""
+
+from typing import NamedTuple
+
+
+class Sizes(NamedTuple):
+    name: str
+    preset: str  # of configs/, what is not said here
+    image: tuple[int, int]  # rows, columns
+    ae_channels: tuple[int, ...]
+    unets: dict[str, tuple[int, ...]]  # name -> channels; attention at the last level
+    head_channels: int
+    batches: tuple[int, int]  # of the latent network's training: large, small
+    ae_batch: int
+    sampled: tuple[int, int]  # slices of a DDIM call
+    ddim_steps: int
+    coded: int  # slices of an encoding or decoding
+    volume: tuple[int, int]  # slices, slices at a time
+    gemm: int
+    copy_mb: int
+    sample_s: float  # seconds of calls a measurement, at least
+
+
+# The latents of 192 x 224 mm at 1 mm are 48 x 56.
+FULL = Sizes(
+    name="full",
+    preset="cpu1mm",
+    image=(224, 192),
+    ae_channels=(32, 64, 128),
+    unets={"12M": (64, 128, 256), "51M": (128, 256, 512)},
+    head_channels=64,
+    batches=(256, 64),
+    ae_batch=32,
+    sampled=(1, 8),
+    ddim_steps=50,
+    coded=64,
+    volume=(150, 50),
+    gemm=8192,
+    copy_mb=2048,
+    sample_s=1.0,
+)
+TINY = Sizes(
+    name="tiny",
+    preset="tiny",
+    image=(32, 32),
+    ae_channels=(16, 16, 32),
+    unets={"12M": (32, 32, 64), "51M": (32, 64, 64)},
+    head_channels=32,
+    batches=(4, 2),
+    ae_batch=2,
+    sampled=(1, 2),
+    ddim_steps=4,
+    coded=2,
+    volume=(6, 2),
+    gemm=256,
+    copy_mb=8,
+    sample_s=0.1,
+)
+
+
+def choose(rehearse: bool) -> Sizes:
+    return TINY if rehearse else FULL
