@@ -66,9 +66,10 @@ def ldm_loss(net, scheduler, latents, source, code):
     return F.mse_loss(net(torch.cat([noisy, source], 1), t, class_labels=code), target)
 
 
-def make_optimizer(net):
-    """AdamW; `fused` is the fastest of torch's CPU implementations."""
-    return torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=1e-2, fused=True)
+def make_optimizer(net, capturable: bool = False):
+    """AdamW; `fused` is the fastest of torch's implementations. capturable: in a CUDA graph."""
+    settings = dict(lr=1e-4, weight_decay=1e-2, fused=True, capturable=capturable)
+    return torch.optim.AdamW(net.parameters(), **settings)
 
 
 def set_schedule(scheduler, alphas_bar):

@@ -1,6 +1,6 @@
-"""Part "check": this GPU's numbers against the CPU's, a training killed and resumed, memory of the presets.
+"""Part "check": numbers against the CPU's, a training killed and resumed, memory of the presets.
 
-    python -m benchmarks.gpu.check --work DIR --seconds S [--rehearse]
+python -m benchmarks.gpu.check --work DIR --seconds S [--rehearse]
 """
 
 import concurrent.futures
@@ -19,8 +19,8 @@ from benchmarks.gpu import memory, part, recipes, resume, sizes, steps
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runtime import device
 
-# Largest relative difference to the CPU's float32. Adam's first update has the sign of a gradient, however
-# small: what follows it differs by more. In bfloat16 a number has 8 bits: 0.4 %.
+# Largest relative difference to the CPU's float32. Adam's first update has the sign of a gradient,
+# however small: what follows it differs by more. In bfloat16 a number has 8 bits: 0.4 %.
 FLOAT32, AFTER_UPDATE, BFLOAT16 = 1e-4, 2e-3, 2e-2
 METHODS = ("ldm", "autoencoder", "unet", "attention_unet", "pix2pix", "cyclegan")
 DDIM_STEPS = 5
@@ -183,9 +183,7 @@ def main(argv=None) -> None:
     own.put("numbers_s", round(time.monotonic() - began, 1))
     own.attempt("resume", lambda: resume.compare(args.work / "resume", args.rehearse, own), 30)
     for name in memory.TRAININGS:
-        own.attempt(
-            f"memory/{name}", lambda name=name: memory.measure(name, args, own, plans), 30
-        )
+        own.attempt(f"memory/{name}", lambda name=name: memory.measure(name, args, own, plans), 30)
     memory.stop_plans(plans)
     bad = failing(own.result)
     own.put("not ok", bad)

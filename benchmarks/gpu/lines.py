@@ -62,9 +62,10 @@ class Worker:
             raise WorkerError(reply["error"])
         return reply
 
-    def ask(self, op: str, seconds: float, **request) -> dict:
+    def ask(self, op: str, limit: float, **request) -> dict:
+        """The reply to `op`, given within `limit` seconds."""
         self.tell(op, **request)
-        return self.answer(seconds)
+        return self.answer(limit)
 
     def close(self) -> None:
         self._process.kill()

@@ -1,6 +1,6 @@
 """Presets for a card of 48 GB: some steps inside that much memory, the peak beside the dry run's account.
 
-    python -m benchmarks.gpu.memory NAME PRESET STEPS     one of them, in a process of its own: one JSON line
+python -m benchmarks.gpu.memory NAME PRESET STEPS     one of them, in a process of its own: one JSON line
 """
 
 import json
@@ -14,7 +14,10 @@ import time
 from benchmarks.gpu import part
 
 TRAININGS = ("ldm", "ae", "unet")
-CARD_GB, RESERVED_GB = 48.0, 1.5  # as in jobs/dry_run.py: what a context and libraries take, assumed
+CARD_GB, RESERVED_GB = (
+    48.0,
+    1.5,
+)  # as in jobs/dry_run.py: what a context and libraries take, assumed
 STEPS = 10
 PLAN = re.compile(r"memory\s+([\d.]+) (GB|MB|kB)")
 
@@ -38,7 +41,7 @@ def card_bytes() -> float:
 
 
 def start_plans(rehearse: bool, work: pathlib.Path) -> dict[str, subprocess.Popen]:
-    """`--dry-run` of every training on the CPU, at the lowest priority; `planned` reads what they print."""
+    """`--dry-run` of every training on the CPU, niced; `planned` reads what they print."""
     plans = {}
     for name in TRAININGS:
         command = ["nice", "-n", "15", sys.executable, "-m", "cldm_jax.main", "--dry-run"]
@@ -60,7 +63,9 @@ def stop_plans(plans: dict[str, subprocess.Popen]) -> None:
         process.wait()
 
 
-def planned(name: str, work: pathlib.Path, process: subprocess.Popen, seconds: float) -> float | None:
+def planned(
+    name: str, work: pathlib.Path, process: subprocess.Popen, seconds: float
+) -> float | None:
     """GB by the dry run on the CPU, waiting for it at most `seconds`; None where it is not done."""
     try:
         process.wait(max(0.1, seconds))
@@ -132,7 +137,9 @@ def steps_of(name: str, preset: str, count: int) -> dict:
         "step_s": (time.perf_counter() - began) / count,
         "compile_s": compile_s,
         "limit_gb": stats.get("bytes_limit", 0) / 1e9 or None,
-        "peak_gb": _peak(jax),  # of everything: compilation tries algorithms, with memory of their own
+        "peak_gb": _peak(
+            jax
+        ),  # of everything: compilation tries algorithms, with memory of their own
         "peak_after_compilation_gb": after_compilation,
         "compilers_account_gb": own / 1e9,
         "backend": jax.default_backend(),

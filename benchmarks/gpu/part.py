@@ -57,7 +57,9 @@ class Part:
         fail in the end; one for which too little time is left is not begun. None for both.
         """
         if self.left() < MARGIN * needs:
-            self.put(path, {"skipped": f"needs about {needs:.0f} s, {max(0, self.left()):.0f} left"})
+            self.put(
+                path, {"skipped": f"needs about {needs:.0f} s, {max(0, self.left()):.0f} left"}
+            )
             return None
         began = time.monotonic()
         try:
@@ -75,7 +77,7 @@ class Part:
     def status(self) -> int:
         """Exit status: 1 where a task failed."""
         if self.failed:
-            print(f"failed: {', '.join(self.failed)}", flush=True)
+            print(f"failed: {', '.join(dict.fromkeys(self.failed))}", flush=True)
         return 1 if self.failed else 0
 
 

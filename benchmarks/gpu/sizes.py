@@ -60,3 +60,63 @@ TINY = Sizes(
 
 def choose(rehearse: bool) -> Sizes:
     return TINY if rehearse else FULL
+
+
+class Schooling(NamedTuple):
+    """What the part "train" does at one size."""
+
+    preset: str
+    overrides: dict[str, dict[str, object]]  # training -> dotted settings
+    person_s: float  # CPU seconds of simulating one person, about
+    most_people: int
+    test_stride: int  # every n-th slice of the test people is scored at once
+    least_s: float  # device seconds of a training below which it is left out
+
+
+_LATENT = {
+    "recipe.model.unet.base_channels": 64,
+    "recipe.model.unet.num_res_blocks": 2,
+    "recipe.model.unet.dtype": "bfloat16",
+    "recipe.optim.learning_rate": 1e-3,  # none was tuned on a GPU
+    "train.batch_size": 256,
+}
+_PIXELS = {
+    "recipe.model.unet.base_channels": 32,
+    "recipe.model.unet.dtype": "bfloat16",
+    "recipe.optim.learning_rate": 1e-3,
+    "train.batch_size": 64,
+}
+FULL_SCHOOLING = Schooling(
+    preset="cpu1mm",
+    overrides={
+        "ae": {"recipe.model.dtype": "bfloat16", "train.batch_size": 64},
+        "ldm": {**_LATENT, "recipe.sampling.num_samples": (1,)},
+        "unet": _PIXELS,
+        "unet-cells": _LATENT,
+        "latent_regression": _LATENT,
+        "attention_unet": _PIXELS,
+    },
+    person_s=12.0,
+    most_people=200,
+    test_stride=6,
+    least_s=8.0,
+)
+TINY_SCHOOLING = Schooling(
+    preset="tiny",
+    overrides={
+        "ae": {},
+        "ldm": {"recipe.sampling.num_samples": (1,)},
+        "unet": {},
+        "unet-cells": {},
+        "latent_regression": {},
+        "attention_unet": {},
+    },
+    person_s=2.0,
+    most_people=12,
+    test_stride=1,
+    least_s=0.5,
+)
+
+
+def schooling(rehearse: bool) -> Schooling:
+    return TINY_SCHOOLING if rehearse else FULL_SCHOOLING

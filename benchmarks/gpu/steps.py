@@ -27,7 +27,7 @@ def rows(batch: dict, count: int) -> dict:
 
 
 def drawn(tree, seed: int = 0):
-    """Float leaves moved by normal numbers: residual branches start at zero, which would hide mistakes."""
+    """Leaves moved by normal numbers: residual branches start at zero, which would hide mistakes."""
     rng = np.random.default_rng(seed)
 
     def move(x):

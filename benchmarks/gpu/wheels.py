@@ -3,7 +3,7 @@
     python -m benchmarks.gpu.wheels download DIR     with a network: for Python 3.12 on Linux, x86-64
     python -m benchmarks.gpu.wheels list             what would be downloaded
 
-`run` installs them with `install`: into a folder of their own, never over what is there. Standard library.
+`run` installs them: into a folder of their own, never over what is there. Standard library only.
 """
 
 import importlib.metadata
