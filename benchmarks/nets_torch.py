@@ -12,7 +12,7 @@ LATENT_CHANNELS = 4
 KL_WEIGHT = 1e-6
 
 
-def make_autoencoder(channels=(32, 64, 128)) -> AutoencoderKL:
+def make_autoencoder(channels=(32, 64, 128), num_res_blocks: int = 2) -> AutoencoderKL:
     """[B, 1, H, W] <-> latents [B, 4, H/f, W/f], f = 2^(levels - 1); attention in the middle only."""
     return AutoencoderKL(
         spatial_dims=2,
@@ -20,7 +20,7 @@ def make_autoencoder(channels=(32, 64, 128)) -> AutoencoderKL:
         out_channels=1,
         channels=channels,
         latent_channels=LATENT_CHANNELS,
-        num_res_blocks=2,
+        num_res_blocks=num_res_blocks,
         norm_num_groups=16,
         attention_levels=(False,) * len(channels),
         use_flash_attention=True,
@@ -28,7 +28,11 @@ def make_autoencoder(channels=(32, 64, 128)) -> AutoencoderKL:
 
 
 def make_unet(
-    channels=(64, 128, 256), num_classes: int = 4, has_attention=None, head_channels: int = 64
+    channels=(64, 128, 256),
+    num_classes: int = 4,
+    has_attention=None,
+    head_channels: int = 64,
+    num_res_blocks: int = 2,
 ) -> DiffusionModelUNet:
     """Noisy latent and source latent [B, 4 + 4, h, w], step [B], class [B] -> [B, 4, h, w].
 
@@ -40,7 +44,7 @@ def make_unet(
         in_channels=2 * LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         channels=channels,
-        num_res_blocks=2,
+        num_res_blocks=num_res_blocks,
         attention_levels=has_attention,
         norm_num_groups=32,
         num_head_channels=tuple(head_channels if a else 0 for a in has_attention),

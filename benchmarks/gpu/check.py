@@ -24,7 +24,7 @@ from cldm_jax.runtime import device
 FLOAT32, AFTER_UPDATE, BFLOAT16 = 1e-4, 2e-3, 2e-2
 METHODS = ("ldm", "autoencoder", "unet", "attention_unet", "pix2pix", "cyclegan")
 DDIM_STEPS = 5
-THREADS = 4
+THREADS = min(4, len(os.sched_getaffinity(0)))
 SHARE = 0.5  # of the time that comparing numbers may take; resuming and memory have the rest
 
 

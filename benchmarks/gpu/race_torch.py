@@ -29,6 +29,8 @@ class Side:
         self.sizes = chosen
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.backends.cudnn.benchmark = True
+        if self.device.type == "cpu":  # a rehearsal, perhaps beside other work: no barriers
+            torch.set_num_threads(1)
         self.alphas_bar = tasks_torch.cosine_alphas_bar()
 
     def hello(self) -> dict:
@@ -45,13 +47,14 @@ class Side:
 
     def autoencoder(self):
         torch.manual_seed(0)
-        return nets_torch.make_autoencoder(self.sizes.ae_channels)
+        return nets_torch.make_autoencoder(self.sizes.ae_channels, self.sizes.blocks)
 
     def unet(self, name: str):
         torch.manual_seed(0)
         channels = self.sizes.unets[name]
         attention = (False,) * (len(channels) - 1) + (True,)
-        return nets_torch.make_unet(channels, 4, attention, self.sizes.head_channels)
+        heads, blocks = self.sizes.head_channels, self.sizes.blocks
+        return nets_torch.make_unet(channels, 4, attention, heads, blocks)
 
     def latents(self, batch: int):
         h, w = (n // 2 ** (len(self.sizes.ae_channels) - 1) for n in self.sizes.image)

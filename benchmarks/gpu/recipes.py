@@ -15,7 +15,7 @@ def monai_autoencoder(sizes: Sizes, dtype: str = "bfloat16"):
     c.recipe.optim.accumulate = 1
     with c.unlocked():
         c.recipe.model.channels = sizes.ae_channels
-        c.recipe.model.num_res_blocks = (2,) * len(sizes.ae_channels)
+        c.recipe.model.num_res_blocks = (sizes.blocks,) * len(sizes.ae_channels)
         c.recipe.model.attention_levels = (False,) * len(sizes.ae_channels)
     model = c.recipe.model
     model.latent_channels, model.norm_num_groups = LATENT_CHANNELS, 16
@@ -35,7 +35,7 @@ def monai_ldm(sizes: Sizes, unet: str, batch: int, dtype: str = "bfloat16"):
     channels = sizes.unets[unet]
     with c.unlocked():
         c.recipe.model.channels = channels
-        c.recipe.model.num_res_blocks = (2,) * len(channels)
+        c.recipe.model.num_res_blocks = (sizes.blocks,) * len(channels)
         c.recipe.model.attention_levels = (False,) * (len(channels) - 1) + (True,)
         c.recipe.model.num_head_channels = (sizes.head_channels,) * len(channels)
     c.recipe.model.norm_num_groups = 32
@@ -49,9 +49,7 @@ def monai_ldm(sizes: Sizes, unet: str, batch: int, dtype: str = "bfloat16"):
 
 
 def own_ldm(sizes: Sizes, unet: str, batch: int, dtype: str = "bfloat16"):
-    """The product's own CLDM at 1 mm with the width of `unet`: two blocks a level, attention at the
-    lowest.
-    """
+    """The product's own CLDM at 1 mm with the width of `unet`, attention at the lowest level."""
     from configs import ldm
 
     c = ldm.get_config(sizes.preset)
@@ -63,5 +61,5 @@ def own_ldm(sizes: Sizes, unet: str, batch: int, dtype: str = "bfloat16"):
         model.base_channels = channels[0]
         model.channel_mult = tuple(n // channels[0] for n in channels)
         model.attn_levels = (len(channels) - 1,)
-    model.num_res_blocks, model.dtype = 2, dtype
+    model.num_res_blocks, model.dtype = sizes.blocks, dtype
     return c

@@ -10,6 +10,7 @@ class Sizes(NamedTuple):
     ae_channels: tuple[int, ...]
     unets: dict[str, tuple[int, ...]]  # name -> channels; attention at the last level
     head_channels: int
+    blocks: int  # residual ones of every level, of both networks
     batches: tuple[int, int]  # of the latent network's training: large, small
     ae_batch: int
     sampled: tuple[int, int]  # slices of a DDIM call
@@ -29,6 +30,7 @@ FULL = Sizes(
     ae_channels=(32, 64, 128),
     unets={"12M": (64, 128, 256), "51M": (128, 256, 512)},
     head_channels=64,
+    blocks=2,
     batches=(256, 64),
     ae_batch=32,
     sampled=(1, 8),
@@ -42,10 +44,11 @@ FULL = Sizes(
 TINY = Sizes(
     name="tiny",
     preset="tiny",
-    image=(32, 32),
-    ae_channels=(16, 16, 32),
-    unets={"12M": (32, 32, 64), "51M": (32, 64, 64)},
+    image=(16, 16),
+    ae_channels=(16, 32),
+    unets={"12M": (32, 64), "51M": (64, 64)},
     head_channels=32,
+    blocks=1,
     batches=(4, 2),
     ae_batch=2,
     sampled=(1, 2),
@@ -71,6 +74,7 @@ class Schooling(NamedTuple):
     most_people: int
     test_stride: int  # every n-th slice of the test people is scored at once
     least_s: float  # device seconds of a training below which it is left out
+    around_s: float  # a training's validations, saves, read-outs and scores, about
 
 
 _LATENT = {
@@ -100,6 +104,7 @@ FULL_SCHOOLING = Schooling(
     most_people=200,
     test_stride=6,
     least_s=8.0,
+    around_s=15.0,
 )
 TINY_SCHOOLING = Schooling(
     preset="tiny",
@@ -115,6 +120,7 @@ TINY_SCHOOLING = Schooling(
     most_people=12,
     test_stride=1,
     least_s=0.5,
+    around_s=20.0,
 )
 
 

@@ -9,6 +9,7 @@ import jax
 TOP = 12  # kernels that are named
 # Line of a GPU's plane that holds its kernels; planes and lines are named by XLA's profiler.
 STREAM, DEVICE = "stream", "/device:gpu"
+CARRYING = ("MemcpyH2D", "MemcpyD2H")  # a device that only carries to and fro computes nothing
 
 
 def begin(folder: pathlib.Path) -> None:
@@ -49,7 +50,8 @@ def summarise(folder: pathlib.Path) -> dict:
                 device = plane.name
             for line in plane.lines:
                 if is_gpu and STREAM in line.name.lower():
-                    events += [(e.start_ns, e.end_ns, e.name) for e in line.events]
+                    found = [(e.start_ns, e.end_ns, e.name) for e in line.events]
+                    events += [event for event in found if not event[2].startswith(CARRYING)]
     if not events:
         events, device = _host_events(folder), "host"
     if not events:

@@ -46,8 +46,9 @@ PER_TRAINING = (
 SLOW = 2.0  # times its planned seconds, after which a training is stopped (it saves)
 COMPILED = 60.0  # seconds beside that, for its compilation
 VALIDATIONS = 8
+REPORT = 60.0  # seconds that the product's own evaluation needs, about
 SPARE_CORES = 4  # that do not simulate: they compile
-THREADS = 4  # that compile
+THREADS = min(4, len(os.sched_getaffinity(0)))  # that compile
 MEASURED = 1.0  # seconds of steps
 TRACED = 2.0  # seconds under the profiler
 CALLS = 20  # steps of a call, where the config has such a setting
@@ -220,7 +221,7 @@ class School:
         for config in self.trainings.values():
             with config.unlocked():
                 config.data.prepared = str(self.prepared.folder)
-        names = [name for name in METHODS if name in self.steps_s]
+        names = [name for name in METHODS if name in self.steps_s and "ae" in self.steps_s]
         seconds, names = self.share(names)
         own.put("device_s_each", seconds)
         own.put("not trained", [name for name in METHODS if name not in names])
@@ -228,22 +229,27 @@ class School:
             own.attempt(f"trainings/{name}", lambda name=name: self.train(name, seconds))
             self.hand_over()
         for name in EXTRA:
-            if name in self.steps_s and own.left() > seconds * (1 + PER_TRAINING) + COMPILED:
+            if name in self.steps_s and own.left() > seconds + self.around(name) + REPORT:
                 own.attempt(f"trainings/{name}", lambda name=name: self.train(name, seconds))
                 self.hand_over()
-        own.attempt("report", self.report, 45)
+        own.attempt("report", self.report, REPORT)
+
+    def around(self, name: str) -> float:
+        """Seconds that a training takes beside its steps: it is compiled again, for its own schedule."""
+        return self.own.result["steps"][name]["compile_s"] + self.school.around_s
 
     def share(self, names: list[str]) -> tuple[float, list[str]]:
         """(device seconds of each, the methods that get them): the last ones are left out where too
-        little would be left for each.
+        little would be left for each. RuntimeError where no step could be measured.
         """
-        left = (1 - ENDING) * self.own.left()
-        while names:
-            seconds = left / (1 + PER_TRAINING) / (len(names) + AE_SHARE)
-            if seconds >= self.school.least_s or len(names) == 1:
-                return seconds, names
-            names = names[:-1]
-        raise RuntimeError("no method's step could be measured")
+        if not names:
+            raise RuntimeError("no method's step could be measured")
+        shared = any(self.trainings[n].data.kind == "latents" for n in names)  # the autoencoder
+        around = sum(map(self.around, names)) + shared * self.around("ae")
+        seconds = ((1 - ENDING) * self.own.left() - around) / len(names)
+        if seconds >= self.school.least_s or len(names) == 1:
+            return max(seconds, self.school.least_s), names
+        return self.share(names[:-1])
 
     def train(self, name: str, seconds: float) -> dict:
         """One method with its share, its autoencoder first where it needs one; scored."""
