@@ -52,10 +52,15 @@ def load_slices(prepared, split: str) -> dict[str, np.ndarray]:
     return {name: a if name == "mask" else a[..., None] for name, a in out.items()}
 
 
+def draw(rng, batch) -> dict:
+    """What a loss draws from: a key for every row, of which these losses use the first."""
+    return {"key": jax.random.split(rng, len(next(iter(batch.values()))))}
+
+
 def make_autoencoder_loss(net):
-    def loss(params, state, batch, rng):
+    def loss(params, state, batch, noise):
         del state
-        return tasks_flax.autoencoder_loss(net, params, batch["images"], rng), {}
+        return tasks_flax.autoencoder_loss(net, params, batch["images"], noise["key"][0]), {}
 
     return loss
 
@@ -63,8 +68,8 @@ def make_autoencoder_loss(net):
 def make_ldm_loss(net, num_train_steps: int):
     alphas_bar = schedule.cosine(volume_case.TRAINED_STEPS)
 
-    def loss(params, state, batch, rng):
-        keys = jax.random.split(rng, 3)
+    def loss(params, state, batch, noise):
+        keys = jax.random.split(noise["key"][0], 3)
         z0, rows = batch["target"], batch["target"].shape[:1]
         share = ramp(state.step, num_train_steps, 1.0, 0.5, 0.2, 0.7)
         is_onestep = jax.random.uniform(keys[0], rows) < share
@@ -90,7 +95,7 @@ def train(make_loss, params, arrays: dict[str, np.ndarray], seconds: float) -> t
 
     def run(steps: int):
         optim = common.optim(learning_rate=1e-3, ema_decay=0.99).to_dict()
-        init_state, step = make_update(make_loss(steps), {**optim, "num_train_steps": steps})
+        init_state, step = make_update(make_loss(steps), {**optim, "num_train_steps": steps}, draw)
         state, step = init_state(params, {}), jax.jit(step, donate_argnums=0)
         times, losses = [], []
         for i in range(steps):

@@ -27,10 +27,12 @@ from benchmarks import (
     tasks,
     tasks_flax,
     volume_case,
+    volume_train,
     worker,
 )
 from benchmarks.stats import Sample
 from cldm_jax import files
+from cldm_jax.models.init import init_params
 from cldm_jax.models.layers import Conv, SelfAttention
 from cldm_jax.models.monai import CentredDownsample
 
@@ -361,3 +363,28 @@ def test_script_refuses_a_folder_that_is_no_environment(script):
     done = script(CLDM_BENCHMARK_VENV="/nonexistent")
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert "CLDM_BENCHMARK_VENV=/nonexistent" in done.stderr
+
+
+# The volume's training
+
+
+@pytest.mark.parametrize("network", ["autoencoder", "unet"])
+def test_the_volumes_networks_train(network):
+    """Ten steps of each at a tiny size: every loss is finite, and the average has moved."""
+    rng, key = np.random.default_rng(0), jax.random.key(0)
+    images = rng.uniform(-1, 1, (8, 16, 16, 1)).astype(np.float32)
+    z = rng.standard_normal((8, 8, 8, 4)).astype(np.float32)
+    code = np.ones(8, np.int32)
+    if network == "autoencoder":
+        net = tasks_flax.make_autoencoder((16, 16))
+        arrays, args = {"images": images}, (images, None, None, z)
+        make_loss = lambda steps: volume_train.make_autoencoder_loss(net)  # noqa: E731
+    else:
+        net = tasks_flax.make_unet((32, 64))
+        arrays, args = {"target": z, "source": z, "code": code}, (z, code, code, z)
+        make_loss = lambda steps: volume_train.make_ldm_loss(net, steps)  # noqa: E731
+    start = init_params(net, key, *args)
+    averaged, record = volume_train.train(make_loss, start, arrays, seconds=0.0)
+    assert record["steps"] == 2 * volume_train.PROBE_STEPS and math.isfinite(record["loss"])
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), start, averaged)
+    assert max(jax.tree.leaves(moved)) > 1e-4

@@ -74,6 +74,7 @@ class Schooling(NamedTuple):
     most_people: int
     test_stride: int  # every n-th slice of the test people is scored at once
     least_s: float  # device seconds of a training below which it is left out
+    most_s: float  # and more than which none gets: what is left goes to further methods
     around_s: float  # a training's validations, saves, read-outs and scores, about
 
 
@@ -104,6 +105,7 @@ FULL_SCHOOLING = Schooling(
     most_people=200,
     test_stride=6,
     least_s=8.0,
+    most_s=90.0,
     around_s=15.0,
 )
 TINY_SCHOOLING = Schooling(
@@ -120,6 +122,7 @@ TINY_SCHOOLING = Schooling(
     most_people=12,
     test_stride=1,
     least_s=0.5,
+    most_s=4.0,
     around_s=20.0,
 )
 

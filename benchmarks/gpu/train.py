@@ -248,7 +248,7 @@ class School:
         around = sum(map(self.around, names)) + shared * self.around("ae")
         seconds = ((1 - ENDING) * self.own.left() - around) / len(names)
         if seconds >= self.school.least_s or len(names) == 1:
-            return max(seconds, self.school.least_s), names
+            return min(max(seconds, self.school.least_s), self.school.most_s), names
         return self.share(names[:-1])
 
     def train(self, name: str, seconds: float) -> dict:
