@@ -12,7 +12,7 @@ LATENT_CHANNELS = 4
 KL_WEIGHT = 1e-6
 
 
-def make_autoencoder(channels=(32, 64, 128)) -> AutoencoderKL:
+def make_autoencoder(channels=(32, 64, 128), num_res_blocks: int = 2) -> AutoencoderKL:
     """[B, 1, H, W] <-> latents [B, 4, H/f, W/f], f = 2^(levels - 1); attention in the middle only."""
     return AutoencoderKL(
         spatial_dims=2,
@@ -20,25 +20,34 @@ def make_autoencoder(channels=(32, 64, 128)) -> AutoencoderKL:
         out_channels=1,
         channels=channels,
         latent_channels=LATENT_CHANNELS,
-        num_res_blocks=2,
+        num_res_blocks=num_res_blocks,
         norm_num_groups=16,
         attention_levels=(False,) * len(channels),
         use_flash_attention=True,
     )
 
 
-def make_unet(channels=(64, 128, 256), num_classes: int = 4) -> DiffusionModelUNet:
-    """Noisy latent and source latent [B, 4 + 4, h, w], step [B], class [B] -> [B, 4, h, w]."""
-    has_attention = (False,) + (True,) * (len(channels) - 1)
+def make_unet(
+    channels=(64, 128, 256),
+    num_classes: int = 4,
+    has_attention=None,
+    head_channels: int = 64,
+    num_res_blocks: int = 2,
+) -> DiffusionModelUNet:
+    """Noisy latent and source latent [B, 4 + 4, h, w], step [B], class [B] -> [B, 4, h, w].
+
+    has_attention: of every level; default all but the first.
+    """
+    has_attention = has_attention or (False,) + (True,) * (len(channels) - 1)
     return DiffusionModelUNet(
         spatial_dims=2,
         in_channels=2 * LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
         channels=channels,
-        num_res_blocks=2,
+        num_res_blocks=num_res_blocks,
         attention_levels=has_attention,
         norm_num_groups=32,
-        num_head_channels=tuple(64 if a else 0 for a in has_attention),
+        num_head_channels=tuple(head_channels if a else 0 for a in has_attention),
         num_class_embeds=num_classes,
         use_flash_attention=True,
     )
@@ -54,15 +63,17 @@ def autoencoder_loss(net, images):
 def ldm_loss(net, scheduler, latents, source, code):
     """Mean squared error of the v-prediction at random steps."""
     noise = torch.randn_like(latents)
-    t = torch.randint(0, scheduler.num_train_timesteps, latents.shape[:1])
+    steps = scheduler.num_train_timesteps
+    t = torch.randint(0, steps, latents.shape[:1], device=latents.device)
     noisy = scheduler.add_noise(latents, noise, t)
     target = scheduler.get_velocity(latents, noise, t)
     return F.mse_loss(net(torch.cat([noisy, source], 1), t, class_labels=code), target)
 
 
-def make_optimizer(net):
-    """AdamW; `fused` is the fastest of torch's CPU implementations."""
-    return torch.optim.AdamW(net.parameters(), lr=1e-4, weight_decay=1e-2, fused=True)
+def make_optimizer(net, capturable: bool = False):
+    """AdamW; `fused` is the fastest of torch's implementations. capturable: in a CUDA graph."""
+    settings = dict(lr=1e-4, weight_decay=1e-2, fused=True, capturable=capturable)
+    return torch.optim.AdamW(net.parameters(), **settings)
 
 
 def set_schedule(scheduler, alphas_bar):
@@ -75,7 +86,7 @@ def training_scheduler(alphas_bar) -> DDPMScheduler:
     return set_schedule(DDPMScheduler(num_train_timesteps=len(alphas_bar)), alphas_bar)
 
 
-def sampling_scheduler(alphas_bar, num_sampling_steps: int) -> DDIMScheduler:
+def sampling_scheduler(alphas_bar, num_sampling_steps: int, device="cpu") -> DDIMScheduler:
     """MONAI's DDIM with this project's schedule, v-prediction and trailing steps.
 
     `set_timesteps` spaces steps otherwise (linspace to 0) but `step` takes t - T // steps as the next
@@ -90,14 +101,19 @@ def sampling_scheduler(alphas_bar, num_sampling_steps: int) -> DDIMScheduler:
     )
     set_schedule(scheduler, alphas_bar)
     scheduler.num_inference_steps = num_sampling_steps
-    scheduler.timesteps = torch.arange(total - 1, -1, -(total // num_sampling_steps))
+    # The steps twice: on the device for the network, as numbers for `step`, which looks at their values.
+    scheduler.steps = list(range(total - 1, -1, -(total // num_sampling_steps)))
+    scheduler.timesteps = torch.tensor(scheduler.steps, device=device)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
+    scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.to(device)
     return scheduler
 
 
 def ddim(net, scheduler, start, source, code):
     """Deterministic DDIM from the noise `start` [B, 4, h, w] -> latents of that shape."""
     z = start
-    for t in scheduler.timesteps:
-        v = net(torch.cat([z, source], 1), t.expand(len(z)), class_labels=code)
+    for i, t in enumerate(scheduler.steps):
+        step = scheduler.timesteps[i].expand(len(z))
+        v = net(torch.cat([z, source], 1), step, class_labels=code)
         z, _ = scheduler.step(v.float(), t, z)
     return z

@@ -52,10 +52,15 @@ def load_slices(prepared, split: str) -> dict[str, np.ndarray]:
     return {name: a if name == "mask" else a[..., None] for name, a in out.items()}
 
 
+def draw(rng, batch) -> dict:
+    """What a loss draws from: a key for every row, of which these losses use the first."""
+    return {"key": jax.random.split(rng, len(next(iter(batch.values()))))}
+
+
 def make_autoencoder_loss(net):
     def loss(params, state, batch, noise):
         del state
-        return tasks_flax.autoencoder_loss(net, params, batch["images"], noise["key"]), {}
+        return tasks_flax.autoencoder_loss(net, params, batch["images"], noise["key"][0]), {}
 
     return loss
 
@@ -64,27 +69,21 @@ def make_ldm_loss(net, num_train_steps: int):
     alphas_bar = schedule.cosine(volume_case.TRAINED_STEPS)
 
     def loss(params, state, batch, noise):
-        keys = jax.random.split(noise["key"], 3)
+        keys = jax.random.split(noise["key"][0], 3)
         z0, rows = batch["target"], batch["target"].shape[:1]
         share = ramp(state.step, num_train_steps, 1.0, 0.5, 0.2, 0.7)
         is_onestep = jax.random.uniform(keys[0], rows) < share
         t = jax.random.randint(keys[1], rows, 0, volume_case.TRAINED_STEPS)
         t = jnp.where(is_onestep, volume_case.TRAINED_STEPS - 1, t)
-        eps = jax.random.normal(keys[2], z0.shape)
+        noise = jax.random.normal(keys[2], z0.shape)
         a, s = parametrisation.coefficients(alphas_bar, t, z0.ndim)
-        zt = parametrisation.add_noise(z0, eps, a, s)
+        zt = parametrisation.add_noise(z0, noise, a, s)
         zt = jnp.where(is_onestep[:, None, None, None], 0.0, zt)
         prediction = net.apply({"params": params}, zt, t, batch["code"], batch["source"])
-        target = parametrisation.make_target("v", z0, eps, a, s)
+        target = parametrisation.make_target("v", z0, noise, a, s)
         return jnp.square(prediction - target).mean(), {}
 
     return loss
-
-
-def draw_key(rng, batch) -> dict:
-    """The losses draw for themselves: a batch is never in parts here."""
-    del batch
-    return {"key": rng}
 
 
 def train(make_loss, params, arrays: dict[str, np.ndarray], seconds: float) -> tuple[dict, dict]:
@@ -96,8 +95,8 @@ def train(make_loss, params, arrays: dict[str, np.ndarray], seconds: float) -> t
 
     def run(steps: int):
         optim = common.optim(learning_rate=1e-3, ema_decay=0.99).to_dict()
-        settings = {**optim, "num_train_steps": steps}
-        init_state, step = make_update(make_loss(steps), settings, draw_key)
+        optim["optimizer"] = "adamw"  # as the other side
+        init_state, step = make_update(make_loss(steps), {**optim, "num_train_steps": steps}, draw)
         state, step = init_state(params, {}), jax.jit(step, donate_argnums=0)
         times, losses = [], []
         for i in range(steps):

@@ -43,14 +43,16 @@ def run(config, workdir: str) -> dict:
     return account
 
 
-def _shapes(config):
-    """(method, state, batch) of the step, as ShapeDtypeStructs."""
+def example(config):
+    """(method, state, batch) of a training's step: its shapes, with drawn numbers in them. The batch has
+    4 rows; a latent method's autoencoder is untrained.
+    """
     h, w = config.data.prepare.size
     if config.data.prepared:
         h, w = inputs_lib.ensure_prepared(config.data).index["grid"]["size"]
     inputs_lib.check_size(config, (h, w))
     recipe, frozen = inputs_lib.method_recipe(config), {}
-    batch = _images(4, h, w, config.data.context)
+    batch = images(4, h, w, config.data.context)
     if config.data.kind == "latents":
         autoencoder = config.autoencoder.train.recipe.model.to_dict()
         recipe = {"autoencoder": autoencoder, **recipe}
@@ -62,14 +64,19 @@ def _shapes(config):
         if config.data.source_kind == "latent":
             batch["source"] = np.tile(batch["target"], config.data.context)
     method = make_method(config.method, **recipe)
-    state = method.init(jax.random.key(0), batch, frozen)
+    return method, method.init(jax.random.key(0), batch, frozen), batch
+
+
+def _shapes(config):
+    """`example` as ShapeDtypeStructs, with all rows of a batch."""
+    method, state, batch = example(config)
     rows = config.train.batch_size
     batch = {k: batch[k] for k in method.reads}
     batch = {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype) for k, v in batch.items()}
     return method, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state), batch
 
 
-def _images(n: int, h: int, w: int, context: int) -> dict:
+def images(n: int, h: int, w: int, context: int) -> dict:
     noise = np.random.default_rng(0).standard_normal((n, h, w, context), np.float32)
     number = np.arange(n, dtype=np.int32)
     return {
@@ -86,7 +93,7 @@ def _autoencoder(config, h: int, w: int):
     """(frozen variables, pixels of a cell each way) of the autoencoder a latent method would train."""
     model = config.recipe.model
     method = make_method("autoencoder", **inputs_lib.method_recipe(config))
-    state = method.init(jax.random.key(0), _images(4, h, w, 1), {})
+    state = method.init(jax.random.key(0), images(4, h, w, 1), {})
     return {"params": state.ema_params, **state.frozen}, make_codec(model.to_dict()).factor
 
 

@@ -1,0 +1,252 @@
+"""Part "race": the product's own steps against PyTorch and MONAI on the same device, in turns.
+
+    python -m benchmarks.gpu.race --work DIR --seconds S [--rehearse]
+
+Both sides: bfloat16 with float32 parameters, inputs on the device. Theirs: channels_last, fused AdamW,
+eager and as CUDA graphs. Ours does more in a training step: gradient clipping, the average of the
+weights, the guard. Without PyTorch and MONAI ours is measured alone.
+"""
+
+import importlib.util
+import sys
+import time
+
+from benchmarks.gpu import lines, part, rows, sizes
+
+COMPILING = 0.4  # of the time, at most: our programs, side by side
+TURN = 45.0  # seconds in which a worker must answer, beside those it measures
+FIRST = 20.0  # of a row, at least, to begin it
+TRACE = 15.0
+COMPILE_VARIANT = 100.0
+GRAPHS = "graphs"
+# Dense bfloat16 peak by the vendor's data sheets, TFLOP/s, by a part of the device's name.
+PEAKS = {"H100": 989.4, "H200": 989.4, "A100": 312.0, "A6000": 154.8, "L40S": 362.0, "4090": 165.2}
+
+
+def peak_of(device: str) -> float | None:
+    return next((value for name, value in PEAKS.items() if name in device), None)
+
+
+def has_peer() -> bool:
+    return all(importlib.util.find_spec(name) for name in ("torch", "monai"))
+
+
+class Peers:
+    """The PyTorch workers: one that runs eagerly, one for CUDA graphs (a failed capture may break it)."""
+
+    def __init__(self, size: str):
+        self.size, self._workers = size, {}
+
+    def get(self, variant: str) -> lines.Worker:
+        """Of a variant; started anew where it has died."""
+        key = GRAPHS if variant == GRAPHS else "eager"
+        if key not in self._workers or not self._workers[key].is_alive:
+            self._workers[key] = lines.Worker("benchmarks.gpu.race_torch", self.size)
+        return self._workers[key]
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.close()
+
+
+class Race:
+    def __init__(self, own: part.Part, chosen: sizes.Sizes, graphs: bool):
+        self.own, self.sizes, self.graphs = own, chosen, graphs
+        self.rows = rows.rows(chosen)
+        self.facts: dict[str, dict] = {}
+        self.gemm, self.peak = None, None
+        self.ours = self.start()
+        self.peers = Peers(chosen.name) if has_peer() else None
+
+    def start(self) -> lines.Worker:
+        return lines.Worker("benchmarks.gpu.race_jax", self.sizes.name, str(self.own.work))
+
+    def run(self) -> None:
+        try:
+            self.meet()
+            for share in (COMPILING, 0.5):  # again for what was not ready in time
+                self.compile(share)
+                for row in self.rows:
+                    if row.name in self.facts and row.name not in self.own.result.get("rows", {}):
+                        self.row(row)
+                if len(self.facts) == len(self.rows) or self.own.left() < 2 * FIRST:
+                    break
+            self.trace()
+            self.compiled()
+        finally:
+            self.ours.close()
+            if self.peers is not None:
+                self.peers.close()
+
+    def limit(self, seconds: float = 0.0) -> float:
+        """Seconds a worker is given to answer: TURN beside `seconds`, more where there is more time."""
+        return min(max(TURN, self.own.left() / 4) + seconds, self.own.left())
+
+    def meet(self) -> None:
+        """Who races, whether both sides are the same networks, and what the device can do at most."""
+        own = self.own
+        hello = self.ours.ask("hello", self.limit())
+        own.put("device", hello)
+        if hello["backend"] != "gpu" and self.graphs:
+            raise RuntimeError(f"JAX found no GPU: it would use {hello['backend']}")
+        self.peak = peak_of(" ".join(hello["devices"]))
+        own.put("datasheet_bf16_tflops", self.peak)
+        if self.peers is None:
+            own.put("peer", "PyTorch or MONAI is not installed: ours alone")
+        else:
+            self.compare()
+        found = [own.attempt("ceilings/ours", lambda: self.ours.ask("ceilings", self.limit()))]
+        if self.peers is not None:
+            worker = self.peers.get("eager")
+            ask = lambda: worker.ask("ceilings", self.limit())  # noqa: E731
+            found.append(own.attempt("ceilings/peer", ask))
+        rates = [one["bfloat16_tflops"] for one in found if one]
+        self.gemm = max(rates, default=None)
+
+    def compare(self) -> None:
+        """Equal weights and outputs; else there is no race."""
+        own, worker, folder = self.own, self.peers.get("eager"), str(self.own.work)
+
+        def theirs():
+            facts = worker.ask("hello", self.limit())
+            return {**facts, **worker.ask("weights", self.limit(), folder=folder)}
+
+        own.attempt("peer", theirs)
+        ours = own.attempt(
+            "same networks", lambda: self.ours.ask("check", self.limit(), folder=folder)
+        )
+        is_same = ours is not None and all(row["ok"] for row in ours["rows"])
+        own.put("same networks/ok", is_same)
+        if not is_same:
+            own.failed.append("the networks differ")
+            self.peers.close()
+            self.peers = None
+
+    def compile(self, share: float) -> None:
+        """Programs that are not ready yet, side by side, for this share of the time."""
+        own, seconds, began = self.own, share * self.own.left(), time.monotonic()
+        names = [row.name for row in self.rows if row.name not in self.facts]
+        try:
+            if not self.ours.is_alive:  # what it had compiled lies in the cache
+                self.ours, names = self.start(), [row.name for row in self.rows]
+            limit = seconds + self.limit()
+            found = self.ours.ask("prepare", limit, names=names, seconds=seconds)
+        except lines.WorkerError as error:
+            own.failed.append("compilation")
+            own.put("compilation", {"failed": str(error)})
+            return
+        self.facts |= found.pop("ready")
+        own.put("compilation", {**found, "waited_s": time.monotonic() - began})
+        own.failed += [f"compile {name}" for name in found["failed"]]
+
+    def row(self, row: rows.Row) -> None:
+        """Ours, theirs, ours again: the difference of the two is the noise."""
+        own, where = self.own, f"rows/{row.name}"
+        if own.left() < FIRST:
+            own.put(where, {"skipped": f"{own.left():.0f} s left"})
+            return
+        ours = own.attempt(f"{where}/ours", lambda: self.measure(row))
+        own.put(f"{where}/facts", self.facts[row.name])
+        if ours is None:
+            return
+        for variant in self.variants(row):
+            own.attempt(f"{where}/{variant}", lambda v=variant: self.theirs(row, v))
+        again = own.attempt(f"{where}/ours again", lambda: self.measure(row))
+        best = min(ours["seconds"], (again or ours)["seconds"])
+        own.put(f"{where}/summary", self.summary(row, best, own.result["rows"][row.name]))
+        print(f"race: {line(row.name, own.result['rows'][row.name]['summary'])}", flush=True)
+
+    def variants(self, row: rows.Row) -> list[str]:
+        """What the peer runs for this row itself."""
+        if self.peers is None or row.peer:
+            return []
+        return ["eager", GRAPHS] if self.graphs else ["eager"]
+
+    def measure(self, row: rows.Row) -> dict:
+        seconds = self.sizes.sample_s
+        return self.ours.ask("time", self.limit(seconds), name=row.name, seconds=seconds)
+
+    def theirs(self, row: rows.Row, variant: str) -> dict:
+        """Raises WorkerError where it is another network by its number of parameters."""
+        seconds, worker = self.sizes.sample_s, self.peers.get(variant)
+        asked = {"name": row.name, "variant": variant, "seconds": seconds}
+        found = worker.ask("time", self.limit(seconds), **asked)
+        if found["params"] != self.facts[row.name]["params"]:
+            counts = f"{self.facts[row.name]['params']} and {found['params']}"
+            raise lines.WorkerError(f"{row.name}: {counts} parameters on the two sides")
+        return found
+
+    def summary(self, row: rows.Row, seconds: float, found: dict) -> dict:
+        facts = self.facts[row.name]
+        rate = row.calls * facts["flops"] / seconds / 1e12
+        out = {
+            "ms": 1e3 * seconds,
+            "tflops": rate,
+            "mfu_of_gemm": rate / self.gemm if self.gemm else None,
+            "mfu_of_datasheet": rate / self.peak if self.peak else None,
+            "gb_s": row.calls * facts["bytes"] / seconds / 1e9,
+        }
+        other = self.own.result["rows"].get(row.peer, {}) if row.peer else found
+        for variant in ("eager", GRAPHS):
+            if "seconds" in (theirs := other.get(variant, {})):
+                out[f"{variant}_ms"] = 1e3 * theirs["seconds"]
+                out[f"{variant}_over_ours"] = theirs["seconds"] / seconds
+        return out
+
+    def slowest(self) -> str | None:
+        """The row furthest behind: by the peer's best time where there is one, else by its MFU."""
+        done = {
+            name: entry["summary"]
+            for name, entry in self.own.result.get("rows", {}).items()
+            if "summary" in entry
+        }
+        if not done:
+            return None
+
+        def lead(summary: dict):
+            ratios = [v for k, v in summary.items() if k.endswith("_over_ours")]
+            return (min(ratios), summary["tflops"]) if ratios else (float("inf"), summary["tflops"])
+
+        return min(done, key=lambda name: lead(done[name]))
+
+    def trace(self) -> None:
+        name = self.slowest()
+        if name is not None:
+            self.own.put("trace/row", name)
+            self.own.attempt(
+                "trace/profile", lambda: self.ours.ask("trace", self.limit(), name=name), TRACE
+            )
+
+    def compiled(self) -> None:
+        """torch.compile of the first row, where its minute is there."""
+        if self.peers is None or not self.graphs:
+            return
+        row = self.rows[0]
+        self.own.attempt(
+            f"rows/{row.name}/compile", lambda: self.theirs(row, "compile"), COMPILE_VARIANT
+        )
+
+
+def line(name: str, summary: dict) -> str:
+    """One row of the table that is printed."""
+    text = f"{name:28s} {summary['ms']:9.2f} ms {summary['tflops']:7.2f} TF/s"
+    if summary["mfu_of_gemm"] is not None:
+        text += f"  MFU {summary['mfu_of_gemm']:.0%} of the product"
+    if summary["mfu_of_datasheet"] is not None:
+        text += f", {summary['mfu_of_datasheet']:.0%} of the data sheet"
+    text += f"  {summary['gb_s']:.0f} GB/s"
+    for variant in ("eager", GRAPHS):
+        if f"{variant}_over_ours" in summary:
+            text += f"  {variant} / ours {summary[f'{variant}_over_ours']:.2f}"
+    return text
+
+
+def main(argv=None) -> int:
+    args = part.arguments(argv)
+    own = part.Part(args.work, args.seconds)
+    Race(own, sizes.choose(args.rehearse), graphs=not args.rehearse).run()
+    return own.status()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""The product's own training step and read-outs on drawn numbers, compiled and ready to be called."""
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cldm_jax.jobs import dry_run, train
+from cldm_jax.runtime import device, sharding
+
+REPEATS = 5  # of a measurement
+
+
+class Program(NamedTuple):
+    """compile() once, in any thread; then start() -> call, one step handed to the device."""
+
+    compile: Callable[[], object]
+    start: Callable[[object], Callable[[], object]]
+
+
+def rows(batch: dict, count: int) -> dict:
+    """`count` rows of a batch, repeated where it has fewer."""
+    return {k: np.resize(v, (count, *v.shape[1:])) for k, v in batch.items()}
+
+
+def drawn(tree, seed: int = 0):
+    """Leaves moved by normal numbers: residual branches start at zero, which would hide mistakes."""
+    rng = np.random.default_rng(seed)
+
+    def move(x):
+        fan_in = np.prod(x.shape[:-1]) if x.ndim > 1 else 16
+        noise = 0.3 * rng.standard_normal(x.shape) / np.sqrt(fan_in)
+        return (np.asarray(x) + noise).astype(np.float32)
+
+    return jax.tree.map(move, tree)
+
+
+def training(config) -> Program:
+    """A step of `config`'s training on a batch that lies on the device, as `jobs.train` compiles it."""
+    batch_sharding, replicated = sharding.make_shardings()
+    method, state, batch = dry_run.example(config)
+    batch = rows(batch, config.train.batch_size)
+    state, key = jax.tree.map(np.asarray, state), jax.random.key(config.seed)
+    step = train.make_step(method, replicated)
+
+    def arguments():
+        placed = sharding.replicate((state, jnp.int32(0), key))
+        return placed[0], placed[1], sharding.put_batch(batch, batch_sharding), placed[2]
+
+    def start(compiled):
+        now, first_bad, placed, rng = arguments()
+
+        def call():
+            nonlocal now, first_bad
+            now, first_bad, metrics = compiled(now, first_bad, placed, rng)
+            return metrics["loss"]
+
+        return call
+
+    return Program(lambda: device.compile_step(step, *arguments()), start)
+
+
+def reading(config, mode: str, count: int, params=None, frozen=None) -> Program:
+    """A read-out of `count` slices, images in and images out. params, frozen: instead of drawn ones."""
+    method, state, _ = dry_run.example(config)
+    state = state._replace(
+        params=(), opt_state=(), extra=(), ema_params=params or drawn(state.ema_params)
+    )
+    state = state._replace(frozen=frozen) if frozen else state
+    h, w = config.data.prepare.size
+    images = dry_run.images(count, h, w, config.data.context)
+    batch = {k: images[k] for k in ("source", "label", "subject", "slice")}
+    batch["label"] = np.ones_like(batch["label"])
+    predict = jax.jit(method.predict[mode])
+
+    def arguments():
+        return jax.device_put((state, batch, jax.random.key(0)))
+
+    def start(compiled):
+        placed = arguments()
+        return lambda: compiled(*placed).image
+
+    return Program(lambda: predict.lower(*arguments()).compile(), start)
+
+
+def function(call: Callable, *args) -> Program:
+    """Any function of arrays."""
+    jitted = jax.jit(call)
+
+    def start(compiled):
+        placed = jax.device_put(args)
+        return lambda: compiled(*placed)
+
+    return Program(lambda: jitted.lower(*args).compile(), start)
+
+
+def timed(call: Callable, wait: Callable, seconds: float) -> dict:
+    """Seconds of a call when calls follow each other as fast as they can be handed over: {"seconds"
+    (median), "fastest", "slowest", "calls"} of REPEATS rows of calls. wait(last result) ends a row.
+    """
+    wait(call())
+    began = time.perf_counter()
+    wait(call())
+    one = time.perf_counter() - began
+    count = max(1, round(seconds / REPEATS / max(one, 1e-6)))
+    found = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        for _ in range(count):
+            last = call()
+        wait(last)
+        found.append((time.perf_counter() - began) / count)
+    found.sort()
+    return {
+        "seconds": found[REPEATS // 2],
+        "fastest": found[0],
+        "slowest": found[-1],
+        "calls": count * REPEATS,
+    }
