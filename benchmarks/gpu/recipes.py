@@ -12,7 +12,7 @@ def monai_autoencoder(sizes: Sizes, dtype: str = "bfloat16"):
     c = monai_ae.get_config(sizes.preset)
     c.data.prepare.size = sizes.image
     c.train.batch_size = sizes.ae_batch
-    c.recipe.optim.accumulate = 1
+    c.recipe.optim.accumulate, c.recipe.optim.optimizer = 1, "adamw"  # as the other side
     with c.unlocked():
         c.recipe.model.channels = sizes.ae_channels
         c.recipe.model.num_res_blocks = (sizes.blocks,) * len(sizes.ae_channels)
@@ -40,6 +40,7 @@ def monai_ldm(sizes: Sizes, unet: str, batch: int, dtype: str = "bfloat16"):
         c.recipe.model.num_head_channels = (sizes.head_channels,) * len(channels)
     c.recipe.model.norm_num_groups = 32
     c.recipe.model.dtype = dtype
+    c.recipe.optim.optimizer = "adamw"  # as the other side
     c.recipe.diffusion.schedule, c.recipe.diffusion.target = "cosine", "v"
     c.recipe.diffusion.onestep_share = (1.0, 0.5)
     sampling = c.recipe.sampling
@@ -54,6 +55,7 @@ def own_ldm(sizes: Sizes, unet: str, batch: int, dtype: str = "bfloat16"):
 
     c = ldm.get_config(sizes.preset)
     c.train.batch_size = batch
+    c.recipe.optim.optimizer = "adamw"  # as the other side
     c.autoencoder.train.recipe.model.dtype = dtype
     model = c.recipe.model.unet
     channels = sizes.unets[unet]

@@ -82,13 +82,13 @@ _LATENT = {
     "recipe.model.unet.base_channels": 64,
     "recipe.model.unet.num_res_blocks": 2,
     "recipe.model.unet.dtype": "bfloat16",
-    "recipe.optim.learning_rate": 1e-3,  # none was tuned on a GPU
+    "recipe.optim.learning_rate": 2e-3,  # none was tuned on a GPU
     "train.batch_size": 256,
 }
 _PIXELS = {
     "recipe.model.unet.base_channels": 32,
     "recipe.model.unet.dtype": "bfloat16",
-    "recipe.optim.learning_rate": 1e-3,
+    "recipe.optim.learning_rate": 2e-3,
     "train.batch_size": 64,
 }
 FULL_SCHOOLING = Schooling(
