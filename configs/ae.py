@@ -2,7 +2,7 @@
 
     .venv/bin/python -m cldm_jax.main --config=configs/ae.py:quick
 
-Hardware, time and the reconstruction to expect: README, "What to expect". a6000, multi: not measured.
+Hardware, time and the reconstruction to expect: docs/results.md. a6000, multi: not measured.
 The abstract's plain recipe (no linear skip): --config.recipe.patch_skip=False
 """
 

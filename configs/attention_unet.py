@@ -3,7 +3,7 @@
     .venv/bin/python -m cldm_jax.main --config=configs/attention_unet.py:quick
 
 The additive gates (all levels but the finest) are the only change. Deviations from the paper: GroupNorm
-in place of BatchNorm, no deep supervision. Scores: README, "What to expect"; a6000: not measured.
+in place of BatchNorm, no deep supervision. Scores: docs/results.md; a6000: not measured.
 """
 
 from configs import common, unet

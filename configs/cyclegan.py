@@ -9,7 +9,7 @@ One target a training; without a name the first that the data hold (CT, else MR)
 as one method. Reference: ResNet-9 generators of 64 channels, 70 x 70 PatchGAN,
 LSGAN, cycle 10, identity 0.5, pools of 50, Adam 2e-4 (b1 0.5), batch 1, constant then linear decay.
 Deviations: one slice of one channel, resize-convolutions for the steps up, averaged parameters, smaller
-networks in the presets for CPUs. Scores: README, "What to expect"; a6000: not measured.
+networks in the presets for CPUs. Scores: docs/results.md; a6000: not measured.
 """
 
 from configs import common

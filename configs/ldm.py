@@ -3,7 +3,7 @@
     .venv/bin/python -m cldm_jax.main --config=configs/ldm.py:quick
 
 Trains the autoencoder and encodes the latents first where they are missing. Hardware, time and scores
-to expect: README, "What to expect". a6000, multi: not measured.
+to expect: docs/results.md. a6000, multi: not measured.
 
 Overrides people want:
   the abstract's plain recipe    --config.data.source_kind=latent --config.data.context=1

@@ -4,7 +4,7 @@
 
 L1 with weight 100 and a conditional 70 x 70 PatchGAN (cross-entropy); Adam 2e-4 (b1 0.5), constant then
 linear decay. Deviations: GroupNorm and residual blocks of the U-Net baseline, no dropout, batch of the
-other methods (a6000: half of it), averaged parameters. Scores: README, "What to expect"; a6000: not
+other methods (a6000: half of it), averaged parameters. Scores: docs/results.md; a6000: not
 measured.
 """
 

@@ -5,7 +5,7 @@
 
 The same as
 `.venv/bin/python -m cldm_jax.predict -i pet.nii.gz -o out --checkpoint runs/quickstart/ldm`, whose
---help says what every field means. Presets change nothing. Time: README, "One volume".
+--help says what every field means. Presets change nothing. Time: docs/predict.md.
 """
 
 from configs import common

@@ -4,7 +4,7 @@
     .venv/bin/python -m cldm_jax.main --config=configs/reproduce.py:quick --workdir=runs/reproduce
 
 Hardware: CPU (a budget counts process CPU time). Time: about (number of trainings) x budget on one
-core, somewhat less on two: 41 minutes for quick on 2 cores (README, "What to expect", with scores).
+core, somewhat less on two: 41 minutes for quick on 2 cores (docs/results.md).
 """
 
 from configs import (

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from cldm_jax.data import pipeline, shards
+from cldm_jax.data import intensity, pipeline, shards
 from cldm_jax.errors import UserError
 
 H, W = 10, 8
@@ -337,3 +337,16 @@ def test_eval_batches_pad_and_say_so(images):
     slices = np.concatenate([b["slice"][b["valid"]] for b in got])
     np.testing.assert_array_equal(slices, source.keys["slice"])
     assert len(list(batches)) == 5  # it can be read again
+
+
+def test_class_codes_are_the_folder_s_own(tmp_path, monkeypatch):
+    """A later table with other codes must not relabel a folder that was written with these."""
+    folder = _write(tmp_path)
+    before = _source(folder).keys["label"]
+    renumbered = {
+        name: modality._replace(code=5 - modality.code)
+        for name, modality in intensity.MODALITIES.items()
+    }
+    monkeypatch.setattr(intensity, "MODALITIES", renumbered)
+    np.testing.assert_array_equal(_source(folder).keys["label"], before)
+    assert set(before.tolist()) == {1, 2}

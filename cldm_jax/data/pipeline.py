@@ -274,7 +274,7 @@ def _locate(rows, context: int, source: Prepared, target: Prepared, images: Prep
             "target_row": target_start + z,
             "mask_shard": mask_shard,
             "mask_row": mask_start + z,
-            "label": intensity.MODALITIES[intensity.base_modality(name)].code,
+            "label": images.index["modalities"][intensity.base_modality(name)]["code"],
             "subject": subject,
             "slice": z,
         }
