@@ -13,7 +13,7 @@ import tokenize
 from cldm_jax import console
 
 WIDTH = 110
-USAGE = "--config=configs/NAME.py:PRESET [--workdir=DIR] [--config.SETTING=VALUE]"
+USAGE = "--config=configs/NAME.py:PRESET [--workdir=DIR] [--config.SETTING=X]"
 # Sections that are another file's config, and are shown with that one.
 ELSEWHERE = {
     "simulate": "simulate.py",
