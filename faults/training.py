@@ -674,8 +674,9 @@ def poisoned(poison: Poison):
 
     make_batches, make_method = pipeline.make_train_iterator, train.make_method
 
-    def batches(*arguments, start_step, **keywords):
-        made = make_batches(*arguments, start_step=start_step, **keywords)
+    def batches(*arguments, start_step, names, **keywords):
+        names = names and tuple(name for name in names if name != "poison")  # not of the reader
+        made = make_batches(*arguments, start_step=start_step, names=names, **keywords)
         return _Poisoned(made, start_step, poison)
 
     def method(*arguments, **keywords):
