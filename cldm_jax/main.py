@@ -35,6 +35,7 @@ JOBS = {
     "sweep": True,
     "report": True,
     "export": True,
+    "calibrate": True,
 }
 SHARED_JOBS = ("train", "encode", "evaluate", "predict")  # what several processes can do as one
 # What a setting may be, by the end of its name, so that hours are not spent before it is refused:
@@ -43,6 +44,8 @@ _ANY, _SHARE, _COUNT = (0, math.inf), (0, 1), (1, math.inf)
 LIMITS = {
     **dict.fromkeys(("seed", "split_seed", "workers", "num_workers", "warmup_steps"), _ANY),
     **dict.fromkeys(("batch_size", "steps", "weight_decay", "people_per_group", "folds"), _ANY),
+    **dict.fromkeys(("calibrate_samples", "calibrate_people", "people"), _ANY),
+    "calibrate_slice_stride": _COUNT,
     **dict.fromkeys(("train.batch_size", "encode_batch_size"), _COUNT),
     **dict.fromkeys(("log_every", "val_every", "save_every", "num_threads", "init_items"), _COUNT),
     "accumulate": _COUNT,

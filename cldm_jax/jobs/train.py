@@ -16,8 +16,8 @@ import numpy as np
 
 from cldm_jax.data import pipeline
 from cldm_jax.errors import UserError
+from cldm_jax.jobs import calibrate, record
 from cldm_jax.jobs import inputs as inputs_lib
-from cldm_jax.jobs import record
 from cldm_jax.jobs.validation import make_validation
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runtime import device, processes, sharding
@@ -49,6 +49,8 @@ def run(config, workdir: str) -> None:
         inputs = inputs_lib.open_inputs(config)
         method = make_method(config.method, **inputs.recipe)
         finished = _train(config, workdir, resolved, inputs, method, stop)
+        if finished:
+            calibrate.after_training(config, workdir, inputs.prepared)
     if not finished:
         print(f"stopped by signal {stop.signal}; the same command resumes", flush=True)
         sys.exit(stop.exit_code)
