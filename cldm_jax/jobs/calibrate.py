@@ -184,4 +184,3 @@ def _rules(drawn, asked) -> dict[str, dict]:
             who.append(np.full(len(sd), d.subject))
         rules[name] = regions.multiplier(*map(np.concatenate, (errors, sds, who)))
     return rules
-

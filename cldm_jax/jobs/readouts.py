@@ -84,12 +84,14 @@ def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
     # Kernels in the form that inference wants: once per checkpoint, not once per call.
     params, frozen = prepare_params(params), prepare_params(frozen)
     state = TrainState(np.int32(step), (), params, (), (), frozen)
-    found = _calibration(workdir, stored, sampling)
+    found = stored_calibration(workdir, stored, sampling)
     return Run(str(workdir), config["name"], config, manifest, step, method, state, codec, *found)
 
 
-def _calibration(workdir: str, stored: Stored, sampling) -> tuple:
-    """(calibration of what is opened or None, why None)."""
+def stored_calibration(
+    workdir: str, stored: Stored, sampling: Mapping[str, Any] | None = None
+) -> tuple[Calibration | None, str]:
+    """(calibration of the stored weights with these sampling settings or None, why None)."""
     own = stored.config["recipe"].get("sampling")
     if own is None:
         return None, "it draws no samples"

@@ -1,5 +1,6 @@
 """A CLDM's samples around its point image, volume by volume, and what they are worth there."""
 
+import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -10,6 +11,8 @@ from cldm_jax.jobs.calibration import TargetCalibration
 from cldm_jax.jobs.readouts import Predictor, Rows, Run
 from cldm_jax.metrics import ensemble, regions
 
+RECENTRED = "recentred"  # read-out: RECENTRED + K
+NORMAL_90 = 1.6449  # SDs of a normal distribution about its mean that hold 90 %
 POINTS = ("mirror", "onestep")  # read-outs that an ensemble is put around, best first
 
 
@@ -34,9 +37,13 @@ def point_mode(run: Run) -> str | None:
 class Drawer:
     """Point image and K samples of rows, each program compiled once."""
 
-    def __init__(self, run: Run, point: str, samples: int, *, batch_size: int, seed: int, devices=None):
+    def __init__(
+        self, run: Run, point: str, samples: int, *, batch_size: int, seed: int, devices=None
+    ):
         self.samples = samples
-        self.evaluations = run.method.evaluations[point] + samples * run.method.evaluations["sample"]
+        self.evaluations = (
+            run.method.evaluations[point] + samples * run.method.evaluations["sample"]
+        )
         self._point = Predictor(run, point, devices)
         self._sample = Predictor(run, "sample", devices)
         self._options = dict(batch_size=batch_size, seed=seed)
@@ -110,6 +117,39 @@ def make_frame(pet, point, target: str, spacing_mm, height_mm: float) -> regions
     return regions.Frame(brain, head | brain, tuple(spacing_mm), height_mm, limits)
 
 
+def mean_name(run: Run) -> str | None:
+    """The read-out of a mean of samples from which `recentred` takes their centre: that of fewest."""
+    counts = {int(m[4:]): m for m in run.method.predict if re.fullmatch(r"mean\d+", m)}
+    return counts[min(counts)] if counts else None
+
+
+def recentred(point, sample, mean, count: int, factors, spacing_mm, sharpness: float) -> np.ndarray:
+    """point + sharpness x (sample - mean of `count` samples, it among them) [N, H, W], cut to [-1, 1].
+
+    The deviation is brought to the size of one from the true mean (`ensemble.deviations`) and, where
+    there are factors [N, bands], each band to the size of the point's error.
+    """
+    deviation = (sample - mean) * np.float32(np.sqrt(count / (count - 1)))
+    if factors is not None:
+        deviation = np.stack(
+            [ensemble.scaled(d, f, spacing_mm) for d, f in zip(deviation, factors, strict=True)]
+        )
+    return np.clip(point + np.float32(sharpness) * deviation, -1, 1)
+
+
+def factors_of(run: Run, codes: dict[str, int], labels) -> np.ndarray | None:
+    """Band factors [N, bands] of rows by class code [N]; None without a calibration of all of them.
+
+    codes: of each target.
+    """
+    if run.calibration is None:
+        return None
+    known = {codes[t]: c.factors for t, c in run.calibration.targets.items() if t in codes}
+    if not set(np.unique(labels).tolist()) <= known.keys():
+        return None
+    return np.array([known[int(label)] for label in labels], np.float32)
+
+
 class Asked(NamedTuple):
     """Regions of one volume, [slabs] of each name."""
 
@@ -147,7 +187,8 @@ def judge(drawn: Drawn, calibration: TargetCalibration, spacing_mm) -> dict:
     head = drawn.head
     for sd_mm, q90 in zip(ensemble.SCALES_MM, calibration.q90, strict=True):
         e, d, raw_e, raw = (
-            ensemble.blur(x, sd_mm, spacing_mm)[..., head] for x in (error, mended, raw_error, plain)
+            ensemble.blur(x, sd_mm, spacing_mm)[..., head]
+            for x in (error, mended, raw_error, plain)
         )
         sd = ensemble.spread(ensemble.deviations(raw))
         found["coverage"].append(float((np.abs(e) <= q90 * ensemble.spread(d)).mean()))
@@ -162,6 +203,3 @@ def judge(drawn: Drawn, calibration: TargetCalibration, spacing_mm) -> dict:
         "energy_raw": float(np.nanmean(energy_raw)),
         "rank": ensemble.rank_correlation(ensemble.spread(mended)[head], error[head]),
     }
-
-
-NORMAL_90 = 1.6449  # SDs of a normal distribution about its mean that hold 90 %

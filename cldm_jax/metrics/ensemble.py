@@ -41,7 +41,9 @@ def deviations(samples) -> np.ndarray:
 
 def band_power(images, mask, spacing_mm) -> np.ndarray:
     """Mean square in each band [bands] of images [..., Z, H, W] inside mask [Z, H, W]."""
-    return np.array([np.square(b[..., mask], dtype=np.float64).mean() for b in bands(images, spacing_mm)])
+    return np.array(
+        [np.square(b[..., mask], dtype=np.float64).mean() for b in bands(images, spacing_mm)]
+    )
 
 
 def factors(error_power, spread_power) -> np.ndarray:

@@ -1,8 +1,8 @@
-"""Numbers that are asked of a volume: means, volumes and attenuation of slabs of the head, with intervals.
+"""Numbers asked of a volume: means, volumes and attenuation of slabs of the head, with intervals.
 
-Where a region lies is told by the PET and the point image alone (`Frame`), so the same pixels are asked of
-the members, of the point image and of the real one. Every number is a sum over slices, so a volume can be
-gone through in parts. An interval is the members' mean +- q SD, q from validation people (`multiplier`).
+Where a region lies is told by the PET and the point image alone (`Frame`), so the same pixels are asked
+of the members, of the point image and of the real one. Every number is a sum over slices, so a volume can
+be gone through in parts. An interval is the members' mean +- q SD, q from validation people.
 """
 
 from typing import NamedTuple
@@ -15,7 +15,9 @@ from cldm_jax.metrics.ensemble import LEVEL
 
 SLABS = 5  # of equal height, from the base of the brain in the PET to its top
 BONE_HU = 300.0
-ENOUGH = 9  # people from whom a quantile at LEVEL can be had: below (1 - LEVEL) (n + 1) is under one
+ENOUGH = (
+    9  # people from whom a quantile at LEVEL can be had: below (1 - LEVEL) (n + 1) is under one
+)
 FLOOR = 0.1  # of the median SD: no interval is narrower because the members happen to agree
 # Name -> what it is; all of one target in its unit.
 REGIONS = {
@@ -44,6 +46,10 @@ class Frame(NamedTuple):
     spacing_mm: tuple[float, float]  # row, column
     height_mm: float  # that one slice stands for
     limits: np.ndarray | None = None  # MR: [2] in units between the three classes
+
+    def part(self, slices) -> "Frame":
+        """The same for some of the slices."""
+        return self._replace(brain=self.brain[slices], head=self.head[slices])
 
 
 def unit_of(target: str, name: str, units: str) -> str:
