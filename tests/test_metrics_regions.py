@@ -85,40 +85,63 @@ def test_a_slab_without_the_region_is_nan():
     assert np.isnan(found["shell_mean"]).all() and np.isfinite(found["brain_mean"]).all()
 
 
-def people_of(count, rng, slabs=5, shared=0.5):
-    """Errors of SD 3 times the SDs that are given; slabs of a person partly err together."""
-    sds = rng.uniform(0.5, 2.0, (count, slabs))
+def people_of(count, rng, slabs=5, shared=0.5, bias=4.0):
+    """Errors of a mean of 4 and SD 3 times the SDs given; slabs of a person partly err together."""
+    sds = rng.uniform(0.8, 1.25, (count, slabs))
     common = np.sqrt(shared) * rng.normal(size=(count, 1))
-    return 3 * sds * (common + np.sqrt(1 - shared) * rng.normal(size=(count, slabs))), sds
+    own = np.sqrt(1 - shared) * rng.normal(size=(count, slabs))
+    return bias + 3 * (common + own), sds
 
 
 @pytest.mark.parametrize(
-    ("count", "rule"), [(3, "student"), (8, "student"), (12, "quantile"), (60, "quantile")]
+    ("count", "rule"), [(3, "student"), (8, "student"), (20, "quantile"), (60, "quantile")]
 )
 def test_intervals_cover_new_people_however_few_were_seen(count, rule):
     rng = np.random.default_rng(count)
     covered, naive = [], []
     for _ in range(150):
         errors, sds = people_of(count, rng)
-        made = regions.multiplier(errors, sds, np.repeat(np.arange(count), 5))
+        made = regions.fit_rule(errors, sds, np.repeat(np.arange(count), 5))
         assert (made["rule"], made["people"], made["n"]) == (rule, count, 5 * count)
+        assert count <= made["effective"] <= 2 * count
+        members = rng.normal(size=(2, 50, 5))
+        members -= members.mean(0)
         new_errors, new_sds = people_of(50, rng)
-        covered.append((np.abs(new_errors) <= made["q"] * new_sds).mean())
-        naive.append((np.abs(new_errors) <= 1.645 * new_sds).mean())
+        members *= new_sds / members.std(0)
+        centre, low, high = regions.interval(members, made)
+        np.testing.assert_allclose(centre, made["bias"], atol=1e-9)
+        covered.append(((low <= new_errors) & (new_errors <= high)).mean())
+        naive.append((np.abs(new_errors - errors.mean()) <= 1.645 * new_sds).mean())
     assert 0.88 <= np.mean(covered) <= 0.97
-    assert np.mean(naive) < 0.5  # negative control
+    assert np.mean(naive) < 0.6  # negative control: the SD as it is
 
 
-def test_multiplier_of_nothing_and_of_members_that_agree():
-    nothing = regions.multiplier([np.nan], [1.0], [0])
-    assert nothing["q"] is None and nothing["n"] == 0
-    _, low, high = regions.interval(np.ones((4, 2)), nothing)
-    assert np.isnan(low).all() and np.isnan(high).all()
-    errors, sds = np.array([1.0, 1.0, 1.0, 5.0]), np.array([1.0, 1.0, 1.0, 0.0])
-    made = regions.multiplier(errors, sds, np.arange(4))
-    assert made["floor"] == pytest.approx(0.1) and np.isfinite(made["q"])
+def test_slabs_that_err_as_one_are_worth_the_people_alone():
+    rng = np.random.default_rng(0)
+    people = np.repeat(np.arange(6), 5)
+    worth = [
+        regions.fit_rule(*people_of(6, rng, shared=s), people)["effective"] for s in (1.0, 0.0)
+    ]
+    assert worth[0] == pytest.approx(6, abs=0.1) and worth[1] > 9
+
+
+def test_no_rule_where_there_is_nothing_to_learn_from():
+    for errors, sds, people in (
+        ([np.nan], [1.0], [0]),
+        ([1.0, 2.0, 3.0], [1.0, 1.0, 1.0], [0, 0, 0]),  # one person
+        ([1.0, 2.0], [0.0, 0.0], [0, 1]),  # members agree
+    ):
+        made = regions.fit_rule(errors, sds, people)
+        assert made["q"] is None and made["rule"] == "none"
+        _, low, high = regions.interval(np.ones((4, 2)), made)
+        assert np.isnan(low).all() and np.isnan(high).all()
+
+
+def test_members_that_happen_to_agree_are_not_believed():
+    made = regions.fit_rule([1.0, -1.0, 2.0, -2.0], [1.0] * 4, np.arange(4))
     _, low, high = regions.interval(np.full((4, 1), 7.0), made)
-    assert high - low == pytest.approx(2 * made["q"] * made["floor"])
+    _, low_wide, high_wide = regions.interval(np.array([[6.0], [8.0]] * 2), made)
+    assert high - low == pytest.approx((high_wide - low_wide) / np.sqrt(2))
 
 
 def test_the_brain_of_a_noisy_pet():

@@ -182,5 +182,5 @@ def _rules(drawn, asked) -> dict[str, dict]:
             errors.append(a.real[name] - mean)
             sds.append(sd)
             who.append(np.full(len(sd), d.subject))
-        rules[name] = regions.multiplier(*map(np.concatenate, (errors, sds, who)))
+        rules[name] = regions.fit_rule(*map(np.concatenate, (errors, sds, who)))
     return rules

@@ -18,7 +18,7 @@ VERSION = 1
 @dataclasses.dataclass(frozen=True)
 class TargetCalibration:
     """Of one target. factors: of each band. q90: multiplier of the SD for a 90 % interval, at each of
-    SCALES_MM. regions: {name: `regions.multiplier`}.
+    SCALES_MM. regions: {name: `regions.fit_rule`}.
     """
 
     factors: tuple[float, ...]
@@ -67,7 +67,7 @@ class Calibration:
             for name, t in value["targets"].items()
         }
         for name, target in targets.items():
-            if any({"q", "floor"} - rule.keys() for rule in target.regions.values()):
+            if any({"q", "bias", "pooled"} - rule.keys() for rule in target.regions.values()):
                 raise ValueError(f"regions of {name}")
             if target.regions.keys() != REGIONS[name].keys():
                 raise ValueError(f"regions {', '.join(target.regions)} of {name}")

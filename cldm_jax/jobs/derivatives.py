@@ -24,7 +24,7 @@ REGION_COLUMNS = {
     "slab": "1 at the base of the brain in the PET, upwards",
     "from_mm": "lower edge, z of the grid in mm",
     "to_mm": "upper edge",
-    "value": "mean over the ensemble",
+    "value": "mean over the ensemble, less its bias in the validation people",
     "low": "lower bound of the 90 % interval",
     "high": "upper bound",
     "unit": "of value, low and high",

@@ -78,9 +78,10 @@ def _table(sums, frame, rules, target: str, spec, heights) -> list[dict]:
     units = intensity.MODALITIES[spec.modality].units
     rows = []
     for name, members in regions.values(sums, parts).items() if parts else ():
-        mean, low, high = regions.interval(members, rules[name])
+        found = regions.interval(members, rules[name])
         if name.endswith("volume"):
-            low = np.maximum(low, 0)
+            found = [np.maximum(v, 0) for v in found]
+        value, low, high = found
         for number, part in enumerate(parts):
             edges = sorted(heights[part[[0, -1]]])
             rows.append(
@@ -89,7 +90,7 @@ def _table(sums, frame, rules, target: str, spec, heights) -> list[dict]:
                     "slab": number + 1,
                     "from_mm": edges[0] - frame.height_mm / 2,
                     "to_mm": edges[1] + frame.height_mm / 2,
-                    "value": mean[number],
+                    "value": value[number],
                     "low": low[number],
                     "high": high[number],
                     "unit": regions.unit_of(target, name, units),

@@ -2,7 +2,8 @@
 
 Where a region lies is told by the PET and the point image alone (`Frame`), so the same pixels are asked
 of the members, of the point image and of the real one. Every number is a sum over slices, so a volume can
-be gone through in parts. An interval is the members' mean +- q SD, q from validation people.
+be gone through in parts. An interval is the members' mean, less the bias that validation people showed,
++- q SD (`fit_rule`).
 """
 
 from typing import NamedTuple
@@ -123,39 +124,65 @@ def centre_and_sd(members) -> tuple[np.ndarray, np.ndarray]:
     return members.mean(0), members.std(0)
 
 
-def multiplier(errors, sds, people) -> dict:
-    """What an SD is multiplied by so that 90 % of people are covered.
+def fit_rule(errors, sds, people) -> dict:
+    """What covers 90 % of people, from signed errors (real - members' mean) and SDs [N] of one region,
+    slabs of all people; people [N]: whose.
 
-    errors, sds: [N] of one region, slabs of all people; people: [N] whose. A person's slabs err together,
-    so people are counted, not slabs. From ENOUGH people on, the quantile of |error| / SD at
-    0.9 (1 + 1 / people), split conformal with people as the exchangeable units. From fewer no quantile
-    can be had: Student's t with as many degrees of freedom as people, times the root mean square of
-    error / SD (errors taken to be normal). {"q", "floor" (no SD counts as less), "people", "n", "rule"};
-    q is None where there is nothing to learn from.
+    {"bias": mean error, "pooled": root mean square SD, "q", "people", "n", "effective", "rule"}; q is
+    None where fewer than two people, or members without spread, leave nothing to learn from. An SD of
+    few members is itself unsure: its square counts half, the pooled one's the other half. A person's
+    slabs err together: the N errors are worth `_effective` independent ones. Below ENOUGH people no
+    quantile can be read off: then Student's t for one more normal error, bias and variance estimated
+    from so many. From ENOUGH on, the quantile of |error - bias| / SD at 0.9 (1 + 1 / people): split
+    conformal, people as the exchangeable units.
     """
     errors, sds, people = (np.asarray(v, np.float64).ravel() for v in (errors, sds, people))
     good = np.isfinite(errors) & np.isfinite(sds)
-    errors, sds, count = errors[good], sds[good], len(np.unique(people[good]))
-    record = {"q": None, "floor": 0.0, "people": count, "n": int(good.sum()), "rule": "none"}
-    spread_out = sds[sds > 0]
-    if not spread_out.size:
-        return record
-    floor = FLOOR * float(np.median(spread_out))
-    ratio = np.abs(errors) / np.maximum(sds, floor)
+    errors, sds, people = errors[good], sds[good], people[good]
+    count = len(np.unique(people))
+    rule = {"bias": 0.0, "pooled": 0.0, "q": None, "people": count, "n": int(good.sum())}
+    if count < 2 or not sds.any():
+        return rule | {"effective": float(count), "rule": "none"}
+    rule |= {"bias": float(errors.mean()), "pooled": float(np.sqrt(np.mean(np.square(sds))))}
+    ratio = (errors - rule["bias"]) / _width(sds, rule["pooled"])
+    worth = _effective(ratio, people)
     if count >= ENOUGH:
-        q, rule = np.quantile(ratio, min(1.0, LEVEL * (1 + 1 / count)), method="higher"), "quantile"
+        level = LEVEL * (1 + 1 / count)
+        q, name = np.quantile(np.abs(ratio), level, method="higher"), "quantile"
     else:
-        q = stats.t.ppf((1 + LEVEL) / 2, count) * np.sqrt(np.mean(np.square(ratio)))
-        rule = "student"
-    return record | {"q": float(q), "floor": floor, "rule": rule}
+        scale = np.sqrt(np.mean(np.square(ratio)) * worth / (worth - 1) * (1 + 1 / worth))
+        q, name = stats.t.ppf((1 + LEVEL) / 2, worth - 1) * scale, "student"
+    return rule | {"q": float(q), "effective": worth, "rule": name}
+
+
+def _effective(ratio, people) -> float:
+    """How many independent values the N are worth: n / (1 + (slabs - 1) correlation), with the mean
+    product of two slabs of one person over the mean square. At least the people, and at most twice as
+    many: few people say little of that correlation.
+    """
+    found = np.unique(people)
+    slabs_each = len(ratio) / len(found)
+    pairs = products = 0.0
+    for person in found:
+        own = ratio[people == person]
+        products += own.sum() ** 2 - np.square(own).sum()
+        pairs += len(own) * (len(own) - 1)
+    square = np.mean(np.square(ratio))
+    correlation = np.clip(products / pairs / square, 0, 1) if pairs and square > 0 else 0.0
+    worth = len(ratio) / (1 + (slabs_each - 1) * correlation)
+    return float(np.clip(worth, len(found), 2 * len(found)))
+
+
+def _width(sd, pooled: float):
+    return np.sqrt((np.square(sd) + pooled**2) / 2)
 
 
 def interval(members, rule: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(mean, low, high) [...] of members [K, ...] with a `multiplier`; NaN bounds where it has no q.
-    A volume's interval is cut at 0 by the caller.
+    """(centre, low, high) [...] of members [K, ...] with a rule of `fit_rule`; NaN bounds where it has no
+    q. A volume's are cut at 0 by the caller.
     """
     mean, sd = centre_and_sd(members)
-    half = np.full_like(mean, np.nan)
+    centre, half = mean + rule["bias"], np.full_like(mean, np.nan)
     if rule["q"] is not None:
-        half = rule["q"] * np.maximum(sd, rule["floor"])
-    return mean, mean - half, mean + half
+        half = rule["q"] * _width(sd, rule["pooled"])
+    return centre, centre - half, centre + half
