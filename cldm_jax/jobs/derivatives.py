@@ -10,25 +10,14 @@ import numpy as np
 from cldm_jax import __version__, files
 from cldm_jax.data import convert, intensity, nifti
 from cldm_jax.errors import UserError
+from cldm_jax.jobs import uncertainty
 from cldm_jax.jobs.spread import RECENTRED
 from cldm_jax.jobs.synthesis import CALIBRATED
-from cldm_jax.metrics import regions
-from cldm_jax.metrics.ensemble import LEVEL
 from cldm_jax.runtime import device
 
 DISCLAIMER = "Synthetic image. Research use only, not for clinical use."
 SUFFIX = {"ct": ("ct", "ct"), "mr": ("anat", "T1w")}  # BIDS folder of a dataset, suffix
 BIDS_VERSION = "1.10.0"
-REGION_COLUMNS = {
-    "region": "what is asked, see Regions",
-    "slab": "1 at the base of the brain in the PET, upwards",
-    "from_mm": "lower edge, z of the grid in mm",
-    "to_mm": "upper edge",
-    "value": "mean over the ensemble, less its bias in the validation people",
-    "low": "lower bound of the 90 % interval",
-    "high": "upper bound",
-    "unit": "of value, low and high",
-}
 
 
 class Names:
@@ -163,9 +152,13 @@ def write(names: Names, request, model, pet, facts, checks, volumes, timings: di
             }
     if names.has_regions:
         path = names.regions()
-        files.write_text(path, _regions_table(volumes))
-        about = _about_regions(model) | common | {"SHA256": files.sha256_file(path)}
-        sidecars[sidecar(path)] = about
+                files.write_text(path, uncertainty.to_tsv({t: v.regions for t, v in volumes.items()}))
+        sidecars[sidecar(path)] = {
+            "Description": DISCLAIMER,
+            **uncertainty.about_table(model.run.calibration, model.targets),
+            **common,
+            "SHA256": files.sha256_file(path),
+        }
     if request.report:
         people = model.run.calibration.people if is_calibrated(model) else 0
         _write_page(names, pet, volumes, checks, common, people)
@@ -239,7 +232,11 @@ def _about(target: str, kind: str, model) -> dict:
         "ClassCode": model.setting.codes[target],
     }
     if kind == "synthsd":
-        about |= _calibration_facts(model, target)
+        about |= (
+            uncertainty.facts(model.run.calibration, target)
+            if is_calibrated(model)
+            else {"Calibrated": False, "CalibratedWhyNot": model.uncalibrated}
+        )
     return about
 
 
@@ -251,49 +248,6 @@ def _sd_words(model) -> str:
         f"standard deviation of an ensemble around the {found.point} image, its spread fitted band by "
         f"band to the error in {found.people} validation people"
     )
-
-
-def _calibration_facts(model, target: str) -> dict:
-    if not is_calibrated(model):
-        return {"Calibrated": False, "CalibratedWhyNot": model.uncalibrated}
-    found = model.run.calibration
-    scales = zip(found.scales_mm, found.targets[target].q90, strict=True)
-    return {
-        "Calibrated": True,
-        "CalibrationPeople": found.people,
-        "CalibrationPoint": found.point,
-        # A pixel's interval: point image +- this times the SD; after a blur with an SD of 4 mm of both
-        # the image and the ensemble, the second; and so on.
-        "IntervalLevel": LEVEL,
-        "IntervalMultiplier": {f"{mm:g}mm": q for mm, q in scales},
-        "BandFactors": list(found.targets[target].factors),
-    }
-
-
-def _regions_table(volumes) -> str:
-    """TSV as BIDS has it: n/a for what is not there."""
-    lines = [["target", *REGION_COLUMNS]]
-    for target, made in volumes.items():
-        lines += [[target, *(row[c] for c in REGION_COLUMNS)] for row in made.regions]
-    return "".join("\t".join(map(_cell, line)) + "\n" for line in lines)
-
-
-def _cell(value) -> str:
-    if isinstance(value, str | int):
-        return str(value)
-    return f"{value:.6g}" if np.isfinite(value) else "n/a"
-
-
-def _about_regions(model) -> dict:
-    found = model.run.calibration
-    return {
-        "Description": DISCLAIMER,
-        "Kind": f"regions of an ensemble around the {found.point} image, with 90 % intervals fitted to "
-        f"{found.people} validation people",
-        "Columns": REGION_COLUMNS,
-        "Regions": {t: regions.REGIONS[t] for t in model.targets},
-        "Rules": {t: found.targets[t].regions for t in model.targets},
-    }
 
 
 def _provenance(request, model, pet, facts, checks, timings: dict) -> dict:

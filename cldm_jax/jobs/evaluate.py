@@ -173,15 +173,6 @@ def _recentred(entrant, readouts, source, codes) -> tuple[str, ReadOut] | None:
     return f"{RECENTRED}{count}", ReadOut(images, None, total)
 
 
-def _evaluations(run: Run, mode: str) -> int:
-    """Of the network for a slice; of the recentred read-out those of its parts."""
-    known = run.method.evaluations
-    if not mode.startswith(RECENTRED):
-        return known[mode]
-    parts = (spread.point_mode(run), "sample", f"mean{mode.removeprefix(RECENTRED)}")
-    return sum(known[m] for m in parts)
-
-
 def _choose_modes(config, entrants, prepared, names, codes) -> dict[str, dict[str, str]]:
     """{target: {method: read-out}}: what the tests compare, chosen by PSNR on validation people; the
     method's first read-out where there are none. A method's first training decides for all of them.
@@ -292,7 +283,7 @@ def _costs(entrants, readouts) -> dict[tuple, dict]:
             "train_steps": r.manifest["step"],
             "train_seconds": r.manifest["train_seconds"],
             "train_cpu_seconds": r.manifest["train_cpu_seconds"],
-            "network_evaluations": _evaluations(r, mode),
+            "network_evaluations": spread.evaluations(r, mode),
             "seconds_per_slice": readouts[e.name, mode].seconds_per_slice,
         }
         for e in entrants

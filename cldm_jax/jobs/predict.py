@@ -61,14 +61,7 @@ class Model(NamedTuple):
 
     def evaluations(self) -> int:
         """Of the network, for each slice."""
-        known = self.run.method.evaluations
-        total = 0
-        if self.mode.startswith(spread.RECENTRED):
-            count = self.mode.removeprefix(spread.RECENTRED)
-            modes = [spread.point_mode(self.run), "sample", f"mean{count}"]
-            total = sum(known[m] for m in modes)
-        else:
-            total = known[self.mode]
+        known, total = self.run.method.evaluations, spread.evaluations(self.run, self.mode)
         if self.sd_mode == synthesis.CALIBRATED:
             found = self.run.calibration
             total += found.samples * known["sample"] + known[found.point] * (

@@ -123,6 +123,15 @@ def mean_name(run: Run) -> str | None:
     return counts[min(counts)] if counts else None
 
 
+def evaluations(run: Run, mode: str) -> int:
+    """Of the network for a slice; of a recentred read-out those of its parts."""
+    known = run.method.evaluations
+    if not mode.startswith(RECENTRED):
+        return known[mode]
+    parts = (point_mode(run), "sample", f"mean{mode.removeprefix(RECENTRED)}")
+    return sum(known[m] for m in parts)
+
+
 def recentred(point, sample, mean, count: int, factors, spacing_mm, sharpness: float) -> np.ndarray:
     """point + sharpness x (sample - mean of `count` samples, it among them) [N, H, W], cut to [-1, 1].
 

@@ -6,15 +6,26 @@ import numpy as np
 
 from cldm_jax.data import intensity
 from cldm_jax.jobs import spread
+from cldm_jax.jobs.calibration import Calibration
 from cldm_jax.jobs.readouts import Rows, Run
 from cldm_jax.metrics import ensemble, regions
 
+COLUMNS = {
+    "region": "what is asked, see Regions",
+    "slab": "1 at the base of the brain in the PET, upwards",
+    "from_mm": "lower edge, z of the grid in mm",
+    "to_mm": "upper edge",
+    "value": "mean over the ensemble, less its bias in the validation people",
+    "low": "lower bound of the 90 % interval",
+    "high": "upper bound",
+    "unit": "of value, low and high",
+}
 CHUNK = 32  # slices whose samples are in memory together
 
 
 class Uncertainty(NamedTuple):
     sd: np.ndarray  # [N, H, W] model range, of the rescaled ensemble
-    regions: dict[str, list[dict]]  # target -> {"region", "slab", "from_mm", "to_mm", "value", ...}
+    regions: dict[str, list[dict]]  # target -> rows of COLUMNS
 
 
 def measure(
@@ -97,3 +108,43 @@ def _table(sums, frame, rules, target: str, spec, heights) -> list[dict]:
                 }
             )
     return rows
+
+
+def facts(found: Calibration, target: str) -> dict:
+    """Of a calibrated SD map's sidecar."""
+    scales = zip(found.scales_mm, found.targets[target].q90, strict=True)
+    return {
+        "Calibrated": True,
+        "CalibrationPeople": found.people,
+        "CalibrationPoint": found.point,
+        # A pixel's interval: point image +- this times the SD; after a blur with an SD of 4 mm of both
+        # the image and the ensemble, the second; and so on.
+        "IntervalLevel": ensemble.LEVEL,
+        "IntervalMultiplier": {f"{mm:g}mm": q for mm, q in scales},
+        "BandFactors": list(found.targets[target].factors),
+    }
+
+
+def to_tsv(tables: dict[str, list[dict]]) -> str:
+    """Regions of targets as BIDS has tables: n/a for what is not there."""
+    lines = [["target", *COLUMNS]]
+    for target, rows in tables.items():
+        lines += [[target, *(row[c] for c in COLUMNS)] for row in rows]
+    return "".join("\t".join(map(_cell, line)) + "\n" for line in lines)
+
+
+def _cell(value) -> str:
+    if isinstance(value, str | int):
+        return str(value)
+    return f"{value:.6g}" if np.isfinite(value) else "n/a"
+
+
+def about_table(found: Calibration, targets) -> dict:
+    """Of the table's sidecar."""
+    return {
+        "Kind": f"regions of an ensemble around the {found.point} image, with 90 % intervals fitted to "
+        f"{found.people} validation people",
+        "Columns": COLUMNS,
+        "Regions": {t: regions.REGIONS[t] for t in targets},
+        "Rules": {t: found.targets[t].regions for t in targets},
+    }
