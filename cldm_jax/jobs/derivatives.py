@@ -152,7 +152,7 @@ def write(names: Names, request, model, pet, facts, checks, volumes, timings: di
             }
     if names.has_regions:
         path = names.regions()
-                files.write_text(path, uncertainty.to_tsv({t: v.regions for t, v in volumes.items()}))
+        files.write_text(path, uncertainty.to_tsv({t: v.regions for t, v in volumes.items()}))
         sidecars[sidecar(path)] = {
             "Description": DISCLAIMER,
             **uncertainty.about_table(model.run.calibration, model.targets),
