@@ -34,8 +34,8 @@ def _parser() -> argparse.ArgumentParser:
         help="onestep: the expected image in one network evaluation: smooth. mirror: the mean of that "
         "and of the mirrored PET's: the smallest error. sample: one draw as the sampler makes it: sharp, "
         "more error, may invent. mean: of K draws: more error than mirror, smoother than a draw. "
-        "recentred: mirror plus one draw's deviation from the mean of K: as sharp as a draw for less "
-        "error, its detail as invented. predict: of a U-Net or GAN. "
+        "recentred: mirror plus one draw's deviation from the mean of K: nearly as sharp as a draw for "
+        "less error, its detail as invented. predict: of a U-Net or GAN. "
         "Default: mirror, or the model's only one")  # fmt: skip
     add("--samples", type=int, default=0, metavar="K", help="of mean, recentred and --uncertainty "
         "(default: for the uncertainty as the model was calibrated, else 4)")  # fmt: skip

@@ -111,10 +111,9 @@ def run_key(request, model, input_sha256: str) -> str:
         "seed": request.seed,
         "version": __version__,
     }
-    is_recentred = model.mode.startswith(RECENTRED)
-    if is_recentred:
+    if model.mode.startswith(RECENTRED):
         decided["sharpness"] = request.sharpness
-    if model.run.calibration and (is_recentred or is_calibrated(model)):
+    if is_calibrated(model):
         decided["calibration"] = model.run.calibration.to_json()
     return files.sha256_json(decided)
 

@@ -21,7 +21,6 @@ from cldm_jax.jobs.readouts import (
     predict_rows,
 )
 from cldm_jax.jobs.scoring import HEADLINE, Scorer, is_cldm, main_methods, make_gallery, shared_data
-from cldm_jax.jobs.spread import RECENTRED
 from cldm_jax.jobs.summary import REFERENCE, make_summary
 from cldm_jax.metrics import aggregate
 from cldm_jax.metrics.protocol import PROTOCOLS
@@ -121,7 +120,7 @@ def _evaluate(config, runs: list[Run], prepared):
                     progress=progress,
                 )
                 scorer.add(e.name, mode, readouts[e.name, mode].images, targets=e.runs)
-            made = _recentred(e, readouts, source, codes)
+            made = _recentred(e, readouts)
             if made is not None:
                 mode, readout = made
                 readouts[e.name, mode] = readout
@@ -150,27 +149,20 @@ def _evaluate(config, runs: list[Run], prepared):
     return summary, scorer.scores, gallery
 
 
-def _recentred(entrant, readouts, source, codes) -> tuple[str, ReadOut] | None:
+def _recentred(entrant, readouts) -> tuple[str, ReadOut] | None:
     """(name, read-out) of a CLDM's point image with one sample's deviation from the mean of K, out of
     what it has predicted already: the samples are the same. None for a method that lacks one of them.
     """
     run, name = entrant.first, entrant.name
     point, mean = spread.point_mode(run), spread.mean_name(run)
-    if (
-        point is None
-        or mean is None
-        or not is_cldm(entrant)
-        or len(set(map(id, entrant.runs.values()))) > 1
-    ):
+    if point is None or mean is None or not is_cldm(entrant):
         return None
     count = int(mean.removeprefix("mean"))
     parts = [readouts[name, mode] for mode in (point, "sample", mean)]
-    factors = spread.factors_of(run, codes, source.keys["label"])
-    spacing = run.manifest["data"]["grid"]["spacing_mm"]
-    images = spread.recentred(*(p.images for p in parts), count, factors, spacing, 1.0)
+    images = spread.recentred(*(p.images for p in parts), count, 1.0)
     seconds = [p.seconds_per_slice for p in parts]
     total = None if None in seconds else sum(seconds)
-    return f"{RECENTRED}{count}", ReadOut(images, None, total)
+    return f"{spread.RECENTRED}{count}", ReadOut(images, None, total)
 
 
 def _choose_modes(config, entrants, prepared, names, codes) -> dict[str, dict[str, str]]:

@@ -132,31 +132,15 @@ def evaluations(run: Run, mode: str) -> int:
     return sum(known[m] for m in parts)
 
 
-def recentred(point, sample, mean, count: int, factors, spacing_mm, sharpness: float) -> np.ndarray:
-    """point + sharpness x (sample - mean of `count` samples, it among them) [N, H, W], cut to [-1, 1].
+def recentred(point, sample, mean, count: int, sharpness: float) -> np.ndarray:
+    """point + sharpness x (sample - mean of `count` samples, it among them), cut to [-1, 1].
 
-    The deviation is brought to the size of one from the true mean (`ensemble.deviations`) and, where
-    there are factors [N, bands], each band to the size of the point's error.
+    The deviation is brought to the size of one from the true mean (`ensemble.deviations`), and is not
+    multiplied by band: what makes the spread honest makes a single image speckle, because the samples
+    lack more of the finest band than of its pattern.
     """
     deviation = (sample - mean) * np.float32(np.sqrt(count / (count - 1)))
-    if factors is not None:
-        deviation = np.stack(
-            [ensemble.scaled(d, f, spacing_mm) for d, f in zip(deviation, factors, strict=True)]
-        )
     return np.clip(point + np.float32(sharpness) * deviation, -1, 1)
-
-
-def factors_of(run: Run, codes: dict[str, int], labels) -> np.ndarray | None:
-    """Band factors [N, bands] of rows by class code [N]; None without a calibration of all of them.
-
-    codes: of each target.
-    """
-    if run.calibration is None:
-        return None
-    known = {codes[t]: c.factors for t, c in run.calibration.targets.items() if t in codes}
-    if not set(np.unique(labels).tolist()) <= known.keys():
-        return None
-    return np.array([known[int(label)] for label in labels], np.float32)
 
 
 class Asked(NamedTuple):

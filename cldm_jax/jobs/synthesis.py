@@ -125,7 +125,7 @@ def synthesise(
     options = dict(batch_size=batch_size, seed=seed, devices=own, progress=progress)
     began = time.monotonic()
     if mode.startswith(RECENTRED):
-        readout = _recentred(run, setting, mode, rows, sharpness, options)
+        readout = _recentred(run, mode, rows, sharpness, options)
     else:
         readout = predict_rows(run, mode, rows, **options)
     sd, regions = None, {}
@@ -153,18 +153,14 @@ def synthesise(
     return made, seconds
 
 
-def _recentred(run: Run, setting: Setting, mode: str, rows, sharpness: float, options) -> ReadOut:
+def _recentred(run: Run, mode: str, rows, sharpness: float, options) -> ReadOut:
     """Mode recentredK, of the point read-out, one sample and the mean of K."""
     count = int(mode.removeprefix(RECENTRED))
-    point, sample, mean = (
+    parts = [
         predict_rows(run, m, rows, **options).images
         for m in (spread.point_mode(run), "sample", f"mean{count}")
-    )
-    factors = spread.factors_of(run, setting.codes, rows.label)
-    spacing = setting.grid.spacing_mm
-    return ReadOut(
-        spread.recentred(point, sample, mean, count, factors, spacing, sharpness), None, None
-    )
+    ]
+    return ReadOut(spread.recentred(*parts, count, sharpness), None, None)
 
 
 def _to_pet(readout: ReadOut, spec, target: str, pet: nifti.Volume, source: Source) -> Synthetic:
