@@ -201,7 +201,7 @@ def sd_maps(calibrated, scorer, rows: np.ndarray, source_of) -> dict[str, dict[i
             source = spread.Rows(source_of(made.run.config["data"]["context"]), wanted)
             deviation = ensemble.deviations(made.drawer.draw(source))
             factors = made.run.calibration.targets[target].factors
-            sd = ensemble.spread(ensemble.scaled(deviation, factors, spacing))
+            sd = ensemble.sd_map(ensemble.scaled(deviation, factors, spacing), spacing)
             key = f"{name}:{made.run.calibration.point}"
             maps.setdefault(key, {}).update(zip(wanted.tolist(), sd, strict=True))
     return maps

@@ -180,12 +180,13 @@ def judge(drawn: Drawn, calibration: TargetCalibration, spacing_mm) -> dict:
     head = drawn.head
     for sd_mm, q90 in zip(ensemble.SCALES_MM, calibration.q90, strict=True):
         e, d, raw_e, raw = (
-            ensemble.blur(x, sd_mm, spacing_mm)[..., head]
-            for x in (error, mended, raw_error, plain)
+            ensemble.blur(x, sd_mm, spacing_mm) for x in (error, mended, raw_error, plain)
         )
-        sd = ensemble.spread(ensemble.deviations(raw))
-        found["coverage"].append(float((np.abs(e) <= q90 * ensemble.spread(d)).mean()))
-        found["coverage_raw"].append(float((np.abs(raw_e) <= NORMAL_90 * sd).mean()))
+        inside = np.abs(e) <= q90 * ensemble.sd_map(d, spacing_mm)
+        e, d, raw_e, raw = (x[..., head] for x in (e, d, raw_e, raw))
+        raw_inside = np.abs(raw_e) <= NORMAL_90 * raw.std(0, ddof=1)
+        found["coverage"].append(float(inside[head].mean()))
+        found["coverage_raw"].append(float(raw_inside.mean()))
         found["crps"].append(float(ensemble.crps(e, d).mean()))
         found["crps_raw"].append(float(ensemble.crps(raw_e, raw, centred=False).mean()))
         found["mae"].append(float(np.abs(e).mean()))
@@ -194,5 +195,5 @@ def judge(drawn: Drawn, calibration: TargetCalibration, spacing_mm) -> dict:
     return found | {
         "energy": float(np.nanmean(energy)),
         "energy_raw": float(np.nanmean(energy_raw)),
-        "rank": ensemble.rank_correlation(ensemble.spread(mended)[head], error[head]),
+        "rank": ensemble.rank_correlation(ensemble.sd_map(mended, spacing_mm)[head], error[head]),
     }

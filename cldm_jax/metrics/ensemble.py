@@ -11,6 +11,7 @@ import numpy as np
 from scipy import ndimage, stats
 
 SCALES_MM = (0.0, 4.0, 16.0)  # SD of the blur after which spread and error are compared
+SMOOTH_MM = 4.0  # SD of the blur of a variance over few members
 LEVEL = 0.9  # of every interval
 
 
@@ -71,14 +72,16 @@ def rescale(point, deviation, band_factors, spacing_mm) -> np.ndarray:
     return point + scaled(deviation, band_factors, spacing_mm)
 
 
-def spread(deviation) -> np.ndarray:
-    """SD over members of `deviations` [K, ...]."""
-    return np.sqrt(np.mean(np.square(deviation), axis=0))
+def sd_map(deviation, spacing_mm) -> np.ndarray:
+    """SD [..., H, W] over members of `deviations` [K, ..., H, W]. The variance of few members is blurred
+    by SMOOTH_MM, which makes intervals narrower for the same coverage.
+    """
+    return np.sqrt(blur(np.mean(np.square(deviation), axis=0), SMOOTH_MM, spacing_mm))
 
 
-def ratios(error, deviation) -> np.ndarray:
-    """|error| [...] over the SD of deviations [K, ...]; inf where there is error but no spread."""
-    sd, size = spread(deviation), np.abs(error)
+def ratios(error, sd) -> np.ndarray:
+    """|error| [...] over its SD; inf where there is error but no spread."""
+    size = np.abs(error)
     quiet = np.where(size > 0, np.inf, 0.0).astype(np.float32)
     return np.divide(size, sd, out=quiet, where=sd > 0)
 
