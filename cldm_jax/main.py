@@ -40,6 +40,7 @@ JOBS = {
     "sweep": True,
     "report": True,
     "export": True,
+    "calibrate": True,
 }
 SHARED_JOBS = ("train", "encode", "evaluate", "predict")  # what several processes can do as one
 # What a setting may be, by the end of its name, so that hours are not spent before it is refused:
@@ -48,13 +49,16 @@ _ANY, _SHARE, _COUNT = (0, math.inf), (0, 1), (1, math.inf)
 LIMITS = {
     **dict.fromkeys(("seed", "split_seed", "workers", "num_workers", "warmup_steps"), _ANY),
     **dict.fromkeys(("batch_size", "steps", "weight_decay", "people_per_group", "folds"), _ANY),
+    **dict.fromkeys(("calibrate_samples", "calibrate_people", "people", "samples"), _ANY),
+    "sharpness": _ANY,
+    "calibrate_slice_stride": _COUNT,
     **dict.fromkeys(("train.batch_size", "encode_batch_size"), _COUNT),
     **dict.fromkeys(("log_every", "val_every", "save_every", "num_threads", "init_items"), _COUNT),
     "steps_per_call": _COUNT,
     "accumulate": _COUNT,
     "num_train_steps": _ANY,  # 0: weights are only imported
     **dict.fromkeys(("slice_stride", "val_slice_stride", "train_slice_stride", "context"), _COUNT),
-    **dict.fromkeys(("num_timesteps", "num_sampling_steps", "num_samples", "samples"), _COUNT),
+    **dict.fromkeys(("num_timesteps", "num_sampling_steps", "num_samples"), _COUNT),
     **dict.fromkeys(("base_channels", "latent_channels", "channel_mult", "groups"), _COUNT),
     **dict.fromkeys(("num_classes", "n_subjects", "variants_per_head", "shard_items"), _COUNT),
     **dict.fromkeys(("b1", "b2", "ema_decay", "class_dropout_prob", "onestep_share"), _SHARE),

@@ -13,7 +13,7 @@ from cldm_jax import console
 from cldm_jax.errors import UserError
 
 MODULE, SCRIPT = "cldm_jax.predict", "cldm-predict"
-MODES = ("onestep", "mirror", "sample", "mean", "predict")
+MODES = ("onestep", "mirror", "sample", "mean", "recentred", "predict")
 
 
 def _program() -> str:
@@ -40,14 +40,21 @@ def _parser() -> argparse.ArgumentParser:
     add("--target", nargs="+", default=(), choices=("ct", "mr"),
         help="default: all that the model makes")  # fmt: skip
     add("--mode", default="", choices=MODES,
-        help="onestep: one network evaluation, the mean. mirror: mean of that and of the mirrored PET's. "
-        "sample: one diffusion sample, sharp. mean: of K samples. predict: of a U-Net or GAN. "
+        help="onestep: the expected image in one network evaluation: smooth. mirror: the mean of that "
+        "and of the mirrored PET's: the smallest error. sample: one draw as the sampler makes it: sharp, "
+        "more error, may invent. mean: of K draws: more error than mirror, smoother than a draw. "
+        "recentred: mirror plus one draw's deviation from the mean of K: nearly as sharp as a draw for "
+        "less error, its detail as invented. predict: of a U-Net or GAN. "
         "Default: mirror, or the model's only one")  # fmt: skip
-    add("--samples", type=int, default=4, metavar="K", help="of mean and --uncertainty (default 4)")
+    add("--samples", type=int, default=0, metavar="K", help="of mean, recentred and --uncertainty "
+        "(default: for the uncertainty as the model was calibrated, else 4)")  # fmt: skip
+    add("--sharpness", type=float, default=1.0, metavar="A",
+        help="of recentred: times the deviation; 0 is mirror, 1 (default) a draw's")  # fmt: skip
     add("--steps", type=int, default=0, metavar="N", help="DDIM steps (default: the model's own)")
     add("--seed", type=int, default=0, metavar="S", help="of the samples' noise (default 0)")
     add("--uncertainty", action="store_true",
-        help="also write the SD over K samples (*_desc-synthsd_*)")  # fmt: skip
+        help="also write an SD map (*_desc-synthsd_*) and, of a calibrated model, regions with 90 %% "
+        "intervals (*_desc-synth_regions.tsv); the sidecar says whether it is calibrated")  # fmt: skip
     add("--report", action="store_true", help="also write one HTML page: views, checks, provenance")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
     add(
@@ -98,6 +105,7 @@ def main(argv=None) -> None:
             targets=tuple(args.target),
             mode=args.mode,
             samples=args.samples,
+            sharpness=args.sharpness,
             steps=args.steps,
             seed=args.seed,
             uncertainty=args.uncertainty,

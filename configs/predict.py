@@ -18,8 +18,9 @@ def get_config(preset: str = "a6000"):
         ""  # workdir of a training, or an exported folder; "" = the model that is shipped
     )
     c.targets = ()  # () = all that the model makes
-    c.mode = ""  # onestep, mirror, sample, mean, predict; "" = mirror where there is one
-    c.samples = 4  # K of mean and of the uncertainty
+    c.mode = ""  # onestep, mirror, sample, mean, recentred, predict; "" = mirror where there is one
+    c.samples = 0  # K of mean, recentred and the uncertainty; 0 = as calibrated, else 4
+    c.sharpness = 1.0  # of recentred: 0 is the point image, 1 as sharp as one sample
     c.steps = 0  # DDIM steps; 0 = the model's own
     c.uncertainty = False
     c.batch_size = 0  # slices; 0 = by the device

@@ -9,6 +9,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.jobs import pool
 from cldm_jax.jobs.summary import COSTS, REFERENCE, make_summary
 from cldm_jax.metrics.protocol import PROTOCOLS
+from cldm_jax.report import spread
 from cldm_jax.report.gallery import GALLERY, load_gallery, save_gallery
 from cldm_jax.report.page import read_scores, write_report
 
@@ -139,3 +140,56 @@ def test_gallery_comes_back(tmp_path):
     np.testing.assert_allclose(again["real"], case["real"], rtol=1e-6)
     assert again["predictions"].keys() == case["predictions"].keys()
     assert list(again) == list(case)
+
+
+def spread_row(people, coverage, **changes):
+    region = {"name": "brain_mean", "unit": "HU", "half_width": 3.0, "mae": 1.0}
+    return {
+        "method": "ldm",
+        "target": "ct",
+        "point": "mirror",
+        "samples": 8,
+        "calibrated_on": 4 + people,
+        "people": people,
+        "slices": 10 * people,
+        "scales_mm": [0.0, 4.0, 16.0],
+        "factors": [1.0, 1.0, 1.0],
+        **dict.fromkeys(("coverage", "coverage_raw"), [coverage] * 3),
+        **dict.fromkeys(("crps", "crps_raw", "mae"), [10.0 * coverage] * 3),
+        **dict.fromkeys(("energy", "energy_raw", "rank"), coverage),
+        "regions": [{**region, "coverage": coverage, "n": 5 * people}],
+        **changes,
+    }
+
+
+def test_spread_of_folds_counts_every_person_once():
+    point = {"method": "unet", "mode": "predict", "target": "ct"}
+    summaries = [
+        {"spread": [spread_row(1, 0.6)], "points": [{**point, "mae": [1.0, 2.0, 3.0]}]},
+        {"spread": [spread_row(3, 1.0)], "points": [{**point, "mae": [3.0, 2.0, 1.0]}]},
+    ]
+    (row,) = pool._spread(summaries)
+    assert (row["people"], row["slices"], row["calibrated_on"]) == (4, 40, 5)
+    assert row["coverage"] == pytest.approx([0.9] * 3) and row["rank"] == pytest.approx(0.9)
+    assert row["regions"][0]["coverage"] == pytest.approx(0.9) and row["regions"][0]["n"] == 20
+    (found,) = pool._points(summaries)
+    assert found["mae"] == [2.0, 2.0, 2.0] and found["mode"] == "predict"
+    # Not of a model that one fold lacks, nor from reports of before there was such a section.
+    other = {"spread": [spread_row(3, 1.0, target="mr")], "points": []}
+    assert pool._spread([summaries[0], other]) == pool._spread([summaries[0], {}]) == []
+
+
+def test_spread_in_words_and_tables():
+    point = {"method": "unet", "mode": "predict", "target": "ct", "mae": [5.0, 99.0, 99.0]}
+    summary = {"spread": [spread_row(3, 0.9)], "points": [point], "rows": [], "protocol": None}
+    lines = spread.spread_lines(summary)
+    assert len(lines) == 3 and "CT 90/90/90, regions 90 (3 people)" in lines[0]
+    table = spread.spread_table(summary)
+    best = {row.cells[1].text: [c.best for c in row.cells[2:5]] for row in table.rows}
+    assert best["U-Net (no spread)"] == [True, False, False]
+    assert best["CLDM, calibrated spread around mirror"] == [False, True, True]
+    assert [c.text for c in spread.region_table(summary).rows[0].cells][2:4] == [
+        "brain mean",
+        "90 %",
+    ]
+    assert spread.spread_lines({}) == [] and spread.spread_table({}) is None

@@ -4,6 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 HEAD_HU = -500.0  # halfway between air and soft tissue
+SMOOTH_MM = 4.0  # SD, of a PET before its brain is looked for
 DILATE = 2  # in-plane voxels, so that the skin edge counts
 
 
@@ -20,6 +21,21 @@ def head_mask_mr(slices: np.ndarray) -> np.ndarray:
     """
     root = np.sqrt(np.maximum(slices, 0))
     return _solid(_fill(root > otsu(root)))
+
+
+def brain_mask_pet(slices: np.ndarray, spacing_mm) -> np.ndarray:
+    """bool [Z, H, W] from PET slices in any units, where nothing else tells where the brain is: above
+    Otsu's threshold once noise is smoothed away (scalp is dim in PET), its largest piece, filled.
+    spacing_mm: (row, column). Nothing, of a PET that is the same everywhere.
+    """
+    sigma = (0.0, *(SMOOTH_MM / s for s in spacing_mm))
+    smooth = ndimage.gaussian_filter(np.asarray(slices, np.float32), sigma, mode="nearest")
+    if np.ptp(smooth) == 0:
+        return np.zeros(smooth.shape, bool)
+    labels, _ = ndimage.label(smooth > otsu(smooth - smooth.min()) + smooth.min())
+    sizes = np.bincount(labels.ravel())
+    sizes[0] = 0
+    return _fill(labels == sizes.argmax())
 
 
 def otsu(values: np.ndarray) -> float:

@@ -10,6 +10,9 @@ import numpy as np
 from cldm_jax import __version__, files
 from cldm_jax.data import convert, intensity, nifti
 from cldm_jax.errors import UserError
+from cldm_jax.jobs import uncertainty
+from cldm_jax.jobs.spread import RECENTRED
+from cldm_jax.jobs.synthesis import CALIBRATED
 from cldm_jax.runtime import device
 
 DISCLAIMER = "Synthetic image. Research use only, not for clinical use."
@@ -23,8 +26,8 @@ class Names:
     UserError where one of them would lie outside: a folder in there may be a link to elsewhere.
     """
 
-    def __init__(self, out, found, targets: tuple[str, ...], has_sd: bool):
-        self.out, self.found = pathlib.Path(out), found
+    def __init__(self, out, found, targets, has_sd: bool, *, has_regions: bool = False):
+        self.out, self.found, self.has_regions = pathlib.Path(out), found, has_regions
         self.kinds = ("synth", "synthsd") if has_sd else ("synth",)
         self.targets = targets
         self._check_inside()
@@ -46,6 +49,14 @@ class Names:
     def images(self) -> list[pathlib.Path]:
         return [self.image(target, kind) for target in self.targets for kind in self.kinds]
 
+    def regions(self) -> pathlib.Path:
+        """The table of regions of all targets."""
+        return self.out / self.found.folder / f"{self.found.name}_desc-synth_regions.tsv"
+
+    def data(self) -> list[pathlib.Path]:
+        """Whatever has a sidecar."""
+        return [*self.images(), *([self.regions()] if self.has_regions else [])]
+
     def report(self) -> pathlib.Path:
         return self.out / self.found.folder / f"{self.found.name}_desc-synth_report.html"
 
@@ -54,27 +65,27 @@ class Names:
         return self.out / self.found.folder / f"{self.found.name}_desc-synth_unfinished.json"
 
     def all(self, with_report: bool) -> list[pathlib.Path]:
-        paths = [p for image in self.images() for p in (image, sidecar(image))]
+        paths = [p for made in self.data() for p in (made, sidecar(made))]
         return [*paths, self.report()] if with_report else paths
 
     def is_whole(self, key: str, with_report: bool) -> bool:
-        """Every file is there, of the run `key`, and the images are the bytes that were written."""
+        """Every file is there, of the run `key`, and the data are the bytes that were written."""
         if not all(p.is_file() for p in self.all(with_report)):
             return False
-        for image in self.images():
+        for made in self.data():
             try:
-                found = files.read_json(sidecar(image))
+                found = files.read_json(sidecar(made))
             except (ValueError, RecursionError):
                 return False
             if not isinstance(found, dict) or found.get("RunKey") != key:
                 return False
-            if found.get("SHA256") != files.sha256_file(image):
+            if found.get("SHA256") != files.sha256_file(made):
                 return False
         return True
 
 
-def sidecar(image: pathlib.Path) -> pathlib.Path:
-    return image.with_name(image.name.removesuffix(".nii.gz") + ".json")
+def sidecar(made: pathlib.Path) -> pathlib.Path:
+    return made.with_name(made.name.removesuffix(".nii.gz").removesuffix(".tsv") + ".json")
 
 
 def model_identity(checkpoint, run) -> str:
@@ -92,16 +103,24 @@ def model_identity(checkpoint, run) -> str:
 def run_key(request, model, input_sha256: str) -> str:
     """Hash of all that decides the images' content: input, weights, read-outs and their settings."""
     sampling = model.sampling and {**model.sampling, "num_samples": model.samples}
-    return files.sha256_json(
-        {
-            "input": input_sha256,
-            "model": model.identity,
-            "modes": [model.mode, model.sd_mode],
-            "sampling": sampling if model.samples else None,
-            "seed": request.seed,
-            "version": __version__,
-        }
-    )
+    decided = {
+        "input": input_sha256,
+        "model": model.identity,
+        "modes": [model.mode, model.sd_mode],
+        "sampling": sampling if model.samples else None,
+        "seed": request.seed,
+        "version": __version__,
+    }
+    if model.mode.startswith(RECENTRED):
+        decided["sharpness"] = request.sharpness
+    if is_calibrated(model):
+        decided["calibration"] = model.run.calibration.to_json()
+    return files.sha256_json(decided)
+
+
+def is_calibrated(model) -> bool:
+    """Whether the SD is that of the calibrated ensemble."""
+    return model.sd_mode == CALIBRATED
 
 
 def write(names: Names, request, model, pet, facts, checks, volumes, timings: dict) -> None:
@@ -130,8 +149,18 @@ def write(names: Names, request, model, pet, facts, checks, volumes, timings: di
                 **common,
                 "SHA256": files.sha256_file(path),
             }
+    if names.has_regions:
+        path = names.regions()
+        files.write_text(path, uncertainty.to_tsv({t: v.regions for t, v in volumes.items()}))
+        sidecars[sidecar(path)] = {
+            "Description": DISCLAIMER,
+            **uncertainty.about_table(model.run.calibration, model.targets),
+            **common,
+            "SHA256": files.sha256_file(path),
+        }
     if request.report:
-        _write_page(names, pet, volumes, checks, common)
+        people = model.run.calibration.people if is_calibrated(model) else 0
+        _write_page(names, pet, volumes, checks, common, people)
     for path, value in sidecars.items():
         files.write_json(path, value)
     names.partial().unlink()
@@ -156,7 +185,7 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _write_page(names: Names, pet, volumes, checks, provenance: dict) -> None:
+def _write_page(names: Names, pet, volumes, checks, provenance: dict, calibrated: int) -> None:
     from cldm_jax.report import volume_page
 
     ras = nifti.canonical(pet)
@@ -180,6 +209,7 @@ def _write_page(names: Names, pet, volumes, checks, provenance: dict) -> None:
         checks,
         facts | {"Software": f"cldm_jax {__version__}"},
         simulated=provenance["TrainedOnContrast"] == "simulated",
+        calibrated=calibrated,
     )
 
 
@@ -194,16 +224,29 @@ def _about(target: str, kind: str, model) -> dict:
     units = intensity.MODALITIES[target].units
     if target == "mr":
         units = "a.u. of a typical training scan: contrast is meant, absolute values are not"
-    words = {
-        "synth": "image",
-        "synthsd": f"standard deviation over samples ({model.sd_mode}), not a confidence interval",
-    }
-    return {
+    about = {
         "Description": DISCLAIMER,
         "Units": units,
-        "Kind": words[kind],
+        "Kind": "image" if kind == "synth" else _sd_words(model),
         "ClassCode": model.setting.codes[target],
     }
+    if kind == "synthsd":
+        about |= (
+            uncertainty.facts(model.run.calibration, target)
+            if is_calibrated(model)
+            else {"Calibrated": False, "CalibratedWhyNot": model.uncalibrated}
+        )
+    return about
+
+
+def _sd_words(model) -> str:
+    if not is_calibrated(model):
+        return f"standard deviation over samples ({model.sd_mode}), not a confidence interval"
+    found = model.run.calibration
+    return (
+        f"standard deviation of an ensemble around the {found.point} image, its spread fitted band by "
+        f"band to the error in {found.people} validation people"
+    )
 
 
 def _provenance(request, model, pet, facts, checks, timings: dict) -> dict:
@@ -213,6 +256,7 @@ def _provenance(request, model, pet, facts, checks, timings: dict) -> dict:
         "Mode": model.mode,
         "Samples": model.samples,
         "SamplingSteps": model.sampling["num_sampling_steps"] if model.samples else None,
+        "Sharpness": request.sharpness if model.mode.startswith(RECENTRED) else None,
         "Seed": request.seed,
         "ModelSHA256": model.identity,
         "ModelStep": model.run.step,

@@ -10,7 +10,7 @@ import numpy as np
 
 from cldm_jax import __version__, files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import controls, references
+from cldm_jax.jobs import controls, coverage, references, spread
 from cldm_jax.jobs.readouts import (
     ReadOut,
     Run,
@@ -35,6 +35,7 @@ from cldm_jax.metrics.protocol import PROTOCOLS
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.report.gallery import GALLERY, save_gallery
 from cldm_jax.report.page import write_report
+from cldm_jax.report.spread import spread_lines
 from cldm_jax.report.tables import text_table
 from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.progress import Progress
@@ -55,7 +56,7 @@ def run(config, workdir: str) -> None:
     done = pathlib.Path(workdir) / "summary.json"
     if processes.decided(lambda: _stamp_of(done) == stamp):
         print(f"already evaluated: {workdir}/index.html")
-        print(text_table(files.read_json(done)))
+        _print(files.read_json(done))
         return
     summary, scores, gallery = _evaluate(config, runs, prepared)
     if not processes.is_main():
@@ -63,8 +64,14 @@ def run(config, workdir: str) -> None:
     summary["run"]["stamp"] = stamp
     save_gallery(pathlib.Path(workdir) / GALLERY, gallery)
     page = write_report(workdir, summary, scores, gallery, title=config.title)
-    print(text_table(summary))
+    _print(summary)
     print(f"report: {page}")
+
+
+def _print(summary: dict) -> None:
+    print(text_table(summary))
+    for line in spread_lines(summary):
+        print(line)
 
 
 def _stamp(config, runs: list[Run], prepared) -> str:
@@ -121,12 +128,18 @@ def _evaluate(config, runs: list[Run], prepared):
                     progress=progress,
                 )
                 scorer.add(e.name, mode, readouts[e.name, mode].images, targets=e.runs)
+            made = _recentred(e, readouts)
+            if made is not None:
+                mode, readout = made
+                readouts[e.name, mode] = readout
+                scorer.add(e.name, mode, readouts[e.name, mode].images, targets=e.runs)
             if e is main:
                 first = readouts[e.name, next(iter(e.first.method.predict))]
                 control_rows += _controls(
                     config, e.first, source, prepared, names, scorer, first.images, progress
                 )
     _add_references(config, runs, prepared, rows, names, scorer)
+    calibrated = coverage.open_calibrated(config, entrants)
     summary = make_summary(
         scorer.scores,
         _costs(entrants, readouts),
@@ -134,9 +147,30 @@ def _evaluate(config, runs: list[Run], prepared):
         main_methods(entrants, targets),
         seed=config.seed,
         **_facts(config, entrants, prepared, scorer, control_rows),
+        **coverage.measure(config, prepared, entrants, calibrated, chosen, codes, scorer.specs),
     )
-    gallery = make_gallery(entrants, prepared, scorer, readouts, rows)
+
+    def sd_maps(shown):
+        return coverage.sd_maps(calibrated, scorer, shown, scorer.source)
+
+    gallery = make_gallery(entrants, prepared, scorer, readouts, rows, sd_maps)
     return summary, scorer.scores, gallery
+
+
+def _recentred(entrant, readouts) -> tuple[str, ReadOut] | None:
+    """(name, read-out) of a CLDM's point image with one sample's deviation from the mean of K, out of
+    what it has predicted already: the samples are the same. None for a method that lacks one of them.
+    """
+    run, name = entrant.first, entrant.name
+    point, mean = spread.point_mode(run), spread.mean_name(run)
+    if point is None or mean is None or not is_cldm(entrant):
+        return None
+    count = int(mean.removeprefix("mean"))
+    parts = [readouts[name, mode] for mode in (point, "sample", mean)]
+    images = spread.recentred(*(p.images for p in parts), count, 1.0)
+    seconds = [p.seconds_per_slice for p in parts]
+    total = None if None in seconds else sum(seconds)
+    return f"{spread.RECENTRED}{count}", ReadOut(images, None, total)
 
 
 def _choose_modes(config, entrants, prepared, names, codes) -> dict[str, dict[str, str]]:
@@ -250,11 +284,11 @@ def _costs(entrants, readouts) -> dict[tuple, dict]:
             "train_steps": r.manifest["step"],
             "train_seconds": r.manifest["train_seconds"],
             "train_cpu_seconds": r.manifest["train_cpu_seconds"],
-            "network_evaluations": r.method.evaluations[mode],
+            "network_evaluations": spread.evaluations(r, mode),
             "seconds_per_slice": readouts[e.name, mode].seconds_per_slice,
         }
         for e in entrants
-        for mode in e.first.method.predict
+        for mode in (m for name, m in readouts if name == e.name)
         for target, r in e.runs.items()
     }
 

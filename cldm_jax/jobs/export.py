@@ -17,7 +17,8 @@ import numpy as np
 
 from cldm_jax import __version__, console, files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs.readouts import Stored, read_stored, stored_method
+from cldm_jax.jobs import calibration
+from cldm_jax.jobs.readouts import Stored, read_stored, stored_calibration, stored_method
 from cldm_jax.methods.base import Method
 from cldm_jax.models import monai_names
 from cldm_jax.runtime import device, weights
@@ -81,7 +82,7 @@ def run(config, workdir: str) -> None:
     tree = jax.tree.map(np.asarray, {"params": stored.params, "frozen": stored.frozen})
     facts = weights.save(folder, tree, config.dtype)
     files.write_text(folder / CURVE, _validation_curve(config.run))
-    names = [weights.WEIGHTS, CURVE]
+    names = [weights.WEIGHTS, CURVE, *_carry_calibration(config.run, folder, stored)]
     programs = {}
     for mode in config.stablehlo:
         names.append(f"{mode}.stablehlo")
@@ -90,6 +91,22 @@ def run(config, workdir: str) -> None:
     for name, entry in card["files"].items():
         print(f"wrote {folder / name} ({entry['bytes'] / 1e6:.2f} MB)")
     print(f"exported {card['name']}, step {card['step']}, in {time.monotonic() - began:.1f} s")
+
+
+def _carry_calibration(run: str, folder: pathlib.Path, stored: Stored) -> list[str]:
+    """Writes the run's calibration beside the weights, where it has one that is theirs; its name or none.
+
+    One that is another step's is left behind, and said.
+    """
+    path = folder / calibration.FILE
+    path.unlink(missing_ok=True)
+    found, why = stored_calibration(run, stored)
+    if found is not None:
+        calibration.write(folder, found)
+        return [path.name]
+    if calibration.read_bytes(run) is not None:
+        print(f"calibration left behind: {why}")
+    return []
 
 
 def make_card(stored: Stored, method: Method, facts: dict, programs: dict) -> dict:

@@ -18,6 +18,9 @@ from cldm_jax.runtime import device
 
 CHOSEN = "chosen"  # read-out of a method whose folds chose different ones
 
+# Lists of a spread row that are means over people.
+BY_SCALE = ("coverage", "coverage_raw", "crps", "crps_raw", "mae", "factors")
+
 
 def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: str) -> None:
     """Pools finished reports into `workdir`: scores, tests, references and pictures of all people.
@@ -39,6 +42,8 @@ def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: 
         protocol=summaries[0]["protocol"],
         data=_data(summaries),
         controls=_controls(summaries),
+        spread=_spread(summaries),
+        points=_points(summaries),
         learning=_learning(summaries),
         notes=_notes(summaries),
         run={**_without_stamp(summaries[0]["run"]), "command": device.command_line()},
@@ -140,6 +145,54 @@ def _average(rows: list[dict]) -> dict:
         else:
             out[key] = value if isinstance(value, str) else _mean(values)
     return out
+
+
+def _spread(summaries) -> list[dict]:
+    """Of each model and target calibrated in every fold: means over all people, each tested once."""
+    folds = [{(r["method"], r["target"]): r for r in s.get("spread") or []} for s in summaries]
+    pooled = []
+    for key in (k for k in folds[0] if all(k in f for f in folds)):
+        rows = [f[key] for f in folds]
+        people = [r["people"] for r in rows]
+        means = {
+            k: np.average([r[k] for r in rows], axis=0, weights=people).tolist()
+            for k, v in rows[0].items()
+            if isinstance(v, float) or k in BY_SCALE
+        }
+        counted = {k: sum(r[k] for r in rows) for k in ("people", "slices")}
+        fewest = min(r["calibrated_on"] for r in rows)
+        regions = _pool_regions([r["regions"] for r in rows])
+        pooled.append({**rows[0], **means, **counted, "calibrated_on": fewest, "regions": regions})
+    return pooled
+
+
+def _pool_regions(folds: list[list[dict]]) -> list[dict]:
+    """Regions that every fold has, each value counted once."""
+    by_name = [{g["name"]: g for g in fold} for fold in folds]
+    pooled = []
+    for name in (n for n in by_name[0] if all(n in f for f in by_name)):
+        found = [f[name] for f in by_name]
+        counts = [g["n"] for g in found]
+        means = {
+            k: float(np.average([g[k] for g in found], weights=counts))
+            for k in ("coverage", "half_width", "mae")
+        }
+        pooled.append({**found[0], **means, "n": sum(counts)})
+    return pooled
+
+
+def _points(summaries) -> list[dict]:
+    """MAE of every method on the same slices; folds of nearly as many people count alike."""
+    folds = [{(r["method"], r["target"]): r for r in s.get("points") or []} for s in summaries]
+    return [
+        {
+            **folds[0][key],
+            "mode": folds[0][key]["mode"] if len({f[key]["mode"] for f in folds}) == 1 else CHOSEN,
+            "mae": np.mean([f[key]["mae"] for f in folds], axis=0).tolist(),
+        }
+        for key in folds[0]
+        if all(key in f for f in folds)
+    ]
 
 
 def _learning(summaries) -> dict:

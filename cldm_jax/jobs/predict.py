@@ -3,6 +3,7 @@
 Of a NIfTI file, a DICOM series, or every PET of a BIDS dataset.
 """
 
+import math
 import os
 import pathlib
 import re
@@ -15,13 +16,14 @@ import jax
 from cldm_jax import files
 from cldm_jax.data import layout, pet_checks, pet_inputs
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import derivatives, synthesis
+from cldm_jax.jobs import derivatives, spread, synthesis
 from cldm_jax.jobs.readouts import Run, open_run
 from cldm_jax.runtime import processes
 from cldm_jax.runtime.progress import Progress
 
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "weights" / "phantom"
 LEFT_ASIDE = "left_aside.json"
+SAMPLES = 4  # K where neither the caller nor a calibration gives one
 CPU_BATCH, GPU_BATCH = 16, 64  # slices, where the caller gives none
 
 
@@ -32,8 +34,9 @@ class Request(NamedTuple):
     out: str
     checkpoint: str = ""  # workdir of a training or exported folder; "" = the one that is shipped
     targets: tuple[str, ...] = ()  # () = all that the model makes
-    mode: str = ""  # onestep, mirror, sample, mean, predict; "" = mirror where there is one
-    samples: int = 4  # K of mean, and of the uncertainty
+    mode: str = ""  # a read-out, see MODES of the command line; "" = mirror where there is one
+    samples: int = 0  # K of mean, recentred and the uncertainty; 0 = as calibrated, else SAMPLES
+    sharpness: float = 1.0  # of recentred: 0 is the point image
     steps: int = 0  # DDIM steps; 0 = the model's own
     seed: int = 0
     uncertainty: bool = False
@@ -56,6 +59,20 @@ class Model(NamedTuple):
     sampling: dict | None  # settings of the samplers, as they are used
     identity: str  # SHA-256 of its weights
     batch_size: int
+    member_batch: int  # of samples drawn one by one
+    uncalibrated: str  # why an uncertainty is not; "" also where none is asked for
+
+    def evaluations(self) -> int:
+        """Of the network, for each slice."""
+        known, total = self.run.method.evaluations, spread.evaluations(self.run, self.mode)
+        if self.sd_mode == synthesis.CALIBRATED:
+            found = self.run.calibration
+            total += found.samples * known["sample"] + known[found.point] * (
+                self.mode != found.point
+            )
+        elif self.sd_mode not in ("", self.mode):
+            total += known[self.sd_mode]
+        return total
 
 
 def run(config, workdir: str) -> None:
@@ -141,9 +158,12 @@ def _each(request: Request, model: Model, inputs: list) -> list[pathlib.Path]:
 
 def _open(request: Request) -> Model:
     checkpoint = request.checkpoint or str(SHIPPED)
-    if request.samples < 1 or request.steps < 0 or request.batch_size < 0:
+    if request.samples < 0 or request.steps < 0 or request.batch_size < 0:
         given = f"samples {request.samples}, steps {request.steps}, batch size {request.batch_size}"
         raise UserError("samples, steps, batch size", given, "Give positive numbers")
+    if not 0 <= request.sharpness < math.inf:
+        given = f"sharpness {request.sharpness}"
+        raise UserError(given, "out of range", "Give 0 (the point image) or more; 1 is a sample's")
     if not pathlib.Path(checkpoint).is_dir():
         raise UserError(checkpoint, "no such folder", "Give a training's workdir or an export")
     opened = open_run(checkpoint)
@@ -153,6 +173,10 @@ def _open(request: Request) -> Model:
     sampling = opened.config["recipe"].get("sampling")
     if sampling is not None:
         steps = request.steps or sampling["num_sampling_steps"]
+        calibrated = opened.calibration.samples if opened.calibration else SAMPLES
+        request = request._replace(
+            samples=request.samples or (calibrated if request.uncertainty else SAMPLES)
+        )
         asked = {"num_samples": sorted({1, request.samples}), "num_sampling_steps": steps}
         sampling = {**sampling, **asked}
         opened = open_run(checkpoint, sampling)
@@ -160,7 +184,12 @@ def _open(request: Request) -> Model:
         raise UserError("steps", f"{opened.name} does not sample", "Leave them out")
     setting = synthesis.read_setting(opened)
     mode, sd_mode = _modes(request, opened)
-    samples = _samples(mode, sd_mode)
+    why = _why_uncalibrated(request, opened) if sd_mode else ""
+    if sd_mode and not why:
+        sd_mode = synthesis.CALIBRATED
+    elif why:
+        print(f"uncertainty: the plain SD over samples, not calibrated: {why}", flush=True)
+    samples = _samples(mode, request.samples if sd_mode else 0)
     on_cpu = jax.default_backend() == "cpu"
     batch_size = request.batch_size or (CPU_BATCH if on_cpu else GPU_BATCH)
     return Model(
@@ -173,12 +202,27 @@ def _open(request: Request) -> Model:
         sampling,
         derivatives.model_identity(checkpoint, opened),
         max(1, batch_size // (samples or 1)),  # a slice of a mean is K images in memory
+        max(1, batch_size),
+        why,
     )
 
 
-def _samples(*modes: str) -> int | None:
-    counts = {"sample": 1} | {m: int(m.removeprefix("mean")) for m in modes if m.startswith("mean")}
-    return max((counts[m] for m in modes if m in counts), default=None)
+def _samples(mode: str, of_the_sd: int) -> int | None:
+    """The most samples that are drawn of a slice; None: none are."""
+    counted = re.fullmatch(r"(?:mean|recentred)(\d+)", mode)
+    own = int(counted[1]) if counted else int(mode == "sample")
+    return max(own, of_the_sd) or None
+
+
+def _why_uncalibrated(request: Request, opened: Run) -> str:
+    """Why a calibration cannot be used for the uncertainty; "" where it can."""
+    found = opened.calibration
+    if found is None:
+        return opened.uncalibrated
+    if found.samples != request.samples:
+        return f"it was calibrated with {found.samples} samples, not {request.samples}"
+    missing = [t for t in _targets(request, opened) if t not in found.targets]
+    return f"it was calibrated without {', '.join(missing)}" if missing else ""
 
 
 def _targets(request: Request, opened: Run) -> tuple[str, ...]:
@@ -197,10 +241,17 @@ def _modes(request: Request, opened: Run) -> tuple[str, str]:
     mode = request.mode or ("mirror" if "mirror" in known else next(iter(known)))
     if mode == "mean":
         mode = means
+    if mode == spread.RECENTRED and spread.point_mode(opened) is not None:
+        if means not in known:
+            raise UserError("samples", "no mean to recentre from", "Give --samples 2 or more")
+        mode = f"{spread.RECENTRED}{request.samples}"
+        known = {**known, mode: None}
     if mode not in known:
         if mode == "mean1":
             raise UserError("samples", "a mean of one", "Give --samples 2 or more")
         words = ", ".join(dict.fromkeys(re.sub(r"^mean\d+$", "mean", m) for m in known))
+        if spread.point_mode(opened) is not None:
+            words += f", {spread.RECENTRED}"
         raise UserError(f"mode {request.mode!r}", "not a read-out of this model", f"Known: {words}")
     if not request.uncertainty:
         return mode, ""
@@ -214,7 +265,10 @@ def _modes(request: Request, opened: Run) -> tuple[str, str]:
 
 def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool) -> list:
     """Predicts one PET and writes its images, sidecars and report; nothing where that was done."""
-    names = derivatives.Names(request.out, found, model.targets, bool(model.sd_mode))
+    has_regions = model.sd_mode == synthesis.CALIBRATED
+    names = derivatives.Names(
+        request.out, found, model.targets, bool(model.sd_mode), has_regions=has_regions
+    )
     if found.kind == "nifti" and _is_done(request, model, names, pet_inputs.sha256(found)):
         return names.images()
     began = time.monotonic()
@@ -233,12 +287,13 @@ def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool
         targets=model.targets,
         mode=model.mode,
         sd_mode=model.sd_mode,
+        sharpness=request.sharpness,
         batch_size=model.batch_size,
+        member_batch=model.member_batch,
         seed=request.seed,
     )
     if alone:
-        per_slice = sum(model.run.method.evaluations[m] for m in {model.mode, model.sd_mode} if m)
-        total = len(source.picks) * len(model.targets) * per_slice
+        total = len(source.picks) * len(model.targets) * model.evaluations()
         with Progress(total, "predict", "evaluation") as progress:
             made = synthesis.synthesise(
                 model.run, model.setting, pet, source, **options, progress=progress
@@ -249,7 +304,7 @@ def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool
     timings = {"ReadAndResample": round(read_seconds, 2), "Predict": round(seconds, 2)}
     derivatives.write(names, request, model, pet, facts, checks, volumes, timings)
     if alone:
-        for path in names.images():
+        for path in names.data():
             print(f"wrote {path}", flush=True)
     return names.images()
 

@@ -11,6 +11,8 @@ import numpy as np
 
 from cldm_jax.data.pipeline import SliceSource
 from cldm_jax.errors import UserError
+from cldm_jax.jobs import calibration as calibration_lib
+from cldm_jax.jobs.calibration import Calibration
 from cldm_jax.jobs.inputs import read_run_config, read_run_json, scheduled
 from cldm_jax.methods.base import Method
 from cldm_jax.methods.codec import Codec, make_codec
@@ -35,6 +37,8 @@ class Run(NamedTuple):
     method: Method
     state: TrainState
     codec: Codec | None  # the frozen autoencoder of a latent method
+    calibration: Calibration | None = None  # of these weights and sampling settings
+    uncalibrated: str = ""  # why there is none
 
 
 class Entrant(NamedTuple):
@@ -80,7 +84,29 @@ def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
     # Kernels in the form that inference wants: once per checkpoint, not once per call.
     params, frozen = prepare_params(params), prepare_params(frozen)
     state = TrainState(np.int32(step), (), params, (), (), frozen)
-    return Run(str(workdir), config["name"], config, manifest, step, method, state, codec)
+    found = stored_calibration(workdir, stored, sampling)
+    return Run(str(workdir), config["name"], config, manifest, step, method, state, codec, *found)
+
+
+def stored_calibration(
+    workdir: str, stored: Stored, sampling: Mapping[str, Any] | None = None
+) -> tuple[Calibration | None, str]:
+    """(calibration of the stored weights with these sampling settings or None, why None)."""
+    own = stored.config["recipe"].get("sampling")
+    if own is None:
+        return None, "it draws no samples"
+    if weights.is_exported(workdir):
+        card = weights.read_card(workdir)
+        listed = calibration_lib.FILE in card["files"]
+        data = weights.read_file(workdir, card, calibration_lib.FILE) if listed else None
+    else:
+        data = calibration_lib.read_bytes(workdir)
+    found, why = calibration_lib.read(data)
+    if found is None:
+        return None, why
+    facts = {**SAMPLING_BEFORE, **(own if sampling is None else sampling)}
+    why = calibration_lib.misfit(found, stored.step, stored.manifest["config_sha256"], facts)
+    return (None, why) if why else (found, "")
 
 
 def read_stored(workdir: str) -> Stored:
@@ -229,45 +255,58 @@ def predict_entrant(
     return ReadOut(images, sd, seconds)
 
 
-def predict_rows(
-    run: Run,
-    mode: str,
-    source: SliceSource,
-    *,
-    batch_size: int,
-    seed: int,
-    labels: np.ndarray | None = None,
-    source_rows: np.ndarray | None = None,
-    devices=None,
-    progress=None,
-) -> ReadOut:
-    """Read-out `mode` of `run` for every row of `source`, on `devices` (default all of all processes,
-    which must then make this call together).
+def predict_rows(run: Run, mode: str, source: SliceSource, *, devices=None, **options) -> ReadOut:
+    """Read-out `mode` of `run` for every row of `source`: see `Predictor`."""
+    return Predictor(run, mode, devices)(source, **options)
 
-    labels [N]: class codes instead of the rows' own. source_rows [N]: rows whose source image is given
-    instead of the row's own (the source-shuffle control). The noise of a row depends on (seed, subject,
-    slice) only.
+
+class Predictor:
+    """A read-out of a run, compiled once, on `devices` (default all of all processes, which must then
+    make the same calls together).
     """
-    predict = sharding.over_devices(run.method.predict[mode], devices)
-    state, rng = sharding.replicate((run.state, jax.random.key(seed)), devices)
-    count = len(source)
-    images, sds, times = [], [], []
-    for start in range(0, count, batch_size):
-        rows = np.minimum(np.arange(start, start + batch_size), count - 1)
-        batch = source.read(rows)
-        if labels is not None:
-            batch["label"] = labels[rows]
-        if source_rows is not None:
-            batch["source"] = source.read(source_rows[rows])["source"]
-        began = time.monotonic()
-        prediction = jax.block_until_ready(predict(state, batch, rng))
-        times.append(time.monotonic() - began)
-        keep = min(batch_size, count - start)
-        images.append(np.asarray(prediction.image)[:keep, ..., 0])
-        if prediction.sd is not None:
-            sds.append(np.asarray(prediction.sd)[:keep, ..., 0])
-        if progress is not None:
-            progress.update(keep * run.method.evaluations[mode])
-    timed = times[1:]  # the first batch compiles
-    seconds = float(np.median(timed)) / batch_size if timed else None
-    return ReadOut(np.concatenate(images), np.concatenate(sds) if sds else None, seconds)
+
+    def __init__(self, run: Run, mode: str, devices=None):
+        self._evaluations, self._devices = run.method.evaluations[mode], devices
+        self._predict = sharding.over_devices(run.method.predict[mode], devices)
+        self._state = sharding.replicate(run.state, devices)
+
+    def __call__(
+        self,
+        source: SliceSource,
+        *,
+        batch_size: int,
+        seed: int,
+        member: int = 0,
+        labels: np.ndarray | None = None,
+        source_rows: np.ndarray | None = None,
+        progress=None,
+    ) -> ReadOut:
+        """For every row of `source`.
+
+        labels [N]: class codes instead of the rows' own. source_rows [N]: rows whose source image is
+        given instead of the row's own (the source-shuffle control). The noise of a row depends on (seed,
+        member, subject, slice) only; member 0 is what a single sample is.
+        """
+        key = jax.random.key(seed)
+        rng = sharding.replicate(jax.random.fold_in(key, member) if member else key, self._devices)
+        count = len(source)
+        images, sds, times = [], [], []
+        for start in range(0, count, batch_size):
+            rows = np.minimum(np.arange(start, start + batch_size), count - 1)
+            batch = source.read(rows)
+            if labels is not None:
+                batch["label"] = labels[rows]
+            if source_rows is not None:
+                batch["source"] = source.read(source_rows[rows])["source"]
+            began = time.monotonic()
+            prediction = jax.block_until_ready(self._predict(self._state, batch, rng))
+            times.append(time.monotonic() - began)
+            keep = min(batch_size, count - start)
+            images.append(np.asarray(prediction.image)[:keep, ..., 0])
+            if prediction.sd is not None:
+                sds.append(np.asarray(prediction.sd)[:keep, ..., 0])
+            if progress is not None:
+                progress.update(keep * self._evaluations)
+        timed = times[1:]  # the first batch compiles
+        seconds = float(np.median(timed)) / batch_size if timed else None
+        return ReadOut(np.concatenate(images), np.concatenate(sds) if sds else None, seconds)

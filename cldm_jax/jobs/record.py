@@ -32,6 +32,9 @@ MUTABLE = {
     "data.prepared",
     "encode_batch_size",
     "train.cpu_step_seconds",
+    "train.calibrate_samples",
+    "train.calibrate_slice_stride",
+    "train.calibrate_people",
 }
 
 

@@ -25,7 +25,8 @@ def make_summary(
 
     scores: rows of methods and of `REFERENCE`. costs: {(method, mode, target): COSTS}. chosen: {target:
     {method without its seed: mode}}, what the tests compare. main: the methods that are tested against
-    all others. facts: protocol, data, controls, learning (validation PSNR), notes, run.
+    all others. facts: protocol, data, controls, learning (validation PSNR), notes, run; spread and points
+    of `coverage.measure` where there are any.
     """
     methods = [s for s in scores if s["method"] != REFERENCE]
     rows = aggregate.summarise_scores(methods, seed=seed)
@@ -45,6 +46,8 @@ def make_summary(
         "chosen": chosen,
         "tests": _tests(methods, chosen, set(main), seed),
         "controls": facts["controls"],
+        "spread": facts.get("spread", []),  # calibrated models on test people
+        "points": facts.get("points", []),  # MAE of every method beside their CRPS
         "learning": facts["learning"],
         "seeds": aggregate.seed_spread(methods, metric=HEADLINE),
         "notes": facts["notes"],

@@ -7,8 +7,11 @@ import jax
 import numpy as np
 
 from cldm_jax.data import convert, grid, intensity, nifti
+from cldm_jax.jobs import spread, uncertainty
 from cldm_jax.jobs.readouts import ReadOut, Run, predict_rows
+from cldm_jax.jobs.spread import RECENTRED
 
+CALIBRATED = "calibrated"  # the SD of the ensemble that `uncertainty` puts together
 CONTEXT_MARGIN = 1  # slices kept beyond the last one with PET
 
 
@@ -74,7 +77,8 @@ class Synthetic(NamedTuple):
     """One target on the PET's voxels, in units."""
 
     image: np.ndarray  # float32 [x, y, z]
-    sd: np.ndarray | None  # over samples
+    sd: np.ndarray | None  # over samples, or of the calibrated ensemble
+    regions: list[dict] | None = None  # rows of `uncertainty.measure`
 
 
 def make_source(pet: nifti.Volume, setting: Setting) -> Source:
@@ -100,15 +104,19 @@ def synthesise(
     targets: tuple[str, ...],
     mode: str,
     sd_mode: str,
+    sharpness: float,
     batch_size: int,
+    member_batch: int,
     seed: int,
     progress=None,
 ) -> tuple[dict[str, Synthetic], float]:
     """({target: volumes}, seconds of prediction).
 
-    mode: the read-out of the images. sd_mode: the read-out whose SD over samples is returned, "" for
-    none. The noise depends on (seed, the PET file's content, slice, sample) alone: a patient's result is
-    the same alone, in a dataset, and in any order.
+    mode: the read-out of the images. sd_mode: the read-out whose SD over samples is returned, CALIBRATED
+    for that of the calibrated ensemble and for regions, "" for none. sharpness: of mode recentredK.
+    batch_size: slices of a read-out; member_batch: of single samples. The noise depends on (seed, the
+    PET file's content, slice, sample) alone: a patient's result is the same alone, in a dataset, and in
+    any order.
     """
     codes = [setting.codes[t] for t in targets]
     subject = int(pet.sha256[:8], 16) & 0x7FFFFFFF
@@ -116,9 +124,23 @@ def synthesise(
     own = jax.local_devices()  # other processes have other volumes
     options = dict(batch_size=batch_size, seed=seed, devices=own, progress=progress)
     began = time.monotonic()
-    readout = predict_rows(run, mode, rows, **options)
-    sd = None
-    if sd_mode:
+    if mode.startswith(RECENTRED):
+        readout = _recentred(run, mode, rows, sharpness, options)
+    else:
+        readout = predict_rows(run, mode, rows, **options)
+    sd, regions = None, {}
+    if sd_mode == CALIBRATED:
+        found = uncertainty.measure(
+            run,
+            rows,
+            source,
+            {t: setting.normalisers[t] for t in targets},
+            setting.grid.spacing_mm,
+            point=readout.images if mode == run.calibration.point else None,
+            **{**options, "batch_size": member_batch},
+        )
+        sd, regions = found.sd, found.regions
+    elif sd_mode:
         drawn = readout if sd_mode == mode else predict_rows(run, sd_mode, rows, **options)
         sd = drawn.sd
     seconds = time.monotonic() - began
@@ -126,8 +148,19 @@ def synthesise(
     for i, target in enumerate(targets):
         part = slice(i * len(source.picks), (i + 1) * len(source.picks))
         own = ReadOut(readout.images[part], None if sd is None else sd[part], None)
-        made[target] = _to_pet(own, setting.normalisers[target], target, pet, source)
+        volumes = _to_pet(own, setting.normalisers[target], target, pet, source)
+        made[target] = volumes._replace(regions=regions.get(target))
     return made, seconds
+
+
+def _recentred(run: Run, mode: str, rows, sharpness: float, options) -> ReadOut:
+    """Mode recentredK, of the point read-out, one sample and the mean of K."""
+    count = int(mode.removeprefix(RECENTRED))
+    parts = [
+        predict_rows(run, m, rows, **options).images
+        for m in (spread.point_mode(run), "sample", f"mean{count}")
+    ]
+    return ReadOut(spread.recentred(*parts, count, sharpness), None, None)
 
 
 def _to_pet(readout: ReadOut, spec, target: str, pet: nifti.Volume, source: Source) -> Synthetic:

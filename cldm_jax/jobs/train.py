@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from cldm_jax.errors import UserError
+from cldm_jax.jobs import calibrate, record
 from cldm_jax.jobs import inputs as inputs_lib
-from cldm_jax.jobs import record
 from cldm_jax.jobs.feed import make_feed
 from cldm_jax.jobs.loop import Kept, Loop, is_due
 from cldm_jax.jobs.validation import can_validate, make_validation
@@ -52,6 +52,8 @@ def run(config, workdir: str) -> None:
         inputs = inputs_lib.open_inputs(config)
         method = make_method(config.method, **inputs.recipe)
         finished = _train(config, workdir, resolved, inputs, method, stop)
+        if finished:
+            calibrate.after_training(config, workdir, inputs.prepared)
     if not finished:
         print(f"stopped by signal {stop.signal}; the same command resumes", flush=True)
         sys.exit(stop.exit_code)

@@ -116,10 +116,10 @@ def consistency(pred, target, mask, slices) -> float:
 
 def three_classes(values) -> np.ndarray:
     """0, 1, 2 (dark to bright) of each value by k-means."""
-    return np.searchsorted(_limits(values), values)
+    return np.searchsorted(class_limits(values), values)
 
 
-def _limits(values) -> np.ndarray:
+def class_limits(values) -> np.ndarray:
     """The two limits between the three classes. Deterministic: the better of two starts, because a tissue
     that is more than half of all splits in two when k-means starts from quantiles.
     """
@@ -168,7 +168,7 @@ def sulcal_csf(pred, target, labels, spacing_mm) -> float:
     if not brain.any():
         return float("nan")
     rim = [b & (ndimage.distance_transform_edt(b, spacing_mm) <= RIM_MM) for b in brain]
-    limit = _limits(target[brain])[0]
+    limit = class_limits(target[brain])[0]
     shares = [(v[np.stack(rim)] < limit).mean() for v in (pred, target)]
     return float(shares[0] / shares[1]) if shares[1] > 0 else float("nan")
 

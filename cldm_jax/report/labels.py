@@ -38,6 +38,9 @@ def method_label(key: str) -> str:
     method, _, seed = method.partition("-seed")
     name = _METHODS.get(method, method) + (f" (seed {seed})" if seed else "")
     mean = re.fullmatch(r"mean(\d+)", mode)
+    recentred = re.fullmatch(r"recentred(\d+)", mode)
+    if recentred:
+        return f"{name} recentred sample, of {recentred.group(1)}"
     if mode == "chosen":
         return f"{name}, read-out chosen per fold"
     if mode == "mirror":

@@ -14,7 +14,7 @@ from cldm_jax import files
 from cldm_jax.metrics.protocol import Protocol
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.metrics.statistics import power_caveat
-from cldm_jax.report import charts, figures, labels, reading, tables
+from cldm_jax.report import charts, figures, labels, reading, spread, tables
 
 SCORE_COLUMNS = (
     *("patient", "group", "split", "method", "mode", "target"),
@@ -148,6 +148,7 @@ def _context(summary, scores, gallery, drawn, title) -> dict:
                 "patients": entry["patients"],
                 "learning": entry["learning"],
                 "rule": gallery.get(target, {}).get("rule"),
+                "calibrated": any(case.get("calibrated") for case, _ in entry["cases"]),
                 "cases": [
                     {
                         "role": case["role"],
@@ -161,6 +162,11 @@ def _context(summary, scores, gallery, drawn, title) -> dict:
             for target, entry in drawn.items()
         ],
         "tests": tables.test_table(summary),
+        "spread": {
+            "about": spread.about(summary),
+            "scores": spread.spread_table(summary),
+            "regions": spread.region_table(summary),
+        },
         "checks": reading.checks(summary),
         "protocol": _protocol_words(summary.get("protocol")),
         "metrics": list(METRICS.values()),

@@ -78,8 +78,21 @@ def views_figure(views: Sequence[View], spacing, centre) -> Figure:
     return figure
 
 
-def write(path, name: str, views, spacing, centre, checks, facts: dict, *, simulated: bool) -> None:
-    """Writes the page. checks: records with name, value, warning ("" = fine); facts: {words: value}."""
+def write(
+    path,
+    name: str,
+    views,
+    spacing,
+    centre,
+    checks,
+    facts: dict,
+    *,
+    simulated: bool,
+    calibrated: int = 0,
+) -> None:
+    """Writes the page. checks: records with name, value, warning ("" = fine); facts: {words: value};
+    calibrated: people that the SD was fitted to, 0 = it was not.
+    """
     buffer = io.BytesIO()
     figure = views_figure(views, spacing, centre)
     figure.set_dpi(120)
@@ -91,6 +104,7 @@ def write(path, name: str, views, spacing, centre, checks, facts: dict, *, simul
         "titles": [f"synthetic {v.title}" for v in views[1:] if not v.title.endswith("SD")],
         "has_sd": any(v.title.endswith("SD") for v in views),
         "simulated": simulated,
+        "calibrated": calibrated,
         "checks": checks,
         "figure": f"data:image/png;base64,{image}",
         "facts": list(facts.items()),

@@ -1,0 +1,184 @@
+"""Measures on validation people what makes a CLDM's samples an honest ensemble around its point image.
+
+At the end of a training, or later: --config=configs/calibrate.py --config.run=RUN. Writes
+<run>/calibration.json, which `predict --uncertainty`, `evaluate` and `export` take up.
+"""
+
+import time
+from typing import NamedTuple
+
+import numpy as np
+
+from cldm_jax.data import intensity
+from cldm_jax.data.shards import Prepared
+from cldm_jax.errors import UserError
+from cldm_jax.jobs import calibration, spread
+from cldm_jax.jobs.calibration import Calibration, TargetCalibration
+from cldm_jax.jobs.inputs import ensure_prepared
+from cldm_jax.jobs.readouts import Run, open_run
+from cldm_jax.metrics import ensemble, regions
+from cldm_jax.runtime import processes, weights
+from cldm_jax.runtime.progress import Progress
+
+
+class Settings(NamedTuple):
+    samples: int  # K
+    slice_stride: int  # every n-th slice of a person
+    people: int  # at most
+    batch_size: int
+    seed: int = 0
+
+
+def run(config, workdir: str) -> None:
+    """Calibrates `config.run`, a training's workdir; `workdir` is not used."""
+    del workdir
+    if not config.run:
+        raise UserError("config.run", "empty", "Give --config.run=<workdir of a training>.")
+    if weights.is_exported(config.run):
+        reason = "is an exported folder, whose card lists its files"
+        raise UserError(config.run, reason, "Calibrate the training, then export it again")
+    if config.samples < 2:
+        raise UserError(f"config.samples={config.samples}", "no spread", "Give 2 or more")
+    opened = open_run(config.run)
+    data = config.data.copy_and_resolve_references()
+    data.prepared = data.prepared or opened.config["data"]["prepared"]
+    if not data.prepared:
+        data.root = opened.config["data"]["root"]
+    prepared = ensure_prepared(data)
+    reason = _lacking(opened, prepared)
+    if reason:
+        raise UserError(config.run, reason, "Give a CLDM with one-step rows and validation people")
+    kept = ("samples", "slice_stride", "people", "batch_size", "seed")
+    _calibrate(opened, prepared, Settings(**{k: config[k] for k in kept}))
+
+
+def after_training(config, workdir: str, prepared: Prepared) -> None:
+    """The end of a training: nothing where the method cannot be calibrated, where nobody is there to do
+    it on, or where it was done. All processes compute, process 0 writes.
+    """
+    train = config.train
+    has_samples = "sampling" in config.recipe and train.num_train_steps > 0
+    if not has_samples or train.calibrate_samples < 2:
+        return
+    opened = open_run(workdir)
+    if opened.calibration is not None or _lacking(opened, prepared):
+        return
+    _calibrate(
+        opened,
+        prepared,
+        Settings(
+            train.calibrate_samples,
+            train.calibrate_slice_stride,
+            train.calibrate_people,
+            train.batch_size,
+        ),
+    )
+
+
+def _lacking(opened: Run, prepared: Prepared) -> str:
+    """Why a run cannot be calibrated; "" where it can."""
+    if spread.point_mode(opened) is None:
+        return "has no samples, or no one-step image to put them around"
+    if opened.manifest["data"]["split_hash"] != prepared.index["splits"]["hash"]:
+        return "was trained on other data or another split"
+    return "" if prepared.subjects("val") else "has no validation people to calibrate on"
+
+
+def _calibrate(opened: Run, prepared: Prepared, settings: Settings) -> None:
+    began = time.monotonic()
+    found = measure(opened, prepared, settings)
+    if not processes.is_main():
+        return
+    path = calibration.write(opened.workdir, found)
+    for target, t in found.targets.items():
+        factors, q90 = (" / ".join(f"{v:.2f}" for v in values) for values in (t.factors, t.q90))
+        print(f"calibrated {target}: spread x {factors} by band, 90 % = SD x {q90} by scale")
+    seconds = time.monotonic() - began
+    print(f"wrote {path} ({found.people} validation people, {seconds:.0f} s)", flush=True)
+
+
+def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
+    """Factors by band, then with them the multipliers, all inside the heads of validation people."""
+    targets = tuple(t for t in opened.config["data"]["targets"] if t != "pet")
+    context = opened.config["data"]["context"]
+    source = spread.open_source(
+        prepared, "val", targets, context, settings.slice_stride, settings.people
+    )
+    point = spread.point_mode(opened)
+    drawer = spread.Drawer(
+        opened, point, settings.samples, batch_size=settings.batch_size, seed=settings.seed
+    )
+    spacing = tuple(prepared.index["grid"]["spacing_mm"])
+    with Progress(len(source) * drawer.evaluations, "calibrate", "evaluation") as progress:
+        # Kept in half precision (1 HU): both passes see the same samples without drawing them again.
+        drawn = [_halved(d) for d in spread.volumes(drawer, source, progress)]
+    names = {prepared.index["modalities"][t]["code"]: t for t in targets}
+    height = settings.slice_stride * spread.slice_mm(prepared)
+    by_target = {
+        target: _target(
+            [d for d in drawn if d.code == code],
+            intensity.from_json(opened.manifest["data"]["modalities"][target]["normaliser"]),
+            target,
+            spacing,
+            height,
+        )
+        for code, target in names.items()
+        if any(d.code == code for d in drawn)
+    }
+    return Calibration(
+        version=calibration.VERSION,
+        step=int(opened.step),
+        config_sha256=opened.manifest["config_sha256"],
+        point=point,
+        sampling=calibration.sampling_facts(opened.config["recipe"]["sampling"]),
+        samples=settings.samples,
+        seed=settings.seed,
+        split_hash=prepared.index["splits"]["hash"],
+        people=len({d.subject for d in drawn}),
+        slices=max(sum(len(d.point) for d in drawn if d.code == c) for c in names),
+        slice_mm=height,
+        scales_mm=ensemble.SCALES_MM,
+        targets=by_target,
+    )
+
+
+def _halved(drawn: spread.Drawn) -> spread.Drawn:
+    return drawn._replace(samples=drawn.samples.astype(np.float16))
+
+
+def _whole(drawn: spread.Drawn) -> spread.Drawn:
+    return drawn._replace(samples=drawn.samples.astype(np.float32))
+
+
+def _target(drawn, spec, target: str, spacing, height: float) -> TargetCalibration:
+    errors, spreads = [], []
+    for d in map(_whole, drawn):
+        errors.append(ensemble.band_power(d.point - d.real, d.head, spacing))
+        spreads.append(ensemble.band_power(ensemble.deviations(d.samples), d.head, spacing))
+    factors = ensemble.factors(errors, spreads)
+    ratios = [[] for _ in ensemble.SCALES_MM]
+    asked = []
+    for d in map(_whole, drawn):
+        mended = ensemble.scaled(ensemble.deviations(d.samples), factors, spacing)
+        for found, sd_mm in zip(ratios, ensemble.SCALES_MM, strict=True):
+            e, s = (ensemble.blur(x, sd_mm, spacing) for x in (d.point - d.real, mended))
+            found.append(ensemble.ratios(e, ensemble.sd_map(s, spacing))[d.head])
+        asked.append(spread.ask_regions(d, factors, spec, target, spacing, height))
+    q90 = [float(np.quantile(np.concatenate(r), ensemble.LEVEL)) for r in ratios]
+    if not np.isfinite(q90).all():
+        reason = f"its samples of {target} do not differ, so there is no spread to scale"
+        raise UserError("calibrate", reason, "Train it longer")
+    return TargetCalibration(tuple(map(float, factors)), tuple(q90), _rules(drawn, asked))
+
+
+def _rules(drawn, asked) -> dict[str, dict]:
+    rules = {}
+    for name in asked[0].real:
+        errors, sds, who = [], [], []
+        for d, a in zip(drawn, asked, strict=True):
+            mean, sd = regions.centre_and_sd(a.members[name])
+            errors.append(a.real[name] - mean)
+            sds.append(sd)
+            who.append(np.full(len(sd), d.subject))
+        rules[name] = regions.fit_rule(*map(np.concatenate, (errors, sds, who)))
+    return rules

@@ -1,0 +1,150 @@
+"""How sure a calibrated model is of one new person: an SD map, and regions with 90 % intervals."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cldm_jax.data import intensity
+from cldm_jax.jobs import spread
+from cldm_jax.jobs.calibration import Calibration
+from cldm_jax.jobs.readouts import Rows, Run
+from cldm_jax.metrics import ensemble, regions
+
+COLUMNS = {
+    "region": "what is asked, see Regions",
+    "slab": "1 at the base of the brain in the PET, upwards",
+    "from_mm": "lower edge, z of the grid in mm",
+    "to_mm": "upper edge",
+    "value": "mean over the ensemble, less its bias in the validation people",
+    "low": "lower bound of the 90 % interval",
+    "high": "upper bound",
+    "unit": "of value, low and high",
+}
+CHUNK = 32  # slices whose samples are in memory together
+
+
+class Uncertainty(NamedTuple):
+    sd: np.ndarray  # [N, H, W] model range, of the rescaled ensemble
+    regions: dict[str, list[dict]]  # target -> rows of COLUMNS
+
+
+def measure(
+    run: Run,
+    rows,
+    source,
+    specs: dict,
+    spacing_mm,
+    *,
+    point: np.ndarray | None,
+    batch_size: int,
+    seed: int,
+    devices=None,
+    progress=None,
+) -> Uncertainty:
+    """rows: of `synthesis.PetSlices`, target by target as in `specs` {target: normaliser}; source: of
+    `synthesis.make_source`. point: the calibration's point read-out of all rows, where it is there.
+
+    Regions are asked of slices as far apart as in the calibration, whose multipliers are theirs.
+    """
+    found = run.calibration
+    drawer = spread.Drawer(
+        run, found.point, found.samples, batch_size=batch_size, seed=seed, devices=devices
+    )
+    point = drawer.point(rows, progress) if point is None else np.clip(point, -1, 1)
+    depth = len(source.picks)
+    step_mm = float(np.linalg.norm(source.affine[:3, 2]))
+    stride = max(1, round(found.slice_mm / step_mm))
+    used = np.arange(0, depth, stride)
+    sds, tables = [], {}
+    for i, (target, spec) in enumerate(specs.items()):
+        own = point[i * depth : (i + 1) * depth]
+        pet = source.slices[source.picks[used]]
+        units = intensity.from_model(spec, own[used])
+        frame = spread.make_frame(pet, units, target, spacing_mm, stride * step_mm)
+        calibrated = found.targets[target]
+        member_sums = []
+        for start in range(0, depth, CHUNK):
+            at = np.arange(start, min(start + CHUNK, depth))
+            deviation = ensemble.deviations(drawer.draw(Rows(rows, i * depth + at), progress))
+            scaled = np.stack(
+                [ensemble.scaled(d, calibrated.factors, spacing_mm) for d in deviation]
+            )
+            sds.append(ensemble.sd_map(scaled, spacing_mm))
+            here = np.flatnonzero(np.isin(used, at))
+            if len(here):
+                images = intensity.from_model(spec, own[used[here]] + scaled[:, used[here] - start])
+                member_sums.append(regions.sums(images, frame.part(here), target))
+        joined = {
+            name: tuple(np.concatenate([s[name][j] for s in member_sums], -1) for j in (0, 1))
+            for name in member_sums[0]
+        }
+        heights = source.affine[2, 3] + source.affine[2, 2] * source.picks[used]
+        tables[target] = _table(joined, frame, calibrated.regions, target, spec, heights)
+    return Uncertainty(np.concatenate(sds), tables)
+
+
+def _table(sums, frame, rules, target: str, spec, heights) -> list[dict]:
+    """One row for every region and slab. heights [Z]: world z of the slices, mm."""
+    parts = regions.slabs(frame.brain)
+    units = intensity.MODALITIES[spec.modality].units
+    rows = []
+    for name, members in regions.values(sums, parts).items() if parts else ():
+        found = regions.interval(members, rules[name])
+        if name.endswith("volume"):
+            found = [np.maximum(v, 0) for v in found]
+        value, low, high = found
+        for number, part in enumerate(parts):
+            edges = sorted(heights[part[[0, -1]]])
+            rows.append(
+                {
+                    "region": name,
+                    "slab": number + 1,
+                    "from_mm": edges[0] - frame.height_mm / 2,
+                    "to_mm": edges[1] + frame.height_mm / 2,
+                    "value": value[number],
+                    "low": low[number],
+                    "high": high[number],
+                    "unit": regions.unit_of(target, name, units),
+                }
+            )
+    return rows
+
+
+def facts(found: Calibration, target: str) -> dict:
+    """Of a calibrated SD map's sidecar."""
+    scales = zip(found.scales_mm, found.targets[target].q90, strict=True)
+    return {
+        "Calibrated": True,
+        "CalibrationPeople": found.people,
+        "CalibrationPoint": found.point,
+        # A pixel's interval: point image +- this times the SD; after a blur with an SD of 4 mm of both
+        # the image and the ensemble, the second; and so on.
+        "IntervalLevel": ensemble.LEVEL,
+        "IntervalMultiplier": {f"{mm:g}mm": q for mm, q in scales},
+        "BandFactors": list(found.targets[target].factors),
+    }
+
+
+def to_tsv(tables: dict[str, list[dict]]) -> str:
+    """Regions of targets as BIDS has tables: n/a for what is not there."""
+    lines = [["target", *COLUMNS]]
+    for target, rows in tables.items():
+        lines += [[target, *(row[c] for c in COLUMNS)] for row in rows]
+    return "".join("\t".join(map(_cell, line)) + "\n" for line in lines)
+
+
+def _cell(value) -> str:
+    if isinstance(value, str | int):
+        return str(value)
+    return f"{value:.6g}" if np.isfinite(value) else "n/a"
+
+
+def about_table(found: Calibration, targets) -> dict:
+    """Of the table's sidecar."""
+    return {
+        "Kind": f"regions of an ensemble around the {found.point} image, with 90 % intervals fitted to "
+        f"{found.people} validation people",
+        "Columns": COLUMNS,
+        "Regions": {t: regions.REGIONS[t] for t in targets},
+        "Rules": {t: found.targets[t].regions for t in targets},
+    }

@@ -1,0 +1,307 @@
+"""A calibration from the end of a training to a reader: job, file, export, prediction, evaluation."""
+
+import csv
+import json
+import shutil
+
+import data_heads
+import numpy as np
+import pytest
+
+from cldm_jax import files
+from cldm_jax.data import nifti
+from cldm_jax.data.shards import Prepared
+from cldm_jax.errors import UserError
+from cldm_jax.jobs import (
+    calibrate,
+    calibration,
+    derivatives,
+    evaluate,
+    export,
+    predict,
+    spread,
+    train,
+)
+from cldm_jax.jobs.readouts import Predictor, open_run
+from cldm_jax.metrics import ensemble
+from cldm_jax.metrics.regions import REGIONS
+from configs import calibrate as calibrate_config
+from configs import eval as eval_config
+from configs import export as export_config
+
+SAMPLES = 3
+
+
+@pytest.fixture(scope="module")
+def run(study, tmp_path_factory):
+    """The study's CLDM, trained by a command that calibrates at the end: only that is left to do."""
+    folder = tmp_path_factory.mktemp("calibrated") / "ldm"
+    shutil.copytree(study.ldm, folder)
+    assert open_run(str(folder)).uncalibrated == "it was never calibrated"
+    train.run(study.config("ldm", calibrate_samples=SAMPLES), str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pet(tmp_path_factory):
+    path = tmp_path_factory.mktemp("pet") / "head.nii.gz"
+    array = data_heads.make_head(0)["pet"]
+    nifti.write_volume(path, array, data_heads.affine_of(), dtype=np.float32)
+    return path
+
+
+def predicted(run, pet, out, **fields):
+    request = predict.Request(str(pet), str(out), checkpoint=str(run))
+    predict.predict(request._replace(**fields))
+    return out
+
+
+def read(out, name):
+    return nifti.read_volume(out / f"head_desc-{name}.nii.gz").array
+
+
+class TestTheFile:
+    def test_what_a_training_leaves(self, study, run):
+        found = open_run(str(run)).calibration
+        assert (found.samples, found.point, found.step) == (SAMPLES, "mirror", 20)
+        assert found.people == len(Prepared(study.prepared).subjects("val"))
+        assert found.targets.keys() == {"ct", "mr"} and found.slices > 0
+        for name, target in found.targets.items():
+            assert min(target.factors) > 0 and min(target.q90) > 0
+            assert target.regions.keys() == REGIONS[name].keys()
+        assert calibration.Calibration.from_json(found.to_json()) == found
+
+    def test_it_fits_the_people_it_was_made_on(self, study, run):
+        """On them 90 % of pixels are covered at every scale; as sampled they are not."""
+        opened, prepared = open_run(str(run)), Prepared(study.prepared)
+        source = spread.open_source(prepared, "val", ("ct", "mr"), 3, 2, 2)
+        drawer = spread.Drawer(opened, "mirror", SAMPLES, batch_size=4, seed=0)
+        names, spacing = {1: "ct", 2: "mr"}, tuple(prepared.index["grid"]["spacing_mm"])
+        judged = {"ct": [], "mr": []}
+        for drawn in spread.volumes(drawer, source):
+            own = opened.calibration.targets[names[drawn.code]]
+            judged[names[drawn.code]].append(spread.judge(drawn, own, spacing))
+        for rows in judged.values():
+            np.testing.assert_allclose(np.mean([r["coverage"] for r in rows], 0), 0.9, atol=0.03)
+            raw = np.mean([r["coverage_raw"] for r in rows], 0)
+            assert np.abs(raw - 0.9).max() > 0.05
+
+    def test_a_second_command_does_not_measure_again(self, study, run, monkeypatch):
+        monkeypatch.setattr(calibrate, "measure", None)  # would fail
+        train.run(study.config("ldm", calibrate_samples=SAMPLES), str(run))
+
+    @pytest.mark.parametrize("name", ["ldm", "unet"])
+    def test_nothing_where_it_is_off_or_there_are_no_samples(self, study, name, monkeypatch):
+        monkeypatch.setattr(calibrate, "open_run", None)
+        samples = {"ldm": 0, "unet": SAMPLES}[name]
+        train.run(study.config(name, calibrate_samples=samples), str(getattr(study, name)))
+        assert not (getattr(study, name) / calibration.FILE).exists()
+
+    def test_the_job_makes_the_same(self, study, run, tmp_path):
+        shutil.copytree(run, tmp_path / "ldm")
+        (tmp_path / "ldm" / calibration.FILE).unlink()
+        config = calibrate_config.get_config("tiny")
+        config.run, config.data.root = str(tmp_path / "ldm"), str(study.data_root)
+        config.samples = SAMPLES
+        calibrate.run(config, "")
+        made = tmp_path / "ldm" / calibration.FILE
+        assert made.read_bytes() == (run / calibration.FILE).read_bytes()
+
+    def test_the_job_refuses_what_has_no_samples(self, study):
+        config = calibrate_config.get_config("tiny")
+        config.data.root = str(study.data_root)
+        for given, why in ((study.unet, "has no samples"), ("", "empty")):
+            config.run = str(given)
+            with pytest.raises(UserError, match=why):
+                calibrate.run(config, "")
+
+    @pytest.mark.parametrize(
+        ("change", "why"),
+        [
+            ({"step": 19}, "another training or step"),
+            ({"config_sha256": "0"}, "another training or step"),
+            ({"version": 99}, "version 99"),
+            ({"targets": None}, "cannot be read"),
+            ({"sampling": {"num_sampling_steps": 7}}, "other sampling settings"),
+        ],
+    )
+    def test_another_models_is_not_used(self, run, tmp_path, change, why):
+        shutil.copytree(run, tmp_path / "ldm")
+        path = tmp_path / "ldm" / calibration.FILE
+        files.write_json(path, {**files.read_json(path), **change})
+        opened = open_run(str(tmp_path / "ldm"))
+        assert opened.calibration is None and why in opened.uncalibrated
+
+    def test_other_sampling_settings_are_not_calibrated(self, run):
+        sampling = open_run(str(run)).config["recipe"]["sampling"]
+        more = {**sampling, "num_samples": [1, 9]}
+        assert open_run(str(run), more).calibration is not None
+        slower = open_run(str(run), {**sampling, "num_sampling_steps": 9})
+        assert "num_sampling_steps" in slower.uncalibrated
+
+    def test_an_export_takes_it_along(self, run, pet, tmp_path):
+        config = export_config.get_config("tiny")
+        config.run = str(run)
+        export.run(config, str(tmp_path / "model"))
+        own = open_run(str(run)).calibration
+        assert open_run(str(tmp_path / "model")).calibration == own
+        path = tmp_path / "model" / calibration.FILE
+        path.write_text(path.read_text().replace("mirror", "onestep"))
+        with pytest.raises(UserError, match="calibration"):
+            open_run(str(tmp_path / "model"))
+
+
+def test_members_are_samples_of_their_own(study, run):
+    """Member 0 is the single sample; others differ; a member does not depend on how many there are."""
+    opened = open_run(str(run))
+    source = spread.open_source(Prepared(study.prepared), "val", ("ct",), 3, 4, 1)
+    one = Predictor(opened, "sample")
+    options = dict(batch_size=4, seed=0)
+    drawn = spread.Drawer(opened, "mirror", 3, **options).draw(source)
+    fewer = spread.Drawer(opened, "mirror", 2, batch_size=3, seed=0).draw(source)
+    np.testing.assert_array_equal(drawn[0], np.clip(one(source, **options).images, -1, 1))
+    np.testing.assert_allclose(drawn[:2], fewer, atol=1e-5)
+    assert np.abs(drawn[0] - drawn[2]).max() > 0.01
+
+
+class TestPrediction:
+    def test_calibrated_sd_and_regions(self, run, pet, tmp_path):
+        out = predicted(run, pet, tmp_path, uncertainty=True, report=True)
+        about = files.read_json(out / "head_desc-synthsd_ct.json")
+        found = open_run(str(run)).calibration
+        assert about["Calibrated"] is True and about["Samples"] == SAMPLES
+        assert about["IntervalMultiplier"]["4mm"] == found.targets["ct"].q90[1]
+        lines = list(csv.DictReader((out / "head_desc-synth_regions.tsv").open(), delimiter="\t"))
+        assert {(r["target"], r["region"]) for r in lines} == {
+            (t, name) for t, names in REGIONS.items() for name in names
+        }
+        for r in lines:
+            if "n/a" not in r.values():
+                assert float(r["low"]) <= float(r["value"]) <= float(r["high"])
+                assert float(r["from_mm"]) < float(r["to_mm"])
+        ct_means = [r for r in lines if (r["target"], r["region"]) == ("ct", "brain_mean")]
+        assert {r["unit"] for r in ct_means} == {"HU"}
+        sidecar = files.read_json(out / "head_desc-synth_regions.json")
+        assert sidecar["RunKey"] == about["RunKey"] and "not for clinical" in sidecar["Description"]
+        assert "fitted to the error" in (out / "head_desc-synth_report.html").read_text()
+
+    def test_finished_files_are_known_again(self, run, pet, tmp_path, capsys):
+        predicted(run, pet, tmp_path, uncertainty=True, targets=("ct",))
+        predicted(run, pet, tmp_path, uncertainty=True, targets=("ct",))
+        assert "done before" in capsys.readouterr().out
+        (tmp_path / "head_desc-synth_regions.tsv").write_text("")
+        with pytest.raises(UserError, match="exists already"):
+            predicted(run, pet, tmp_path, uncertainty=True, targets=("ct",))
+
+    def test_the_sd_is_the_rescaled_one(self, run, pet, tmp_path):
+        """Doubled factors in the file, doubled SD: the map is the file's."""
+        shutil.copytree(run, tmp_path / "ldm")
+        path = tmp_path / "ldm" / calibration.FILE
+        value = files.read_json(path)
+        value["targets"]["ct"]["factors"] = [2 * f for f in value["targets"]["ct"]["factors"]]
+        files.write_json(path, value)
+        options = dict(uncertainty=True, targets=("ct",))
+        one = read(predicted(run, pet, tmp_path / "a", **options), "synthsd_ct")
+        two = read(predicted(tmp_path / "ldm", pet, tmp_path / "b", **options), "synthsd_ct")
+        np.testing.assert_allclose(two, 2 * one, rtol=1e-3, atol=1e-3)
+        images = [read(tmp_path / name, "synth_ct") for name in "ab"]
+        np.testing.assert_array_equal(*images)
+
+    @pytest.mark.parametrize(
+        ("fields", "why"),
+        [({"samples": 2}, "with 3 samples, not 2"), ({"steps": 2}, "other sampling settings")],
+    )
+    def test_what_is_not_calibrated_says_so(self, run, pet, tmp_path, capsys, fields, why):
+        out = predicted(run, pet, tmp_path, uncertainty=True, targets=("ct",), **fields)
+        about = files.read_json(out / "head_desc-synthsd_ct.json")
+        assert about["Calibrated"] is False and why in about["CalibratedWhyNot"]
+        assert "not calibrated" in capsys.readouterr().out
+        assert "not a confidence interval" in about["Kind"]
+        assert not list(out.glob("*regions*"))
+
+    def test_recentred_is_a_dial_from_the_point_image(self, run, pet, tmp_path):
+        ct = {"targets": ("ct",), "samples": 2}
+        made = {
+            a: read(
+                predicted(run, pet, tmp_path / str(a), mode="recentred", sharpness=a, **ct),
+                "synth_ct",
+            )
+            for a in (0.0, 1.0)
+        }
+        mirror = read(predicted(run, pet, tmp_path / "mirror", mode="mirror", **ct), "synth_ct")
+        np.testing.assert_array_equal(made[0.0], mirror)
+        assert np.abs(made[1.0] - mirror).max() > 1
+        about = files.read_json(tmp_path / "1.0" / "head_desc-synth_ct.json")
+        assert (about["Mode"], about["Sharpness"], about["Samples"]) == ("recentred2", 1.0, 2)
+        other = predicted(run, pet, tmp_path / "c", mode="recentred", **ct, seed=1)
+        assert np.abs(read(other, "synth_ct") - made[1.0]).max() > 1
+        again = predicted(run, pet, tmp_path / "b", mode="recentred", **ct, batch_size=5)
+        np.testing.assert_allclose(read(again, "synth_ct"), made[1.0], atol=1)
+
+    def test_recentred_refusals(self, study, run, pet, tmp_path):
+        for checkpoint, fields, why in (
+            (run, {"samples": 1}, "no mean to recentre from"),
+            (run, {"sharpness": -1.0}, "out of range"),
+            (study.unet, {}, "not a read-out"),
+        ):
+            with pytest.raises(UserError, match=why):
+                predicted(checkpoint, pet, tmp_path, mode="recentred", **fields)
+
+
+def test_recentred_keeps_the_mean_and_takes_the_samples_detail():
+    rng = np.random.default_rng(0)
+    point, samples = rng.uniform(-0.2, 0.2, (2, 16, 16)), rng.uniform(-0.2, 0.2, (4, 2, 16, 16))
+    made = [spread.recentred(point, s, samples.mean(0), 4, 1.0) for s in samples]
+    np.testing.assert_allclose(np.mean(made, 0), point, atol=1e-6)
+    np.testing.assert_allclose(np.std(made, 0), samples.std(0, ddof=1), atol=1e-6)
+    half = spread.recentred(point, samples[0], samples.mean(0), 4, 0.5)
+    np.testing.assert_allclose(half, (made[0] + point) / 2, atol=1e-6)
+    assert np.abs(spread.recentred(point, samples[0], samples.mean(0), 4, 9.0)).max() == 1
+
+
+def test_evaluation_of_a_calibrated_model(study, run, tmp_path, capsys):
+    config = eval_config.get_config("tiny")
+    config.runs = f"{study.unet},{run}"
+    evaluate.run(config, str(tmp_path))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    rows = {r["target"]: r for r in summary["spread"]}
+    assert rows.keys() == {"ct", "mr"}
+    for row in rows.values():
+        assert row["samples"] == SAMPLES and row["people"] == summary["data"]["test_patients"]
+        assert len(row["coverage"]) == len(row["crps"]) == len(ensemble.SCALES_MM)
+        assert all(0 <= c <= 1 for c in row["coverage"]) and row["energy"] > 0
+        assert {g["name"] for g in row["regions"]} <= REGIONS[row["target"]].keys()
+        # The calibrated ensemble is no worse than its own point image, whose CRPS is its MAE.
+        assert row["crps"][0] < row["mae"][0]
+    assert {(p["method"], p["target"]) for p in summary["points"]} == {
+        (m, t) for m in ("unet", "ldm") for t in ("ct", "mr")
+    }
+    own = next(p for p in summary["points"] if (p["method"], p["target"]) == ("ldm", "ct"))
+    if own["mode"] == rows["ct"]["point"]:
+        assert own["mae"] == pytest.approx(rows["ct"]["mae"], rel=1e-3)
+    modes = {r["mode"]: r for r in summary["rows"] if (r["method"], r["target"]) == ("ldm", "ct")}
+    parts = [modes[m]["network_evaluations"] for m in ("mirror", "sample", "mean4")]
+    assert modes["recentred4"]["network_evaluations"] == sum(parts)
+    page = (tmp_path / "index.html").read_text()
+    assert 'id="spread"' in page and "fitted band by band" in page
+    said = capsys.readouterr().out
+    assert "90 % intervals cover" in said and "CRPS at pixel/4 mm/16 mm" in said
+
+
+def test_an_uncalibrated_evaluation_has_no_such_section(study):
+    summary = json.loads((study.report / "summary.json").read_text())
+    assert summary["spread"] == [] and summary["points"] == []
+    page = (study.report / "index.html").read_text()
+    assert 'id="spread"' not in page and "not a calibrated error bar" in page
+
+
+def test_names_of_a_dataset_with_regions(tmp_path):
+    class Found:
+        name, folder = "sub-1", "sub-1"
+
+    names = derivatives.Names(tmp_path, Found, ("ct",), True, has_regions=True)
+    assert names.regions().name == "sub-1_desc-synth_regions.tsv"
+    assert derivatives.sidecar(names.regions()).name == "sub-1_desc-synth_regions.json"
+    assert names.regions() in names.all(with_report=False)
+    plain = derivatives.Names(tmp_path, Found, ("ct",), True)
+    assert plain.regions() not in plain.all(with_report=True)
