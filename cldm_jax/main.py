@@ -313,9 +313,11 @@ def _meant(name: str, known, prefix: str) -> str:
     """The nearest of the `known` names: as it is written, else by its last part."""
     close = difflib.get_close_matches(name, list(known), 1, 0.6)
     leaf = name.rpartition(".")[2]
-    leaves = difflib.get_close_matches(leaf, [k.rpartition(".")[2] for k in known], 1, 0.75)
+    leaves = difflib.get_close_matches(leaf, {k.rpartition(".")[2] for k in known}, 5, 0.75)
     if leaves and (not close or close[0].rpartition(".")[2] != leaves[0]):
-        close = [min((k for k in known if k.rpartition(".")[2] == leaves[0]), key=len)]
+        near = {v: difflib.SequenceMatcher(None, v, leaf).ratio() for v in leaves}
+        nearest = {v for v in leaves if near[v] == near[leaves[0]]}
+        close = [min((k for k in known if k.rpartition(".")[2] in nearest), key=len)]
     if close:
         return f"Did you mean {prefix}{close[0]}?"
     tops = [k for k in known if "." not in k]

@@ -804,8 +804,8 @@ def _stale(folder, words, truth) -> str:
 
 def _other_config(folder, words, truth) -> str:
     shutil.copytree(folder.parent.parent / f"truth-ldm-{QUICK_STEPS}" / "run", folder / "run")
-    ended = run([*words, "--config.seed=1", "--config.recipe.diffusion.target=x0"])
-    fields = ("seed: 0 -> 1", "recipe.diffusion.target: 'v' -> 'x0'")
+    ended = run([*words, "--config.seed=1", "--config.recipe.diffusion.target=v"])
+    fields = ("seed: 0 -> 1", "recipe.diffusion.target: 'x0' -> 'v'")
     return _refused(ended, *fields) or unlike(folder / "run", truth)
 
 

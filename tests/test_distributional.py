@@ -49,7 +49,7 @@ def test_learns_where_it_cannot_know(loss):
     """Left half: the target is the source. Right half: a coin. The SD must say so."""
     settings = {**recipe("distributional", 300, warmup_steps=10), "loss": loss}
     settings["sampling"]["noise_slices"] = 0.0
-    settings["optim"]["learning_rate"] = 3e-3
+    settings["optim"].update(learning_rate=3e-3, optimizer="adamw")
     method = make_method("distributional", **settings)
     rng, batch = np.random.default_rng(0), images(8)
 

@@ -14,9 +14,10 @@ from cldm_jax.diffusion.noise import through_plane_weights
 from cldm_jax.errors import UserError
 from cldm_jax.methods.autoencoder import kl_divergence
 from cldm_jax.methods.base import sample_noise
-from cldm_jax.methods.common import make_update
+from cldm_jax.methods.common import OWN, make_update
 from cldm_jax.methods.latent_diffusion import channel_weights, ramp
 from cldm_jax.methods.registry import make_method
+from cldm_jax.runtime.optim import make_optimizer
 from configs import ae, attention_unet, cyclegan, distributional, ldm, pix2pix, unet
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "steps.json"
@@ -169,7 +170,11 @@ def with_optim(name: str, **optim):
 def test_accumulated_parts_are_the_whole_batch(name, parts):
     """SGD-like view: the gradients themselves, before Adam's sign-like first step blows rounding up."""
     _, state, batch = start(name, warmup_steps=0)
-    whole, split = (with_optim(name, accumulate=n, b1=0.0, b2=0.0) for n in (1, parts))
+    plain = dict(b1=0.0, b2=0.0, optimizer="adamw")
+    whole, split = (with_optim(name, accumulate=n, **plain) for n in (1, parts))
+    settings = {**recipe(name)["optim"], **plain}
+    tx = make_optimizer(**{k: v for k, v in settings.items() if k not in OWN})
+    state = state._replace(opt_state=tx.init(state.params))
     (one, seen), (other, told) = (
         jax.jit(m.train_step)(state, batch, jax.random.key(1)) for m in (whole, split)
     )
