@@ -337,3 +337,32 @@ def test_a_training_of_few_steps_has_a_schedule(decay, steps):
         updates, state = tx.update(params, state, params)
         moved.append(float(jnp.abs(updates["kernel"]).max()))
     assert np.isfinite(moved).all() and max(moved) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_muon_turns_kernels_and_leaves_the_rest_to_adam():
+    """A kernel's update is near a multiple of an orthogonal matrix, as large as Adam's would be."""
+    rng = np.random.default_rng(0)
+    leaf = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)  # noqa: E731
+    params = {
+        "conv": {"kernel": leaf(3, 3, 16, 32), "bias": leaf(32)},
+        "head": {"kernel": leaf(3, 3, 16, 3)},
+    }
+    settings = dict(learning_rate=1.0, b1=0.9, b2=0.99, warmup_steps=0, num_train_steps=10)
+    settings |= dict(weight_decay=0.0, clip_norm=1e9)
+    updates = {}
+    for name in ("muon", "adamw"):
+        tx = optim.make_optimizer(**settings, optimizer=name)
+        updates[name], _ = tx.update(params, tx.init(params), params)
+    spread = {}
+    for name, update in updates.items():
+        values = np.linalg.svd(np.reshape(update["conv"]["kernel"], (-1, 32)), compute_uv=False)
+        spread[name] = values.max() / values.min()
+    assert spread["muon"] < 2.0 < spread["adamw"] + 0.5
+    rms = float(jnp.sqrt(jnp.square(updates["muon"]["conv"]["kernel"]).mean()))
+    assert 0.1 < rms < 0.3  # MUON_RMS, but for the last step of Newton-Schulz
+    for path in (("conv", "bias"), ("head", "kernel")):
+        a, b = (updates[n][path[0]][path[1]] for n in ("muon", "adamw"))
+        ratio = np.asarray(a / b)  # optax gives this Adam Nesterov's momentum: one factor at first
+        np.testing.assert_allclose(ratio, ratio.ravel()[0], rtol=1e-4)
+    with pytest.raises(ValueError, match="adamw, muon"):
+        optim.make_optimizer(**settings, optimizer="sgd")

@@ -26,7 +26,7 @@ def make_optimizer(
 
     optimizer: "adamw", or "muon" (Jordan 2024): the momentum of every kernel, as a matrix [fan-in,
     fan-out], is orthogonalised and scaled to the RMS of Adam's updates (Liu 2502.16982, eq. 4), so that
-    one learning rate serves both; biases, gains, embeddings and heads of few channels stay with AdamW.
+    one learning rate serves both; biases, gains, embeddings and heads of few channels stay with NAdamW.
     decay: "cosine", or "second_half" (constant, then linear: CycleGAN's and pix2pix's). Weight decay acts
     on kernels only (rank >= 2), not on biases and norm gains. Raises ValueError.
     """
