@@ -286,6 +286,9 @@ def test_evaluation_of_a_calibrated_model(study, run, tmp_path, capsys):
     assert modes["recentred4"]["network_evaluations"] == sum(parts)
     page = (tmp_path / "index.html").read_text()
     assert 'id="spread"' in page and "fitted band by band" in page
+    stamps = [evaluate._stamp(config, [r], Prepared(study.prepared)) for r in
+              (open_run(str(run)), open_run(str(run))._replace(calibration=None))]  # fmt: skip
+    assert stamps[0] != stamps[1]  # another calibration is another evaluation
     said = capsys.readouterr().out
     assert "90 % intervals cover" in said and "CRPS at pixel/4 mm/16 mm" in said
 

@@ -33,7 +33,7 @@ def test_summary_has_every_row(study):
     summary = files.read_json(study.report / "summary.json")
     rows = {(r["method"], r["mode"], r["target"]) for r in summary["rows"]}
     modes = [("unet", m) for m in ("predict", "mirror")]
-    modes += [("ldm", m) for m in ("onestep", "mirror", "sample", "mean4")]
+    modes += [("ldm", m) for m in ("onestep", "mirror", "sample", "mean4", "recentred4")]
     assert rows == {(m, mode, t) for m, mode in modes for t in ("ct", "mr")}
     for row in summary["rows"]:
         assert np.isfinite(row["psnr"]["mean"]) and row["n_patients"] == 2 and row["params"] > 0

@@ -82,7 +82,11 @@ def _stamp(config, runs: list[Run], prepared) -> str:
         {
             "config": config.to_json(),
             "data": prepared.index["fingerprint"],
-            "runs": [(r.workdir, r.step, r.manifest["config_sha256"]) for r in runs],
+            "runs": [
+                (r.workdir, r.step, r.manifest["config_sha256"])
+                + ((r.calibration.to_json(),) if r.calibration else ())
+                for r in runs
+            ],
             "metrics": {
                 name: [m.label, m.unit, m.better, m.meaning, m.per, m.needs]
                 for name, m in METRICS.items()
