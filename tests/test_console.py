@@ -1,5 +1,6 @@
 """What a person meets in the terminal: interpreter, missing letters, Ctrl-C, closed pipes, `~`."""
 
+import functools
 import importlib.metadata
 import os
 import pathlib
@@ -25,7 +26,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def start(code: str, **environment: str) -> subprocess.Popen:
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    return subprocess.Popen([sys.executable, "-c", code], env=env, **pipes)
+    # A job in the background ignores Ctrl-C, and hands that on.
+    listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([sys.executable, "-c", code], env=env, preexec_fn=listen, **pipes)
 
 
 def parse(monkeypatch, *words: str) -> None:

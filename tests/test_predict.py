@@ -229,7 +229,7 @@ class TestNothingIsLost:
         ({"mode": "predict"}, "not a read-out.*onestep, mirror, sample, mean"),
         ({"mode": "mean", "samples": 1}, "mean of one"),
         ({"uncertainty": True, "samples": 1}, "at least two samples"),
-        ({"samples": 0}, "positive"),
+        ({"samples": -1}, "positive"),
         ({"targets": ("flair",)}, "makes: ct, mr"),
     ],
 )

@@ -21,6 +21,7 @@ MAX_SLICE_UNSEEN = 0.10  # of the head in a slice, for the slice to count
 MAX_BRAIN_UNSEEN = 0.05  # of what the PET shows in a slice
 _FILLED = 0.005  # of a volume: a smaller share of a fill that is no air is not worth a word
 _SMALLEST = 5e-4  # of a volume: smaller constant blocks are chance
+_SAME = 0.08  # of the voxels outside constant blocks; of whole HU with noise any one value has less
 _NOISELESS = 0.002  # of a volume, constant, away from the border and above its lowest value
 _BRAIN = 0.25  # of a PET's 99.9th percentile: below white matter, above scalp
 _SKIN_MM = 5.0  # how far inside the skin a head must be seen: masks of two images differ by that
@@ -97,12 +98,18 @@ def filled_blocks(array: np.ndarray) -> tuple[np.ndarray, dict[int, float]]:
     lowest = float(array.min())
     within = ~np.isin(labels, [0, *at_border])
     inside = int((within & (padded > lowest)).sum())
+    constant = ndimage.maximum_filter(labels > 0, 3)[1:-1, 1:-1, 1:-1]
+    rest = array[~constant & (array > lowest)]
     number, values = np.zeros(len(sizes), np.int32), {}
     for n in found:
         at = np.unravel_index((labels == n).argmax(), labels.shape)
         value = float(padded[at])
-        # An image without noise is as constant in tissue that ends at the border.
-        if value == lowest or inside < _NOISELESS * array.size:
+        # An image without noise is as constant in tissue that ends at the border: there is more of the
+        # same elsewhere.
+        is_tissue = (
+            inside >= _NOISELESS * array.size or _share(rest == value, rest > lowest) > _SAME
+        )
+        if value == lowest or not is_tissue:
             values[len(values) + 1] = value
             number[n] = len(values)
     if not values:

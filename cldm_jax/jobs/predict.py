@@ -218,7 +218,7 @@ def _why_uncalibrated(request: Request, opened: Run) -> str:
     """Why a calibration cannot be used for the uncertainty; "" where it can."""
     found = opened.calibration
     if found is None:
-        return opened.uncalibrated
+        return opened.uncalibrated or "the model brings no calibration"
     if found.samples != request.samples:
         return f"it was calibrated with {found.samples} samples, not {request.samples}"
     missing = [t for t in _targets(request, opened) if t not in found.targets]
