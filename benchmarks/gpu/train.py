@@ -27,6 +27,7 @@ from cldm_jax.jobs import evaluate, train
 from cldm_jax.jobs import inputs as inputs_lib
 from cldm_jax.jobs.readouts import open_run, predict_rows
 from cldm_jax.runtime import device
+from cldm_jax.runtime.checkpoint import newest_sound
 
 METHODS = (
     "ldm",
@@ -44,7 +45,7 @@ PER_TRAINING = (
     0.3  # of a training's time that is not its steps: compilation, validation, saves, scores
 )
 SLOW = 2.0  # times its planned seconds, after which a training is stopped (it saves)
-COMPILED = 60.0  # seconds beside that, for its compilation
+COMPILED = 60.0  # seconds beside that, at least, for its compilation
 VALIDATIONS = 8
 REPORT = 60.0  # seconds that the product's own evaluation needs, about
 SPARE_CORES = 4  # that do not simulate: they compile
@@ -232,7 +233,8 @@ class School:
             if name in self.steps_s and own.left() > seconds + self.around(name) + REPORT:
                 own.attempt(f"trainings/{name}", lambda name=name: self.train(name, seconds))
                 self.hand_over()
-        own.attempt("report", self.report, REPORT)
+        if self.done:
+            own.attempt("report", self.report, REPORT)
 
     def around(self, name: str) -> float:
         """Seconds that a training takes beside its steps: it is compiled again, for its own schedule."""
@@ -283,11 +285,14 @@ class School:
             config.train.cpu_step_seconds = 0.0
         folder = self.args.work / f"trace-{name}"
         began, stopped = time.monotonic(), False
+        limit = SLOW * seconds + max(COMPILED, 3 * self.own.result["steps"][name]["compile_s"])
         try:
-            with Watch(workdir, min(SLOW * seconds + COMPILED, self.own.left()), folder):
+            with Watch(workdir, min(limit, self.own.left()), folder):
                 train.run(config, str(workdir))
-        except Stopped:
+        except Stopped as error:
             stopped = True
+            if newest_sound(workdir / "checkpoints") is None:
+                raise RuntimeError(f"{name}: nothing was trained in {limit:.0f} s") from error
         if name == "ae":
             self.ae_s = count * step_s
         return {
