@@ -235,7 +235,9 @@ class TestPrediction:
             for a in (0.0, 1.0)
         }
         mirror = read(sure, "synth_ct")
-        np.testing.assert_array_equal(made[0.0], mirror)
+        # Batches of another size round otherwise: a whole HU more or less, in a voxel or two.
+        np.testing.assert_allclose(made[0.0], mirror, atol=1)
+        assert (made[0.0] != mirror).mean() < 1e-3
         assert np.abs(made[1.0] - mirror).max() > 1
         about = files.read_json(tmp_path / "1.0" / "head_desc-synth_ct.json")
         assert (about["Mode"], about["Sharpness"], about["Samples"]) == ("recentred2", 1.0, 2)
