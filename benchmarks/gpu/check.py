@@ -24,6 +24,7 @@ from cldm_jax.runtime import device
 FLOAT32, AFTER_UPDATE, BFLOAT16 = 1e-4, 2e-3, 2e-2
 METHODS = ("ldm", "autoencoder", "unet", "attention_unet", "pix2pix", "cyclegan")
 DDIM_STEPS = 5
+LEAST = 20.0  # seconds, to begin a training of a preset
 THREADS = min(4, len(os.sched_getaffinity(0)))
 SHARE = 0.5  # of the time that comparing numbers may take; resuming and memory have the rest
 
@@ -181,9 +182,14 @@ def main(argv=None) -> None:
     began = time.monotonic()
     numbers(own, chosen)
     own.put("numbers_s", round(time.monotonic() - began, 1))
-    own.attempt("resume", lambda: resume.compare(args.work / "resume", args.rehearse, own), 30)
+    # Small processes, beside those whose memory is measured: each counts its own.
+    beside = concurrent.futures.ThreadPoolExecutor(1)
+    resumed = beside.submit(resume.compare, args.work / "resume", own)
     for name in memory.TRAININGS:
-        own.attempt(f"memory/{name}", lambda name=name: memory.measure(name, args, own, plans), 30)
+        own.attempt(
+            f"memory/{name}", lambda name=name: memory.measure(name, args, own, plans), LEAST
+        )
+    own.attempt("resume", lambda: resumed.result(max(1.0, own.left())))
     memory.stop_plans(plans)
     bad = failing(own.result)
     own.put("not ok", bad)

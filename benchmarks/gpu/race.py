@@ -214,7 +214,7 @@ class Race:
         if name is not None:
             self.own.put("trace/row", name)
             self.own.attempt(
-                "trace/profile", lambda: self.ours.ask("trace", self.limit(), name=name), TRACE
+                "trace/profile", lambda: self.ours.ask("trace", self.own.left(), name=name), TRACE
             )
 
     def compiled(self) -> None:

@@ -88,11 +88,10 @@ def gap(one: list[np.ndarray], other: list[np.ndarray]) -> dict:
     return {"same bits": same, "largest difference": max(gaps) / largest}
 
 
-def compare(folder: pathlib.Path, rehearse: bool, own: part.Part) -> dict:
+def compare(folder: pathlib.Path, own: part.Part) -> dict:
     """Differences of the weights: killed and resumed against whole, and whole against whole (what the
     card's own order of sums does, without any interruption).
     """
-    del rehearse  # the same at both sizes
     folder.mkdir()
 
     def seconds() -> float:
