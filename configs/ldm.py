@@ -78,8 +78,8 @@ def get_config(preset: str = "a6000"):
             "onestep_ramp": (0.5, 0.5),
             "onestep_weight_power": 2.0,  # loss weight std^p per latent channel: 2 = image-space error
             "noisy_weight_power": 2.0,
-            # Loss weight sigma^-p of noisy rows, for target x0: 0 its own loss (clean samples, too sure,
-            # which calibration mends), 2 that of v (speckle at small budgets)
+            # Loss weight sigma^-p of noisy rows, for target x0: 0 its own loss (clean samples, too sure),
+            # 2 that of v (more spread, and speckle at small budgets)
             "noise_weight_power": 1.0,
             "min_snr_gamma": 0.0,  # 0 = off
             "bridge_variance": 1.0,

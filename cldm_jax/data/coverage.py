@@ -140,7 +140,7 @@ def judge(
     }
     main = heads["ct"] if "ct" in heads else heads["mr"]
     has_pet = pet.max((1, 2)) > pet_empty * pet_scale
-    uptake = _largest(pet > _BRAIN * np.percentile(pet[pet > 0], 99.9)) & has_pet[:, None, None]
+    uptake = mask.largest(pet > _BRAIN * np.percentile(pet[pet > 0], 99.9)) & has_pet[:, None, None]
     brain = _inner(uptake, spacing_mm, _SKIN_MM)
     # PET blurs through plane as well: what it shows above the brain is no brain.
     up = np.ones((3, 1, 1), bool)
@@ -191,15 +191,6 @@ def _repeats(array: np.ndarray) -> bool:
 def _faces(axis: int):
     for end in (0, -1):
         yield tuple(end if a == axis else slice(None) for a in range(3))
-
-
-def _largest(tissue: np.ndarray) -> np.ndarray:
-    labels, count = ndimage.label(tissue)
-    if not count:
-        return tissue
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return np.stack([ndimage.binary_fill_holes(s) for s in labels == sizes.argmax()])
 
 
 def _inner(region: np.ndarray, spacing_mm, depth_mm: float, steps: int = 0) -> np.ndarray:

@@ -32,10 +32,7 @@ def brain_mask_pet(slices: np.ndarray, spacing_mm) -> np.ndarray:
     smooth = ndimage.gaussian_filter(np.asarray(slices, np.float32), sigma, mode="nearest")
     if np.ptp(smooth) == 0:
         return np.zeros(smooth.shape, bool)
-    labels, _ = ndimage.label(smooth > otsu(smooth - smooth.min()) + smooth.min())
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    return _fill(labels == sizes.argmax())
+    return largest(smooth > otsu(smooth - smooth.min()) + smooth.min())
 
 
 def otsu(values: np.ndarray) -> float:
@@ -59,12 +56,17 @@ def _fill(tissue: np.ndarray) -> np.ndarray:
     return np.stack([ndimage.binary_fill_holes(s) for s in tissue])
 
 
-def _solid(tissue: np.ndarray) -> np.ndarray:
-    """Largest connected piece, holes filled and two voxels dilated within each slice."""
+def largest(tissue: np.ndarray) -> np.ndarray:
+    """Largest connected piece of bool [Z, H, W], holes filled within each slice."""
     labels, count = ndimage.label(tissue)
     if not count:
         return tissue
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
+    return _fill(labels == sizes.argmax())
+
+
+def _solid(tissue: np.ndarray) -> np.ndarray:
+    """The largest piece, two voxels dilated within each slice."""
     cross = ndimage.generate_binary_structure(2, 1)[None]
-    return ndimage.binary_dilation(_fill(labels == sizes.argmax()), cross, iterations=DILATE)
+    return ndimage.binary_dilation(largest(tissue), cross, iterations=DILATE)
