@@ -4,7 +4,8 @@
     .venv/bin/python -m cldm_jax.main --config=configs/reproduce.py:quick --workdir=runs/reproduce
 
 Hardware: CPU (a budget counts process CPU time). Time: about (number of trainings) x budget on one
-core, somewhat less on two: 41 minutes for quick on 2 cores (docs/results.md).
+core, somewhat less on two. quick took 41 minutes on 2 cores with two trainings fewer (docs/results.md);
+with today's: not measured.
 """
 
 from configs import (
