@@ -40,7 +40,8 @@ def make_config(folder: pathlib.Path):
 
 def time_loop(config, workdir: pathlib.Path) -> float:
     """Seconds of a step of `jobs.train`."""
-    from cldm_jax.jobs import train, validation
+    from cldm_jax.jobs import train
+    from cldm_jax.runs import validation
     from cldm_jax.runtime.writers import MetricWriter
 
     nothing = validation.Validation(lambda *_: ({}, {}), lambda *_: None)

@@ -10,9 +10,9 @@ from absl import app, flags
 
 from benchmarks.scale import PROBED
 from cldm_jax import main as door
-from cldm_jax.jobs import inputs as inputs_lib
-from cldm_jax.jobs.feed import make_batches
 from cldm_jax.methods.latent_diffusion import _Cldm
+from cldm_jax.runs import inputs as inputs_lib
+from cldm_jax.runs.feed import make_batches
 from cldm_jax.runtime import processes, sharding
 
 

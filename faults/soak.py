@@ -182,8 +182,8 @@ def overhead(folder: pathlib.Path, quick: bool) -> dict:
     import jax.numpy as jnp
 
     from cldm_jax.jobs import train
-    from cldm_jax.jobs.inputs import method_recipe
     from cldm_jax.methods.registry import make_method
+    from cldm_jax.runs.inputs import method_recipe
     from cldm_jax.runtime import sharding
     from configs import unet
 

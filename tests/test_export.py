@@ -11,8 +11,9 @@ import pytest
 from cldm_jax import files
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import evaluate, export, inputs, readouts
+from cldm_jax.jobs import evaluate, export
 from cldm_jax.kernels import library
+from cldm_jax.runs import inputs, readouts
 from cldm_jax.runtime import device, weights
 from configs import eval as eval_config
 from configs import export as export_config

@@ -14,10 +14,11 @@ import pytest
 from cldm_jax import files
 from cldm_jax.data import resident
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import feed, inputs, train
-from cldm_jax.jobs.loop import is_due
+from cldm_jax.jobs import train
 from cldm_jax.methods.base import Method
 from cldm_jax.methods.registry import make_method
+from cldm_jax.runs import feed, inputs
+from cldm_jax.runs.loop import is_due
 from cldm_jax.runtime import device, processes, sharding
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from cldm_jax.runtime.train_state import TrainState

@@ -13,12 +13,13 @@ import safetensors.numpy
 
 from cldm_jax import files, main
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import dry_run, export, inputs, readouts, record, train
+from cldm_jax.jobs import dry_run, export, train
 from cldm_jax.methods.registry import make_method
 from cldm_jax.models import build, monai_names
 from cldm_jax.models.conv import prepare_params
 from cldm_jax.models.init import init_params
 from cldm_jax.models.monai import AutoencoderKL, DiffusionModelUNet
+from cldm_jax.runs import inputs, readouts, record
 from cldm_jax.runtime import foreign
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from configs import ae, ldm, monai_ae, monai_ldm

@@ -7,17 +7,9 @@ from data_heads import write_cohort
 
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import (
-    dry_run,
-    encode,
-    evaluate,
-    inputs,
-    predict,
-    prepare,
-    reproduce,
-    scoring,
-    train,
-)
+from cldm_jax.jobs import dry_run, encode, evaluate, predict, prepare, reproduce, train
+from cldm_jax.runs import inputs
+from cldm_jax.scoring import scorer as scoring
 from configs import ae, attention_unet, cyclegan, ldm, monai_ae, monai_ldm, pix2pix, unet
 from configs import eval as eval_config
 from configs import prepare as prepare_config

@@ -17,8 +17,10 @@ from cldm_jax.data import convert, grid, nifti
 from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import derivatives, predict, readouts, synthesis
-from cldm_jax.jobs.readouts import open_run, predict_rows
+from cldm_jax.jobs import predict
+from cldm_jax.runs import readouts
+from cldm_jax.runs.readouts import open_run, predict_rows
+from cldm_jax.volumes import derivatives, synthesis
 from configs import predict as predict_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent

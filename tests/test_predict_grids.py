@@ -14,8 +14,10 @@ import test_data_dicom
 
 from cldm_jax.data import dicom, intensity, nifti, pet_checks
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import derivatives, predict, readouts, synthesis
+from cldm_jax.jobs import predict
 from cldm_jax.methods.base import Method, Prediction
+from cldm_jax.runs import readouts
+from cldm_jax.volumes import derivatives, synthesis
 
 CT_WINDOW = (-1024.0, 3071.0)
 GRID = {

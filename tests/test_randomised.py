@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 from cldm_jax.data.nifti import read_volume
 from cldm_jax.errors import UserError
 from cldm_jax.files import read_json
-from cldm_jax.jobs import prepare, record, simulate
+from cldm_jax.jobs import prepare, simulate
 from cldm_jax.phantom import attenuation, camera, cohort, draws, labels, subject, tissue, tracer
 from cldm_jax.phantom.fields import Grid
+from cldm_jax.runs import record
 from cldm_jax.usage import comments
 from configs import prepare as prepare_config
 from configs import randomised, unet

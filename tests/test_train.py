@@ -18,7 +18,8 @@ from tensorboardX.proto import event_pb2
 from cldm_jax import files
 from cldm_jax.data import pipeline
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import encode, inputs, train
+from cldm_jax.jobs import encode, train
+from cldm_jax.runs import inputs
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from cldm_jax.runtime.writers import read_rows
 

@@ -24,8 +24,8 @@ from benchmarks.gpu import outputs, part, sizes, steps, trace
 from cldm_jax.data import pipeline
 from cldm_jax.data.shards import Prepared
 from cldm_jax.jobs import evaluate, train
-from cldm_jax.jobs import inputs as inputs_lib
-from cldm_jax.jobs.readouts import open_run, predict_rows
+from cldm_jax.runs import inputs as inputs_lib
+from cldm_jax.runs.readouts import open_run, predict_rows
 from cldm_jax.runtime import device
 from cldm_jax.runtime.checkpoint import newest_sound
 

@@ -12,11 +12,11 @@ import numpy as np
 from cldm_jax.data import intensity
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import calibration, spread
-from cldm_jax.jobs.calibration import Calibration, TargetCalibration
-from cldm_jax.jobs.inputs import ensure_prepared
-from cldm_jax.jobs.readouts import Run, open_run
 from cldm_jax.metrics import ensemble, regions
+from cldm_jax.runs import calibration, spread
+from cldm_jax.runs.calibration import Calibration, TargetCalibration
+from cldm_jax.runs.inputs import ensure_prepared
+from cldm_jax.runs.readouts import Run, open_run
 from cldm_jax.runtime import processes, weights
 from cldm_jax.runtime.progress import Progress
 

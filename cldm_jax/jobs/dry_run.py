@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import inputs as inputs_lib
 from cldm_jax.jobs import train
 from cldm_jax.methods.codec import make_codec
 from cldm_jax.methods.registry import make_method
+from cldm_jax.runs import inputs as inputs_lib
 from cldm_jax.runtime import sharding
 
 GPUS = (24, 48, 80)  # GB

@@ -7,8 +7,8 @@ import jax
 import numpy as np
 
 from cldm_jax.data.shards import Prepared, ShardWriter, write_index
-from cldm_jax.jobs.inputs import load_autoencoder, settled
 from cldm_jax.methods.codec import make_codec
+from cldm_jax.runs.inputs import load_autoencoder, settled
 from cldm_jax.runtime import processes, sharding
 from cldm_jax.runtime.progress import Progress
 

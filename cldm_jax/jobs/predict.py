@@ -16,10 +16,11 @@ import jax
 from cldm_jax import files
 from cldm_jax.data import layout, pet_checks, pet_inputs
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import derivatives, spread, synthesis
-from cldm_jax.jobs.readouts import Run, open_run
+from cldm_jax.runs import spread
+from cldm_jax.runs.readouts import Run, open_run
 from cldm_jax.runtime import processes
 from cldm_jax.runtime.progress import Progress
+from cldm_jax.volumes import derivatives, synthesis
 
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "weights" / "phantom"
 LEFT_ASIDE = "left_aside.json"

@@ -12,9 +12,10 @@ import jax
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import budget, evaluate, pool, prepare, simulate, train
+from cldm_jax.jobs import budget, evaluate, prepare, simulate, train
 from cldm_jax.jobs.encode import ensure_latents, needed_modalities
-from cldm_jax.jobs.inputs import TARGETS, ensure_prepared, settled
+from cldm_jax.runs.inputs import TARGETS, ensure_prepared, settled
+from cldm_jax.scoring import pool
 
 COSTS, BUDGET = "costs.json", "budget.json"
 

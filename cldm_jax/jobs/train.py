@@ -1,7 +1,7 @@
 """The one training: autoencoder, latent diffusion and baselines alike.
 
 It owns mesh, jit and donation, the key of each step, checkpoints, writers, the NaN guard and signals, and
-sets up the loop (`jobs/loop.py`) with its feed (`jobs/feed.py`); it does not know what a loss is. Step
+sets up the loop (`runs/loop.py`) with its feed (`runs/feed.py`); it does not know what a loss is. Step
 k's batch and noise depend on (seed, k) alone, so a resumed run repeats the uninterrupted one bit for bit.
 """
 
@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import calibrate, record
-from cldm_jax.jobs import inputs as inputs_lib
-from cldm_jax.jobs.feed import make_feed
-from cldm_jax.jobs.loop import Kept, Loop, is_due
-from cldm_jax.jobs.validation import can_validate, make_validation
+from cldm_jax.jobs import calibrate
 from cldm_jax.methods.registry import make_method
+from cldm_jax.runs import inputs as inputs_lib
+from cldm_jax.runs import record
+from cldm_jax.runs.feed import make_feed
+from cldm_jax.runs.loop import Kept, Loop, is_due
+from cldm_jax.runs.validation import can_validate, make_validation
 from cldm_jax.runtime import device, processes, sharding
 from cldm_jax.runtime.checkpoint import Checkpoints, newest_sound
 from cldm_jax.runtime.finite import guarded

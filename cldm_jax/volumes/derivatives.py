@@ -10,10 +10,10 @@ import numpy as np
 from cldm_jax import __version__, files
 from cldm_jax.data import convert, intensity, nifti
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import uncertainty
-from cldm_jax.jobs.spread import RECENTRED
-from cldm_jax.jobs.synthesis import CALIBRATED
+from cldm_jax.runs.spread import RECENTRED
 from cldm_jax.runtime import device
+from cldm_jax.volumes import uncertainty
+from cldm_jax.volumes.synthesis import CALIBRATED
 
 DISCLAIMER = "Synthetic image. Research use only, not for clinical use."
 SUFFIX = {"ct": ("ct", "ct"), "mr": ("anat", "T1w")}  # BIDS folder of a dataset, suffix

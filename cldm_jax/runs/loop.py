@@ -3,8 +3,8 @@
 import functools
 from collections.abc import Callable
 
-from cldm_jax.jobs import record
-from cldm_jax.jobs.feed import make_batches
+from cldm_jax.runs import record
+from cldm_jax.runs.feed import make_batches
 from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.saving import Saves
 

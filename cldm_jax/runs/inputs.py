@@ -136,7 +136,8 @@ def load_autoencoder(workdir) -> tuple[dict, dict, int]:
 
 def ensure_autoencoder(config) -> str:
     """The workdir of the latent method's autoencoder; trained with the embedded recipe if missing."""
-    from cldm_jax.jobs import record, train
+    from cldm_jax.jobs import train
+    from cldm_jax.runs import record
 
     workdir = pathlib.Path(config.autoencoder.workdir or f"runs/ae-{config.preset}")
     if not processes.decided(lambda: record.is_finished(workdir)):

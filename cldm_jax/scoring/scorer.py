@@ -6,13 +6,13 @@ from cldm_jax.data import intensity, pipeline
 from cldm_jax.data.shards import Prepared
 from cldm_jax.data.truth import find_truth, read_truth
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import references
-from cldm_jax.jobs.inputs import TARGETS, ensure_prepared
-from cldm_jax.jobs.readouts import Entrant, Run
 from cldm_jax.metrics import aggregate, statistics
 from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
 from cldm_jax.metrics.scores import Context
 from cldm_jax.report.labels import method_label
+from cldm_jax.runs.inputs import TARGETS, ensure_prepared
+from cldm_jax.runs.readouts import Entrant, Run
+from cldm_jax.scoring import references
 
 HEADLINE = "psnr"  # decides "best mode" and the shown patients
 

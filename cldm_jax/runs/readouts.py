@@ -11,9 +11,9 @@ import numpy as np
 
 from cldm_jax.data.pipeline import SliceSource
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import calibration as calibration_lib
-from cldm_jax.jobs.calibration import Calibration
-from cldm_jax.jobs.inputs import read_run_config, read_run_json, scheduled
+from cldm_jax.runs import calibration as calibration_lib
+from cldm_jax.runs.calibration import Calibration
+from cldm_jax.runs.inputs import read_run_config, read_run_json, scheduled
 from cldm_jax.methods.base import Method
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.registry import make_method
