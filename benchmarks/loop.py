@@ -40,7 +40,7 @@ def make_config(folder: pathlib.Path):
 
 def time_loop(config, workdir: pathlib.Path) -> float:
     """Seconds of a step of `jobs.train`."""
-    from cldm_jax.jobs import train
+    from cldm_jax.jobs import make, train
     from cldm_jax.runs import validation
     from cldm_jax.runtime.writers import MetricWriter
 
@@ -60,7 +60,7 @@ def time_loop(config, workdir: pathlib.Path) -> float:
             no_validation,
             contextlib.redirect_stdout(sys.stderr),
         ):
-            train.run(config, str(workdir))
+            make.run(config, str(workdir))
     finally:
         shutil.rmtree(workdir, ignore_errors=True)
     return (done[SKIPPED + TIMED] - done[SKIPPED]) / TIMED
@@ -68,8 +68,9 @@ def time_loop(config, workdir: pathlib.Path) -> float:
 
 def make_bare(config):
     """() -> seconds of a compiled step on a batch that lies ready."""
-    from cldm_jax.jobs import train
+    from cldm_jax.jobs import make, train
 
+    make.needs(config)
     step = train.open_step(config)
 
     def bare() -> float:

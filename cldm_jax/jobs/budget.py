@@ -13,10 +13,10 @@ import numpy as np
 
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import train
-from cldm_jax.jobs.encode import needed_modalities
 from cldm_jax.methods.codec import make_codec
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runs import inputs as inputs_lib
+from cldm_jax.runs.latents import needed_modalities
 from cldm_jax.runtime.progress import Progress
 
 MIN_STEPS = 20  # a budget that buys fewer is refused

@@ -12,9 +12,8 @@ import jax
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import budget, evaluate, prepare, simulate, train
-from cldm_jax.jobs.encode import ensure_latents, needed_modalities
-from cldm_jax.runs.inputs import TARGETS, ensure_prepared, settled
+from cldm_jax.jobs import budget, evaluate, make, prepare, simulate, train
+from cldm_jax.runs.inputs import TARGETS, open_prepared, settled
 from cldm_jax.scoring import pool
 
 COSTS, BUDGET = "costs.json", "budget.json"
@@ -79,7 +78,7 @@ def _prepared(config, root: pathlib.Path, fold: int | None) -> str:
 def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]) -> None:
     """Trains and reports below `folder`; the costs of steps are measured once for all folds."""
     autoencoder = _on(config.autoencoder, prepared)
-    data = ensure_prepared(autoencoder.data)
+    data = open_prepared(autoencoder.data)
     names = _trainable(config, names, data)
     recipes = {name: settled(_recipe(config, name, prepared))[0] for name in names}
     costs = _costs(config, root / COSTS, recipes, autoencoder)
@@ -107,8 +106,7 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
         train.run(ae, ae_workdir)  # at once where it is trained already
         with recipe.unlocked():
             recipe.autoencoder.workdir = ae_workdir
-        modalities = needed_modalities(recipe.data)
-        ensure_latents(data, ae_workdir, config.encode_batch_size, modalities)
+        make.latents(recipe, data)
     seeds = {name: max(1, config.seeds if name in config.headline else 1) for name in names}
     workdirs = []
     for seed in range(max(seeds.values())):

@@ -41,15 +41,14 @@ def run(config, workdir: str) -> None:
 
     UserError: what stops a run is named (another writer or config, damage, a full disk, a NaN).
     """
-    _check_has_work(config)
-    sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
+    check(config, workdir)
     _warn_if_gpu_preset(config)
     lock = run_lock(workdir) if processes.is_main() else contextlib.nullcontext()
     with _write_errors_named(workdir), lock, StopRequest() as stop:
         config, _ = inputs_lib.settled(config, say=True)
         resolved = record.comparable(config)
         with processes.main_first():
-            record.check_same_config(workdir, resolved)
+            record.keep_config(workdir, resolved)
         inputs = inputs_lib.open_inputs(config)
         method = make_method(config.method, **inputs.recipe)
         finished = _train(config, workdir, resolved, inputs, method, stop)
@@ -58,6 +57,15 @@ def run(config, workdir: str) -> None:
     if not finished:
         print(f"stopped by signal {stop.signal}; the same command resumes", flush=True)
         sys.exit(stop.exit_code)
+
+
+def check(config, workdir: str) -> None:
+    """UserError where this training cannot be run, by its settings, its data and what `workdir` holds."""
+    _check_has_work(config)
+    sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
+    config, prepared = inputs_lib.settled(config)
+    inputs_lib.check_fit(config, prepared)
+    record.check_same_config(workdir, record.comparable(config))
 
 
 @contextlib.contextmanager

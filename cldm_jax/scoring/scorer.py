@@ -10,7 +10,7 @@ from cldm_jax.metrics import aggregate, statistics
 from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
 from cldm_jax.metrics.scores import Context
 from cldm_jax.report.labels import method_label
-from cldm_jax.runs.inputs import TARGETS, ensure_prepared
+from cldm_jax.runs.inputs import TARGETS, open_prepared
 from cldm_jax.runs.readouts import Entrant, Run
 from cldm_jax.scoring import references
 
@@ -25,7 +25,7 @@ def shared_data(config, runs: list[Run]) -> Prepared:
     data.prepared = data.prepared or runs[0].config["data"]["prepared"]
     if not data.prepared:
         data.root = runs[0].config["data"]["root"]
-    prepared = ensure_prepared(data)
+    prepared = open_prepared(data)
     for r in runs:
         if (
             r.manifest["data"]["fingerprint"] != prepared.index["fingerprint"]
