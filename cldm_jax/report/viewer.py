@@ -103,7 +103,7 @@ def _steps(spacing) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:
 
     def per_axis(*wanted):
         fine = np.min(spacing) / np.asarray(spacing)
-        return tuple(max(1, int(n * f + 0.01)) for n, f in zip(wanted, fine, strict=True))
+        return tuple(max(1, round(n * f)) for n, f in zip(wanted, fine, strict=True))
 
     every = per_axis(2, 2, 2)
     yield (1, 1, 1), (1, 1, 1)

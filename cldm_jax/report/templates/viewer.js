@@ -141,21 +141,28 @@ const times = (matrix, at) => matrix.slice(0, 3).map(row => row[3] + at.reduce((
 // Decimals that a multiple of the quantum needs.
 const rounded = (value, quantum) => value.toFixed(Math.max(0, -Math.floor(Math.log10(quantum) + 1e-9)));
 
+function valueAt(index) {
+  if (!volumes[index]) return "…"; // not unpacked yet
+  const { quantum, units } = meta.layers[index], text = rounded(stepsAt(index, state.at) * quantum, quantum);
+  return units === "as given" ? text : `${text} ${units}`;
+}
+
 function describe() {
-  const values = find("[data-values]");
-  const rows = [["mm to right, front, top", times(meta.affine, state.at).map(v => v.toFixed(1)).join(", ")],
-    ["Voxel of the file, from 0", times(meta.file, state.at).map(Math.round).join(", ")]];
-  meta.layers.forEach((layer, index) => {
-    const ready = volumes[index];
-    const text = ready ? rounded(stepsAt(index, state.at) * layer.quantum, layer.quantum) : "…";
-    rows.push([layer.title, layer.units === "as given" ? text : `${text} ${layer.units}`]);
+  const rows = [["mm to right, front, top", [["mm", times(meta.affine, state.at).map(v => v.toFixed(1)).join(", ")]]],
+    ["Voxel of the file, from 0", [["voxel", times(meta.file, state.at).map(Math.round).join(", ")]]]];
+  meta.layers.forEach((layer, index) => { // an SD stands beside the image that it belongs to
+    if (layer.isSd) rows.at(-1)[1].push([index, `SD ${valueAt(index)}`]);
+    else rows.push([layer.title, [[index, valueAt(index)]]]);
   });
-  values.replaceChildren(...rows.map(([name, text], i) => {
-    const item = document.createElement("div"), label = document.createElement("span"), value = document.createElement("b");
+  find("[data-values]").replaceChildren(...rows.map(([name, values]) => {
+    const item = document.createElement("div"), label = document.createElement("span");
     label.textContent = name;
-    value.textContent = text;
-    value.dataset.value = ["mm", "voxel"][i] || i - 2;
-    item.append(label, value);
+    item.append(label, ...values.map(([key, text]) => {
+      const value = document.createElement("b");
+      value.dataset.value = key;
+      value.textContent = text;
+      return value;
+    }));
     return item;
   }));
 }
