@@ -141,15 +141,18 @@ const times = (matrix, at) => matrix.slice(0, 3).map(row => row[3] + at.reduce((
 // Decimals that a multiple of the quantum needs.
 const rounded = (value, quantum) => value.toFixed(Math.max(0, -Math.floor(Math.log10(quantum) + 1e-9)));
 
+const withUnit = (layer, text) => layer.units === "as given" ? `${text}` : `${text} ${layer.units}`;
+
 function valueAt(index) {
   if (!volumes[index]) return "…"; // not unpacked yet
-  const { quantum, units } = meta.layers[index], text = rounded(stepsAt(index, state.at) * quantum, quantum);
-  return units === "as given" ? text : `${text} ${units}`;
+  const { quantum } = meta.layers[index], text = rounded(stepsAt(index, state.at) * quantum, quantum);
+  return withUnit(meta.layers[index], text);
 }
 
 function describe() {
-  const rows = [["mm to right, front, top", [["mm", times(meta.affine, state.at).map(v => v.toFixed(1)).join(", ")]]],
-    ["Voxel of the file, from 0", [["voxel", times(meta.file, state.at).map(Math.round).join(", ")]]]];
+  const mm = times(meta.affine, state.at).map(v => v.toFixed(1)).join(", ");
+  const voxel = times(meta.file, state.at).map(Math.round).join(", ");
+  const rows = [["mm to right, front, top", [["mm", mm]]], ["Voxel of the file, from 0", [["voxel", voxel]]]];
   meta.layers.forEach((layer, index) => { // an SD stands beside the image that it belongs to
     if (layer.isSd) rows.at(-1)[1].push([index, `SD ${valueAt(index)}`]);
     else rows.push([layer.title, [[index, valueAt(index)]]]);
@@ -183,8 +186,9 @@ function showControls() {
     fillSelect(find(`[data-layer="${role}"]`), role === "over" ? [...titles, ["none", -1]] : titles, index);
     windows.hidden = bar.hidden = index < 0;
     if (index < 0) continue;
-    const { units, windows: known } = meta.layers[index], unit = units === "as given" ? "" : ` ${units}`;
-    fillSelect(windows, known.map(({ name, low, high }, i) => [`${name} ${low} to ${high}${unit}`, i]), state.windows[index]);
+    const layer = meta.layers[index];
+    const known = layer.windows.map(({ name, low, high }, i) => [withUnit(layer, `${name} ${low} to ${high}`), i]);
+    fillSelect(windows, known, state.windows[index]);
     const strip = new ImageData(256, 1);
     for (let i = 0; i < 256; i++) strip.data.set([...colours[index].subarray(3 * i, 3 * i + 3), 255], 4 * i);
     bar.getContext("2d").putImageData(strip, 0, 0);
@@ -213,7 +217,9 @@ function refresh() {
 }
 
 const next = (index, count) => (index + 1) % count;
-const turnWindow = index => { if (index >= 0) state.windows[index] = next(state.windows[index], meta.layers[index].windows.length); };
+const turnWindow = index => {
+  if (index >= 0) state.windows[index] = next(state.windows[index], meta.layers[index].windows.length);
+};
 const fade = change => { state.hidden = false; state.opacity = Math.max(0, Math.min(1, state.opacity + change)); };
 const KEYS = {
   "+": () => fade(0.1), "=": () => fade(0.1), "-": () => fade(-0.1),
@@ -284,24 +290,29 @@ function setUpPlane(name, plane) {
 }
 
 function about() {
-  const words = [`Values are rounded to ${meta.layers.map(l => `${l.quantum}${l.units === "as given" ? "" : ` ${l.units}`} (${l.title})`).join(", ")}; between voxels nothing is interpolated.`];
+  const steps = meta.layers.map(layer => `${withUnit(layer, layer.quantum)} (${layer.title})`).join(", ");
+  const words = [`Values are rounded to ${steps}; between voxels nothing is interpolated.`];
   const [x, y, z] = meta.step;
-  if (Math.max(x, y, z) > 1) words.push(`To keep the page small it holds one voxel in ${x} x ${y} x ${z} (sideways, forwards, upwards); none is averaged.`);
-  if (meta.layers.some(layer => layer.step.some(step => step > 1))) words.push("Of the SDs it holds fewer still: the nearest is shown.");
-  if (meta.oblique >= 0.5) words.push(`The planes are those of the voxels, ${meta.oblique.toFixed(0)} degrees oblique to the scanner; positions in mm are the scanner's.`);
+  if (Math.max(x, y, z) > 1) words.push(
+    `To keep the page small it holds one voxel in ${x} x ${y} x ${z} (sideways, forwards, upwards); none is averaged.`);
+  if (meta.layers.some(layer => layer.step.some(step => step > 1))) words.push(
+    "Of the SDs it holds fewer still: the nearest is shown.");
+  if (meta.oblique >= 0.5) words.push(`The planes are those of the voxels, ${meta.oblique.toFixed(0)} ` +
+    "degrees oblique to the scanner; positions in mm are the scanner's.");
   return words.join(" ");
 }
 
 function setUp() {
   const widths = Object.entries(PLANES).map(([name, plane]) => setUpPlane(name, plane));
   find(".planes").style.gridTemplateColumns = widths.map(width => `${width}fr`).join(" ");
+  const on = (selector, kind, change) => { find(selector)[kind] = event => { change(event.target); refresh(); }; };
   for (const role of ["base", "over"]) {
-    find(`[data-layer="${role}"]`).onchange = event => { state[role] = +event.target.value; state.hidden = false; refresh(); };
-    find(`[data-window="${role}"]`).onchange = event => { state.windows[state[role]] = +event.target.value; refresh(); };
+    on(`[data-layer="${role}"]`, "onchange", ({ value }) => { state[role] = +value; state.hidden = false; });
+    on(`[data-window="${role}"]`, "onchange", ({ value }) => { state.windows[state[role]] = +value; });
   }
-  find("[data-opacity]").oninput = event => { state.opacity = event.target.value / 100; state.hidden = false; refresh(); };
-  find("[data-lines]").onchange = event => { state.lines = event.target.checked; refresh(); };
-  find("[data-radiological]").onchange = event => { state.radiological = event.target.checked; refresh(); };
+  on("[data-opacity]", "oninput", ({ value }) => { state.opacity = value / 100; state.hidden = false; });
+  on("[data-lines]", "onchange", ({ checked }) => { state.lines = checked; });
+  on("[data-radiological]", "onchange", ({ checked }) => { state.radiological = checked; });
   root.addEventListener("keydown", onKey);
   find("[data-about]").textContent = about();
 }
@@ -323,7 +334,8 @@ async function start() {
   } catch (error) {
     find("[data-body]").hidden = true;
     note.hidden = false;
-    note.textContent = `The viewer does not run in this browser (${error.message}). The views below hold the images.`;
+    note.textContent = `The viewer does not run in this browser (${error.message}). ` +
+      `The views below hold the images.`;
   }
 }
 start();
