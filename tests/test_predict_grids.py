@@ -264,6 +264,8 @@ class TestDicom:
         sidecar = json.loads(derivatives.sidecar(a).read_text())
         assert sidecar["InputFacts"]["units"] == "SUVbw"
         assert sidecar["InputFacts"]["tracer"] == "FDG"
+        pages = [next(x.parent.glob("*report.html")).read_text() for x in (a, b)]
+        assert ['"units": "SUVbw"' in page for page in pages] == [True, False]
         assert a.name == "pet_desc-synth_ct.nii.gz"
         for path in (tmp_path / "a").rglob("*"):
             if path.is_file():

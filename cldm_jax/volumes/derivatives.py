@@ -194,7 +194,9 @@ def _write_page(names: Names, pet, volumes, checks, provenance: dict, calibrated
         return None if array is None else nifti.to_canonical(array, pet)
 
     views = volume_page.make_views(
-        ras.array, {t: {"image": turn(v.image), "sd": turn(v.sd)} for t, v in volumes.items()}
+        ras.array,
+        {t: {"image": turn(v.image), "sd": turn(v.sd)} for t, v in volumes.items()},
+        (provenance["InputFacts"] or {}).get("units", volume_page.AS_GIVEN),
     )
     centre = np.linalg.solve(ras.affine, [*convert.pet_center_mm(ras), 1.0])[:3]
     last = np.array(ras.array.shape) - 1
@@ -204,7 +206,7 @@ def _write_page(names: Names, pet, volumes, checks, provenance: dict, calibrated
         names.report(),
         names.found.name,
         views,
-        ras.spacing,
+        (ras.affine, pet.affine),
         np.clip(np.rint(centre), 0, last).astype(int),
         checks,
         facts | {"Software": f"cldm_jax {__version__}"},
