@@ -68,10 +68,11 @@ def time_loop(config, workdir: pathlib.Path) -> float:
 
 def make_bare(config):
     """() -> seconds of a compiled step on a batch that lies ready."""
-    from cldm_jax.jobs import make, train
+    from cldm_jax.jobs import make
+    from cldm_jax.runs.steps import open_step
 
     make.needs(config)
-    step = train.open_step(config)
+    step = open_step(config)
 
     def bare() -> float:
         for _ in range(SKIPPED):

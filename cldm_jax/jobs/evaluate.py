@@ -30,13 +30,13 @@ from cldm_jax.runs.readouts import (
 from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.scoring import controls, coverage, references
+from cldm_jax.scoring.gallery import make_gallery
 from cldm_jax.scoring.scorer import (
     HEADLINE,
     Scorer,
     choose_targets,
     is_cldm,
     main_methods,
-    make_gallery,
     shared_data,
 )
 from cldm_jax.scoring.summary import REFERENCE, make_summary
