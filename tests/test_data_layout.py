@@ -116,6 +116,7 @@ def test_people_without_images_or_pairs_are_named_and_the_others_go_on(tmp_path)
     inputs = pet_inputs.find_all(tmp_path)
     assert [p.name for p in inputs.found] == ["sub-1", "sub-3"]
     assert "sub-2" in warned(inputs.left) and "sub-4: no PET" in warned(inputs.left)
+    assert inputs.without == ("sub-2", "sub-4", "sub-7")
 
 
 def test_images_at_both_levels_are_found(tmp_path):

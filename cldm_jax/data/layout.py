@@ -49,16 +49,20 @@ class Level(NamedTuple):
 class Tree(NamedTuple):
     levels: list[Level]
     left: list[Left]
+    people: list[str]  # folders `sub-*`, whatever they hold
 
 
 def scan(root) -> Tree:
     """Every level of every `sub-*` folder of `root`, in the order of names."""
     root = pathlib.Path(root)
-    tree = Tree([], [])
+    tree = Tree([], [], [])
     for entry in _entries(root, tree.left):
-        if entry.name.lower().startswith("sub-") and entry.is_dir():
+        is_person = entry.name.lower().startswith("sub-")
+        if is_person and entry.is_dir():
+            tree.people.append(entry.name)
             _scan_person(entry, tree)
-        elif entry.name.lower().startswith("sub-") and entry.is_symlink() and not entry.exists():
+        elif is_person and entry.is_symlink() and not entry.exists():
+            tree.people.append(entry.name)
             tree.left.append(Left(entry, "a link to nothing", True))
         elif not entry.is_dir():
             if NIFTI.search(entry.name) and not _SIDE.match(entry.name):

@@ -32,10 +32,13 @@ class PetInput(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """found: in the order of their names. left: what a dataset holds besides, with the reason."""
+    """found: in the order of their names. left: what a dataset holds besides, with the reason.
+    without: people of whom no PET was found.
+    """
 
     found: list[PetInput]
     left: list[layout.Left]
+    without: tuple[str, ...] = ()
 
 
 def find_inputs(path) -> list[PetInput]:
@@ -141,4 +144,4 @@ def _bids(root: pathlib.Path) -> Inputs:
                 name = f"{name}-{_digest(path.name)}"
             taken.add((folder, name.lower()))
             found.append(PetInput(name, folder, path, "nifti"))
-    return Inputs(found, left)
+    return Inputs(found, left, tuple(p for p in tree.people if p not in has_pet))
