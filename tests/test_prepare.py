@@ -418,7 +418,7 @@ def test_too_few_are_left_to_split(cohort, tmp_path):
     shutil.copytree(cohort, folder)
     for name in ("p0", "p3", "p4", "p5"):
         (folder / name / "pet.nii.gz").write_bytes(b"")
-    with pytest.raises(UserError, match="cannot make train, val and test .* left out: 4 of 6"):
+    with pytest.raises(UserError, match="found 4 errors.*; without those images, split: 1 people"):
         prepare.run(_config(folder), str(tmp_path / "work"))
 
 

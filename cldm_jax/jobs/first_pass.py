@@ -13,8 +13,9 @@ from cldm_jax.runtime.progress import Progress
 REGISTRATION, OVERLAYS = "registration.json", "overlays"
 
 
-def run(config, settings: Settings, cohort: bids.Cohort, root: pathlib.Path, mapper):
-    """(facts by subject id, what is left out). UserError with every finding where they stop the cohort.
+def run(config, settings: Settings, cohort: bids.Cohort, root: pathlib.Path, mapper, split):
+    """(facts by subject id, what is left out). UserError with every finding where they stop the cohort,
+    or where `split` cannot part the subjects that are left.
 
     Writes the list to stdout and <root>/audit.json, and what the registrations looked like.
     """
@@ -39,14 +40,15 @@ def run(config, settings: Settings, cohort: bids.Cohort, root: pathlib.Path, map
     errors = [f for f in findings if f.severity == "error"]
     out = left_out.find(subjects, {k: set(f.sha256) for k, f in facts.items()}, errors)
     stops = left_out.stopping(subjects, out, errors) + [f for f in between if f in errors]
-    _report(config, cohort, root, findings, [] if stops else out)
+    cause = "" if stops or not out else _problem(split, left_out.remaining(subjects, out))
+    _report(config, cohort, root, findings, [] if stops or cause else out)
     if settings.register:
         convention = "matrix: PET world mm -> target world mm, RAS+"
         files.write_json(root / REGISTRATION, {"convention": convention, "subjects": record})
         pairs = sum(map(len, record.values()))
         print(f"prepare: {pairs} pairs registered: look at {root / OVERLAYS}", flush=True)
-    if stops:
-        _stop(config, root, errors)
+    if stops or cause:
+        _stop(config, root, errors, cause)
     return facts, out
 
 
@@ -61,9 +63,17 @@ def _report(config, cohort: bids.Cohort, root: pathlib.Path, findings, out) -> N
     print(text, flush=True)
 
 
-def _stop(config, root: pathlib.Path, errors) -> NoReturn:
+def _problem(split, subjects) -> str:
+    try:
+        split(subjects)
+    except UserError as e:
+        return f"; without those images, {e.what}: {e.reason}"
+    return ""
+
+
+def _stop(config, root: pathlib.Path, errors, cause: str) -> NoReturn:
     listing = "; ".join(f"{f.subject}: {f.what}: {f.reason}" for f in errors)
-    reason = f"the audit found {len(errors)} errors: {listing}"
+    reason = f"the audit found {len(errors)} errors: {listing}{cause}"
     remedy = f"Repair them, or leave those subjects out. The list is in {root / 'audit.json'}"
     if any(audit.REGISTER in f.remedy for f in errors):
         remedy = f"{audit.REGISTER}. {remedy}"

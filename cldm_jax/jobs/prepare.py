@@ -5,6 +5,7 @@ writes the shards of whoever passed. index.json comes last.
 """
 
 import dataclasses
+import functools
 import pathlib
 import shutil
 
@@ -61,11 +62,13 @@ def make(config, workdir: str) -> str:
         if unknown:
             reason = f"{config.normalisers_from} has no {min(unknown)}, so it has no scale for it"
             raise UserError(subject.id, reason, "Leave that column out of the manifest")
-    parts = _split(config, subjects)
+    split = functools.partial(_split, config)
+    split(subjects)  # said before an image is read, if it cannot be
     with parallel.mapper(config.workers) as mapper:
-        facts, out = first_pass.run(config, settings, cohort, root, mapper)
-        if out:
-            subjects, parts = _without(config, subjects, out)
+        facts, out = first_pass.run(config, settings, cohort, root, mapper, split)
+        # From here on as if the cohort had been without what is left out.
+        subjects = left_out.remaining(subjects, out)
+        parts = split(subjects)
         fitted = _fit(config, settings, facts, set(parts["train"]))
         settings = dataclasses.replace(settings, normalisers=fitted)
         if config.normalisers_from:
@@ -90,16 +93,6 @@ def _split(config, subjects) -> dict:
         abstract_train_groups=config.abstract_train_groups,
         fold=tuple(config.fold),
     )
-
-
-def _without(config, subjects, out: list[left_out.LeftOut]):
-    """(those who go on, their splits): as if the cohort had been without what was left out."""
-    kept = left_out.remaining(subjects, out)
-    try:
-        return kept, _split(config, kept)
-    except UserError as e:
-        said = left_out.counted(out, len(subjects))
-        raise UserError(e.what, f"{e.reason}; {said}", "Repair them, or add people") from e
 
 
 def _summarise(root: pathlib.Path, index: dict, subjects, said: str) -> None:
