@@ -209,10 +209,14 @@ def pixel_digest(volume: nifti.Volume) -> str:
 
 
 def of_layout(left: Iterable[layout.Left]) -> list[Finding]:
-    """Warnings of what was left aside and may have been meant to be used."""
+    """Of what was left aside: warnings where it may have been meant to be used, errors where it was."""
     remedy = "Rename or move it to have it used, or leave it"
     return [
-        Finding("warning", "", str(x.path), f"not used: {x.reason}", remedy) for x in left if x.warn
+        Finding(
+            "error" if x.is_error else "warning", "", str(x.path), f"not used: {x.reason}", remedy
+        )
+        for x in left
+        if x.warn
     ]
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from cldm_jax.data.audit import Finding
 from cldm_jax.data.bids import Subject
+from cldm_jax.data.layout import Left
 
 _SHOWN = 10  # in one line
 
@@ -90,12 +91,17 @@ def stopping(
     return stops
 
 
-def counted(out: list[LeftOut], total: int) -> str:
-    """ "left out: 1 of 6 people (p1), images of 2 others: p1 (pet: the file is empty); ..." """
-    people = sum(item.is_person for item in out)
-    parts = [f"{people} of {total} people"] * bool(people)
-    if others := len(out) - people:
+def counted(out: list[LeftOut], total: int, aside: Iterable[Left] = ()) -> str:
+    """ "left out: 1 of 6 people (p1), images of 2 others: p1 (pet: the file is empty); ..."; "" for none.
+
+    aside: what a folder holds besides, of which the errors are counted.
+    """
+    refused = [item for item in aside if item.is_error]
+    people = sum(item.is_person for item in out) + len(refused)
+    parts = [f"{people} of {total + len(refused)} people"] * bool(people)
+    if others := len(out) + len(refused) - people:
         parts.append(f"images of {others}{' others' if people else f' of {total} people'}")
-    listed = [f"{item.name()} ({item.why()})" for item in out[:_SHOWN]]
-    listed += [f"and {len(out) - _SHOWN} more"] * (len(out) > _SHOWN)
-    return f"left out: {' and '.join(parts)}: {'; '.join(listed)}"
+    names = [f"{item.name()} ({item.why()})" for item in out]
+    names += [f"{item.path.name} ({item.reason})" for item in refused]
+    listed = names[:_SHOWN] + [f"and {len(names) - _SHOWN} more"] * (len(names) > _SHOWN)
+    return f"left out: {' and '.join(parts)}: {'; '.join(listed)}" if names else ""

@@ -158,7 +158,7 @@ def _each(request: Request, model: Model, inputs: list, without=()) -> list[path
     if without:
         reasons.append(f"no PET of {len(without)} of the people: {', '.join(without)}")
     if reasons:
-        remedy = "The others are written. See the lines above"
+        remedy = "The others are written. See the lines above" if written else "See the lines above"
         raise UserError(request.input, "; ".join(reasons), remedy)
     return written
 

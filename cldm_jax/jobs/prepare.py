@@ -53,7 +53,7 @@ def make(config, workdir: str) -> str:
     subjects = cohort.subjects
     source = bids.provenance(config.cohort)  # said before the first image is read, if it is broken
     if (root / shards.INDEX).exists():
-        kept, said = prepared_folder.check_reuse(root, config, subjects)
+        kept, said = prepared_folder.check_reuse(root, config, cohort)
         print(f"prepare: {root} is complete ({len(kept)} subjects): nothing to do")
         return said
     prepared_folder.check_folder(root)
@@ -79,7 +79,7 @@ def make(config, workdir: str) -> str:
     if out:
         index["left_out"] = [prepared_folder.recorded(item) for item in out]
     index = shards.write_index(root, index)
-    said = left_out.counted(out, len(cohort.subjects)) if out else ""
+    said = left_out.counted(out, len(cohort.subjects), cohort.left)
     _summarise(root, index, subjects, said)
     return said
 

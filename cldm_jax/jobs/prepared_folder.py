@@ -37,11 +37,11 @@ def _sha256(path) -> str:
         return ""
 
 
-def check_reuse(root: pathlib.Path, config, subjects):
+def check_reuse(root: pathlib.Path, config, cohort: bids.Cohort):
     """(the subjects that are in the finished folder, who is not). UserError naming what differs between
     it and this request.
     """
-    old = shards.Prepared(root).index
+    old, subjects = shards.Prepared(root).index, cohort.subjects
     asked = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the index
     # A setting that the folder's version did not know yet has no say: its default changes nothing.
     # One that is asked for by name, in vain, is another matter.
@@ -61,7 +61,7 @@ def check_reuse(root: pathlib.Path, config, subjects):
     if inputs_hash(kept, sha256) != old["inputs"]:
         reason = f"was prepared from other files or people than {config.cohort} holds now"
         raise UserError(root, reason, "Give another workdir, or delete this folder")
-    return kept, left_out.counted(out, len(subjects)) if out else ""
+    return kept, left_out.counted(out, len(subjects), cohort.left)
 
 
 def _still_out(root: pathlib.Path, rows, subjects) -> list[left_out.LeftOut]:
