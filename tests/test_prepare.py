@@ -420,6 +420,13 @@ def test_too_few_are_left_to_split(cohort, tmp_path):
         (folder / name / "pet.nii.gz").write_bytes(b"")
     with pytest.raises(UserError, match="found 4 errors.*; without those images, split: 1 people"):
         prepare.run(_config(folder), str(tmp_path / "work"))
+    rows = [r.split(",") for r in (folder / "manifest.csv").read_text().splitlines()]
+    for row in rows[1:]:
+        row[1], row[2] = row[0], {"p1": "test", "p5": "val"}.get(row[0], "train")
+    (folder / "manifest.csv").write_text("\n".join(map(",".join, rows)))
+    shutil.copy(cohort / "p0" / "pet.nii.gz", folder / "p0" / "pet.nii.gz")
+    with pytest.raises(UserError, match="without those images, nobody is in val"):
+        prepare.run(_config(folder, split_mode="manifest"), str(tmp_path / "work"))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cldm_jax.data import audit, bids, coverage, grid, intensity, nifti, register, shards
+from cldm_jax.errors import UserError
 
 _LOOK = "Look at its picture in the folder overlays"
 PET_EMPTY = 0.05  # of the volume's scale: a slice that stays below holds no PET
@@ -223,7 +224,8 @@ def make_slices(task: tuple[Settings, bids.Subject, Facts]) -> Slices:
     settings, subject, facts = task
     volumes = audit.load(subject)
     if {n: v.sha256 for n, v in volumes.items()} != facts.sha256:
-        raise RuntimeError(f"the files of {subject.id} changed while they were being prepared")
+        reason = "its files changed while they were being prepared"
+        raise UserError(subject.id, reason, "Run it again when nothing writes there")
     volumes, measured, _ = _clean(subject, volumes)
     place = facts.center_mm, facts.matrices
     on_grid, affine = _on_grid(settings, volumes, *place)

@@ -40,7 +40,7 @@ def run(config, settings: Settings, cohort: bids.Cohort, root: pathlib.Path, map
     errors = [f for f in findings if f.severity == "error"]
     out = left_out.find(subjects, {k: set(f.sha256) for k, f in facts.items()}, errors)
     stops = left_out.stopping(subjects, out, errors) + [f for f in between if f in errors]
-    cause = "" if stops or not out else _problem(split, left_out.remaining(subjects, out))
+    cause = "" if stops or not out else _problem(split, subjects, left_out.remaining(subjects, out))
     _report(config, cohort, root, findings, [] if stops or cause else out)
     if settings.register:
         convention = "matrix: PET world mm -> target world mm, RAS+"
@@ -63,12 +63,14 @@ def _report(config, cohort: bids.Cohort, root: pathlib.Path, findings, out) -> N
     print(text, flush=True)
 
 
-def _problem(split, subjects) -> str:
+def _problem(split, subjects, kept) -> str:
+    """Why those who are kept cannot be split: "" where they can, and nobody's part is empty now."""
     try:
-        split(subjects)
+        before, now = split(subjects), split(kept)
     except UserError as e:
         return f"; without those images, {e.what}: {e.reason}"
-    return ""
+    emptied = [k for k in bids.SPLITS if before[k] and not now[k]]
+    return f"; without those images, nobody is in {' and '.join(emptied)}" if emptied else ""
 
 
 def _stop(config, root: pathlib.Path, errors, cause: str) -> NoReturn:
