@@ -127,7 +127,8 @@ def _bids(root: pathlib.Path) -> Inputs:
     tree = layout.scan(root)
     found, taken = [], set()
     has_pet = {level.person for level in tree.levels if "pet" in level.images}
-    left = [item for item in tree.left if not item.warn or "looks like CT" not in item.reason]
+    targets = ("looks like CT", "looks like MR")  # nothing that is looked for here
+    left = [item for item in tree.left if not item.reason.startswith(targets)]
     for level in tree.levels:
         if level.person not in has_pet:
             left.append(layout.Left(level.folder, "no PET image in it", True))
