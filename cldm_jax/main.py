@@ -4,10 +4,8 @@
 .venv/bin/python -m cldm_jax.main --config=configs/ldm.py:quick --config.train.batch_size=16
 """
 
-import difflib
 import importlib
 import logging
-import math
 import os
 import pathlib
 import re
@@ -24,75 +22,13 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
-from cldm_jax import usage
+from cldm_jax import settings, usage
 from cldm_jax.errors import UserError
 from cldm_jax.runtime import device
+from cldm_jax.settings import JOBS
 
-# Job -> whether it computes with JAX (the others never import it).
-JOBS = {
-    "simulate": False,
-    "prepare": False,
-    "train": True,
-    "encode": True,
-    "evaluate": True,
-    "predict": True,
-    "reproduce": True,
-    "sweep": True,
-    "report": True,
-    "export": True,
-    "calibrate": True,
-}
 _MODULES = {"train": "make"}  # a training, after what it needs
 SHARED_JOBS = ("train", "encode", "evaluate", "predict")  # what several processes can do as one
-# What a setting may be, by the end of its name, so that hours are not spent before it is refused:
-# lowest and highest number, or the words there are. Jobs check the rest themselves.
-_ANY, _SHARE, _COUNT = (0, math.inf), (0, 1), (1, math.inf)
-LIMITS = {
-    **dict.fromkeys(("seed", "split_seed", "workers", "num_workers", "warmup_steps"), _ANY),
-    **dict.fromkeys(("batch_size", "steps", "weight_decay", "people_per_group", "folds"), _ANY),
-    **dict.fromkeys(("calibrate_samples", "calibrate_people", "people", "samples"), _ANY),
-    "sharpness": _ANY,
-    "calibrate_slice_stride": _COUNT,
-    **dict.fromkeys(("train.batch_size", "encode_batch_size"), _COUNT),
-    **dict.fromkeys(("log_every", "val_every", "save_every", "num_threads", "init_items"), _COUNT),
-    "steps_per_call": _COUNT,
-    "accumulate": _COUNT,
-    "num_train_steps": _ANY,  # 0: weights are only imported
-    **dict.fromkeys(("slice_stride", "val_slice_stride", "train_slice_stride", "context"), _COUNT),
-    **dict.fromkeys(("num_timesteps", "num_sampling_steps", "num_samples"), _COUNT),
-    **dict.fromkeys(("base_channels", "latent_channels", "channel_mult", "groups"), _COUNT),
-    **dict.fromkeys(("num_classes", "n_subjects", "variants_per_head", "shard_items"), _COUNT),
-    **dict.fromkeys(("b1", "b2", "ema_decay", "class_dropout_prob", "onestep_share"), _SHARE),
-    **dict.fromkeys(("onestep_ramp", "eta", "sdedit_strength", "min_head_fraction"), _SHARE),
-    **dict.fromkeys(("mi_threshold", "split_fractions", "randomised_share"), _SHARE),
-    "pets_per_person": _COUNT,
-    **dict.fromkeys(("learning_rate", "clip_norm", "spacing_mm"), (sys.float_info.min, math.inf)),
-    "noise_slices": (0, 20),
-    "fold": (-1, math.inf),  # of reproduce: -1, none
-}
-CHOICES = {
-    "job": tuple(JOBS),
-    "method": ("autoencoder", "ldm", "unet", "cyclegan", "pix2pix", "distributional"),
-    "kernels": ("native", "xla"),
-    "kind": ("images", "latents"),
-    "source_kind": ("image", "latent"),
-    "on_device": ("auto", "always", "never"),
-    "targets": ("pet", "ct", "mr"),
-    "conditioning": ("concat", "sdedit", "bridge"),
-    "source_encoding": ("s2d", "latent"),
-    "schedule": ("cosine", "scaled_linear", "scaled_linear_plain"),
-    "diffusion.target": ("v", "x0", "eps"),
-    "optimizer": ("adamw", "muon"),
-    "decay": ("cosine", "second_half"),
-    "attention": ("xla", "cudnn"),
-    "recipe.loss": ("l1", "l2", "gaussian", "energy"),
-    **dict.fromkeys(("mr_target", "ct_target"), ("acquired", "canonical")),
-    "dtype": ("float32", "float16", "bfloat16"),
-}
-# Lists that are as long as their default.
-FIXED = (
-    "size spacing_mm shape fold split_fractions ct_window window onestep_share onestep_ramp".split()
-)
 
 _CONFIGS, _PACKAGE = pathlib.Path("configs"), pathlib.Path(__file__).resolve().parent
 _CONFIG = config_flags.DEFINE_config_file(
@@ -203,26 +139,28 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(0)
     if any(a.lstrip("-") in ("helpfull", "helpxml") for a in argv):
         return app.parse_flags_with_usage(argv)
-    known = _names(_load_config(argv))
+    known = settings.names(_load_config(argv))
     for argument in argv[1:]:
         match = re.match(r"--?(?:no)?config\.([^=\[]+)", argument)
         if match and match[1] not in known:
             name = match[1]
-            raise UserError(f"--config.{name}", "no such setting", _meant(name, known, "--config."))
+            raise UserError(
+                f"--config.{name}", "no such setting", settings.nearest(name, known, "--config.")
+            )
     try:
         rest = flags.FLAGS(_with_located(argv))
     except flags.UnrecognizedFlagError as error:
         names = [*(f"config.{n}" for n in known), "config", "workdir", "cache", "debug", "dry_run"]
-        remedy = _meant(error.flagname, names, "--")
+        remedy = settings.nearest(error.flagname, names, "--")
         raise UserError(f"--{error.flagname}", "no such flag", remedy) from error
     except (flags.Error, TypeError, ValueError) as error:
-        raise UserError(*_wrong_type(str(error), argv, known)) from error
+        raise UserError(*settings.wrong_type(str(error), argv, known)) from error
     if len(rest) > 1:
         remedy = "Settings look like --config.seed=1"
         raise UserError(repr(rest[1]), "neither a flag nor a setting", remedy)
     _expand_home(_CONFIG.value)
-    check_settings(_names(_CONFIG.value), known)
-    _check_sampling(_CONFIG.value, "")
+    settings.check_settings(settings.names(_CONFIG.value), known)
+    settings.check_sampling(_CONFIG.value, "")
     return rest
 
 
@@ -241,7 +179,7 @@ def _help(argv: list[str]) -> str:
     if not path:
         names = (f.name for f in _OWN_FLAGS)
         return usage.overview(_find_configs(), [(name, flags.FLAGS[name].help) for name in names])
-    values = _names(_load_config(argv))
+    values = settings.names(_load_config(argv))
     leaves = {k: v for k, v in values.items() if not isinstance(v, config_dict.ConfigDict)}
     return usage.settings(pathlib.Path(path), str(leaves.get("preset", preset)), leaves)
 
@@ -286,7 +224,11 @@ def _load_config(argv: list[str]):
     if not pathlib.Path(_located(path)).is_file():
         known = {str(_CONFIGS / p.name): p for p in _find_configs().glob("*.py")}
         example = "Give a config file and a preset, like --config=configs/ldm.py:quick"
-        remedy = _meant(path, known, "--config=") if path in known or known and path else example
+        remedy = (
+            settings.nearest(path, known, "--config=")
+            if path in known or known and path
+            else example
+        )
         raise UserError(f"--config={given}", "no such config file", remedy)
     try:
         return flags.FLAGS["config"].parser.parse(_located(given))
@@ -294,98 +236,10 @@ def _load_config(argv: list[str]):
         own = error.__context__ or error  # ml_collections quotes a whole traceback
         words = re.findall(r"\w+", str(own).partition("known:")[2])
         if preset and preset not in words and words:
-            remedy = _meant(preset, words, "the preset ")
+            remedy = settings.nearest(preset, words, "the preset ")
             raise UserError(f"--config={given}", str(own), remedy) from error
         reason = f"cannot be loaded ({type(own).__name__}: {own})"
         raise UserError(path, reason, "Repair it; --debug shows where") from error
-
-
-def _names(config, prefix: str = "") -> dict[str, object]:
-    """{dotted name: value} of every setting and section."""
-    found = {}
-    for key, value in config.items(preserve_field_references=False):
-        found[prefix + key] = value
-        if isinstance(value, config_dict.ConfigDict):
-            found |= _names(value, f"{prefix}{key}.")
-    return found
-
-
-def _meant(name: str, known, prefix: str) -> str:
-    """The nearest of the `known` names: as it is written, else by its last part."""
-    close = difflib.get_close_matches(name, list(known), 1, 0.6)
-    leaf = name.rpartition(".")[2]
-    leaves = difflib.get_close_matches(leaf, {k.rpartition(".")[2] for k in known}, 5, 0.75)
-    if leaves and (not close or close[0].rpartition(".")[2] != leaves[0]):
-        near = {v: difflib.SequenceMatcher(None, v, leaf).ratio() for v in leaves}
-        nearest = {v for v in leaves if near[v] == near[leaves[0]]}
-        close = [min((k for k in known if k.rpartition(".")[2] in nearest), key=len)]
-    if close:
-        return f"Did you mean {prefix}{close[0]}?"
-    tops = [k for k in known if "." not in k]
-    return f"Known: {', '.join(tops[:30])}"
-
-
-def _wrong_type(message: str, argv: list[str], known) -> tuple[str, str, str]:
-    """(what, reason, remedy) of a value that cannot be read as its setting's type."""
-    named = re.search(r"flag (--\S+?)=", message)
-    name = named[1] if named else ""
-    argument = next((a for a in argv[1:] if name and a.startswith(name)), "a flag's value")
-    own = known.get(name.removeprefix("--config."))
-    reason = message.splitlines()[0].partition(f"{argument}: ")[2] or message.splitlines()[0]
-    if isinstance(own, config_dict.ConfigDict):
-        return argument, "a section, not one setting", f"Give one of: {', '.join(own)}"
-    if own is None:
-        return argument, reason.rstrip("."), "--help lists the flags"
-    kind = {int: "a whole number", float: "a number", bool: "true or false", tuple: "a list"}
-    return argument, f"not {kind.get(type(own), 'a text')}", f"The default is {own!r}"
-
-
-def check_settings(settings: dict[str, object], defaults: dict[str, object]) -> None:
-    """UserError for a number out of its range, a word that is none of its setting's, a list of another
-    length than it must have. Both by dotted name; `defaults` before the command line changed any.
-    """
-    for name, value in settings.items():
-        ends = (".".join(name.split(".")[-2:]), name.rpartition(".")[2])
-        default = defaults.get(name)
-        if isinstance(value, tuple):
-            _check_list(name, value, default, fixed=ends[1] in FIXED)
-        low, high = next((LIMITS[e] for e in ends if e in LIMITS), (-math.inf, math.inf))
-        words = next((CHOICES[e] for e in ends if e in CHOICES), None)
-        for item in value if isinstance(value, tuple) else (value,):
-            given = f"--config.{name}={item}"
-            if isinstance(item, int | float) and not low <= item <= high:
-                limit = f"a number from {low} to {high}"
-                if high == math.inf:
-                    limit = f"{low} or more" if low in (0, 1) else "a number above 0"
-                raise UserError(given, "out of range", f"Give {limit}")
-            if words and isinstance(item, str) and item not in words:
-                close = difflib.get_close_matches(item, words, 1, 0.5)
-                hint = f"Did you mean {close[0]}? " if close else ""
-                raise UserError(given, "not known", f"{hint}Known: {', '.join(words)}")
-
-
-def _check_list(name: str, value: tuple, default, *, fixed: bool) -> None:
-    if not isinstance(default, tuple) or not default:
-        return
-    given = f"--config.{name}={','.join(map(str, value))}"
-    if fixed and len(value) != len(default):
-        raise UserError(given, f"needs {len(default)} values", f"The default is {default!r}")
-    if any(isinstance(item, str) != isinstance(default[0], str) for item in value):
-        kind = "words" if isinstance(default[0], str) else "numbers"
-        raise UserError(given, f"needs {kind}", f"The default is {default!r}")
-
-
-def _check_sampling(section, prefix: str) -> None:
-    """No sampler takes more steps than its diffusion has."""
-    for key, value in section.items():
-        if isinstance(value, config_dict.ConfigDict):
-            _check_sampling(value, f"{prefix}{key}.")
-    if "sampling" in section and "diffusion" in section:
-        steps, most = section.sampling.num_sampling_steps, section.diffusion.num_timesteps
-        if steps > most:
-            what = f"--config.{prefix}sampling.num_sampling_steps={steps}"
-            reason = f"more than {prefix}diffusion.num_timesteps={most}"
-            raise UserError(what, reason, f"Give at most {most}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cldm_jax import main
+from cldm_jax import settings as law
 from cldm_jax.data import dicom, pet_inputs
 from cldm_jax.errors import UserError
 from cldm_jax.volumes import derivatives
@@ -157,8 +158,8 @@ class TestSettings:
     def refuse(self, config: str, fragment: str, **changes):
         with pytest.raises(UserError) as refused:
             loaded = main._load_config(["main", f"--config={config}"])
-            known = main._names(loaded)
-            main.check_settings({**known, **changes}, known)
+            known = law.names(loaded)
+            law.check_settings({**known, **changes}, known)
         assert fragment in str(refused.value) and "\n" not in str(refused.value)
 
     @pytest.mark.parametrize(
@@ -201,8 +202,8 @@ class TestSettings:
     )
     def test_the_nearest_name(self, name, meant, monkeypatch):
         monkeypatch.chdir(ROOT)
-        known = main._names(main._load_config(["main", "--config=configs/ldm.py:tiny"]))
-        assert main._meant(name, known, "--config.") == f"Did you mean --config.{meant}?"
+        known = law.names(main._load_config(["main", "--config=configs/ldm.py:tiny"]))
+        assert law.nearest(name, known, "--config.") == f"Did you mean --config.{meant}?"
 
     @pytest.mark.parametrize("path", sorted(p.stem for p in (ROOT / "configs").glob("*.py")))
     def test_every_preset_passes(self, path, monkeypatch):
@@ -211,27 +212,22 @@ class TestSettings:
             pytest.skip("no config")
         for preset in ("tiny", "a6000"):
             config = main._load_config(["main", f"--config=configs/{path}.py:{preset}"])
-            main.check_settings(main._names(config), main._names(config))
-            main._check_sampling(config, "")
-
-    def test_the_methods_are_the_registrys(self):
-        from cldm_jax.methods.registry import METHODS
-
-        assert set(main.CHOICES["method"]) == set(METHODS)
+            law.check_settings(law.names(config), law.names(config))
+            law.check_sampling(config, "")
 
     @FUZZ
     @given(data=st.data())
     def test_any_value_is_taken_or_refused_by_name(self, data):
         from configs import ldm
 
-        known = main._names(ldm.get_config("tiny"))
+        known = law.names(ldm.get_config("tiny"))
         name = data.draw(st.sampled_from(sorted(known)))
         strange = st.one_of(
             st.integers(), st.floats(), st.text(max_size=20), st.none(), st.booleans(),
             st.tuples(st.integers(), st.text(max_size=5)), st.tuples(),
         )  # fmt: skip
         with contextlib.suppress(UserError):
-            main.check_settings({**known, name: data.draw(strange)}, known)
+            law.check_settings({**known, name: data.draw(strange)}, known)
 
     def test_through_the_real_command(self):
         done = inputs.command("cldm_jax.main", outputs.LDM, "--config.train.batch_sise=3")

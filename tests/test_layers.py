@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cldm_jax.main import JOBS
+from cldm_jax.settings import JOBS
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "cldm_jax"
@@ -18,7 +18,8 @@ PRESETS = ("tiny", "quick", "cpu", "cpu1mm", "a6000", "multi")
 # Everyone may also import the base (console, errors, files), its own room and the standard library.
 RULES = {
     "base": ("", ""),
-    "main": ("jobs runtime kernels usage", "absl jax ml_collections"),
+    "main": ("jobs runtime kernels usage settings", "absl jax ml_collections"),
+    "settings": ("", "ml_collections"),
     "predict": ("jobs runtime", "absl"),
     "jobs": (
         "runs scoring volumes methods models.monai_names data phantom metrics report runtime",

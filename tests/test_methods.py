@@ -387,10 +387,3 @@ def test_kl_of_standard_normal_is_zero_and_grows():
     zero = jnp.zeros((2, 3, 3, 2))
     np.testing.assert_allclose(kl_divergence(zero, zero), 0)
     np.testing.assert_allclose(kl_divergence(zero + 2, zero), 2 * 18)  # mean^2 / 2 per element
-
-
-def test_the_door_knows_every_method():
-    from cldm_jax.main import CHOICES
-    from cldm_jax.methods.registry import METHODS
-
-    assert set(CHOICES["method"]) == set(METHODS)

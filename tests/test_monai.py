@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from cldm_jax import files, main
+from cldm_jax import files
+from cldm_jax import settings as law
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import dry_run, export, make
 from cldm_jax.methods.registry import make_method
@@ -286,8 +287,8 @@ def test_attention_without_its_projection_is_named():
 
 def test_the_command_takes_an_import_alone_and_accounts_for_it(capsys):
     config = monai_ldm.get_config("tiny")
-    names = main._names(config)
-    main.check_settings({**names, "train.num_train_steps": 0}, names)
+    names = law.names(config)
+    law.check_settings({**names, "train.num_train_steps": 0}, names)
     dry_run.run(config, "never")
     assert "dry run of monai_ldm:tiny" in capsys.readouterr().out
 

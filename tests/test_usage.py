@@ -9,7 +9,7 @@ import tomllib
 
 import pytest
 
-from cldm_jax import usage
+from cldm_jax import settings, usage
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -48,6 +48,19 @@ def test_comments_beside_and_above():
     found = usage.comments(SOURCE)
     assert found["rate"] == "mm" and found["size"] == "Above, and on two lines."
     assert found["plain"] == "" and found["inner"] == "Hz" and found["other"] == "not inner's"
+
+
+def test_comments_name_every_word_that_a_setting_may_be():
+    checked = set()
+    for path in (ROOT / "configs").glob("*.py"):
+        for name, comment in usage.comments(path.read_text()).items():
+            setting = {"target": "diffusion.target"}.get(name, name)
+            if setting in settings.CHOICES and setting != "dtype" and " | " in comment:
+                missing = [w for w in settings.words_of(setting) if w not in comment]
+                # The default stands before the comment.
+                assert len(missing) <= (comment.startswith("|")), (path.name, name, missing)
+                checked.add(name)
+    assert {"kind", "on_device", "optimizer", "schedule", "target", "conditioning"} <= checked
 
 
 def test_overview_names_every_config_and_preset():

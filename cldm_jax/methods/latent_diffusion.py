@@ -33,6 +33,7 @@ from cldm_jax.models.init import init_params
 from cldm_jax.models.layers import space_to_depth
 
 CONDITIONINGS = ("concat", "sdedit", "bridge")
+SOURCE_ENCODINGS = ("s2d", "latent")
 SIGMA_FLOOR = 0.15  # of `noise_weight`: nearly clean rows must not outweigh all others
 
 

@@ -16,6 +16,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.runtime import device, processes, sharding
 
 SHARE = 0.4  # of a GPU's free memory that slices may take; an assumption, the rest is for the step
+ON_DEVICE = ("auto", "always", "never")
 
 
 def call_length(train) -> int:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
+OPTIMIZERS, DECAYS = ("adamw", "muon"), ("cosine", "second_half")
 MUON_MOMENTUM = 0.95  # Jordan's
 MUON_RMS = 0.2  # of an update before the learning rate, as Adam's is in practice (Liu 2502.16982)
 MUON_CHANNELS = 16  # outputs of a kernel, at least: a head of few is no matrix worth turning
@@ -43,7 +44,7 @@ def make_optimizer(
             [warmup],
         )
     else:
-        raise ValueError(f"unknown decay {decay!r}; known: cosine, second_half")
+        raise ValueError(f"unknown decay {decay!r}; known: {', '.join(DECAYS)}")
 
     def is_kernel(params):
         return jax.tree.map(lambda p: p.ndim >= 2, params)
@@ -63,7 +64,7 @@ def make_optimizer(
             consistent_rms=MUON_RMS,
         )
     else:
-        raise ValueError(f"unknown optimizer {optimizer!r}; known: adamw, muon")
+        raise ValueError(f"unknown optimizer {optimizer!r}; known: {', '.join(OPTIMIZERS)}")
     return optax.chain(optax.clip_by_global_norm(clip_norm), update)
 
 
