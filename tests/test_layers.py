@@ -18,6 +18,7 @@ PRESETS = ("tiny", "quick", "cpu", "cpu1mm", "a6000", "multi")
 # Everyone may also import the base (console, errors, files), its own room and the standard library.
 RULES = {
     "base": ("", ""),
+    "__init__": ("jobs.synthesiser", ""),
     "main": ("jobs runtime kernels usage", "absl jax ml_collections"),
     "predict": ("jobs runtime", "absl"),
     "jobs": (

@@ -14,7 +14,7 @@ import test_data_dicom
 
 from cldm_jax.data import dicom, intensity, nifti, pet_checks
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import derivatives, predict, readouts, synthesis
+from cldm_jax.jobs import derivatives, opened, predict, readouts, synthesis
 from cldm_jax.methods.base import Method, Prediction
 
 CT_WINDOW = (-1024.0, 3071.0)
@@ -55,7 +55,7 @@ def identity_model():
     method = Method(None, None, {"onestep": _identity}, {"onestep": 1})
     made = readouts.Run("", "identity", config, {"data": data}, 0, method, (), None)
     patch = pytest.MonkeyPatch()
-    patch.setattr(predict, "open_run", lambda *args: made)
+    patch.setattr(opened, "open_run", lambda *args: made)
     patch.setattr(derivatives, "model_identity", lambda *args: "0" * 64)
     yield
     patch.undo()
@@ -202,7 +202,7 @@ class TestChecks:
         pet = nifti.read_volume(path)
         if change is not None:
             pet = dataclasses.replace(pet, array=change(pet.array).astype(np.float32))
-        setting = synthesis.read_setting(predict.open_run(""))
+        setting = synthesis.read_setting(opened.open_run(""))
         source = synthesis.make_source(pet, setting)
         checks = pet_checks.check_pet(pet, setting.grid, source.affine, len(source.slices))
         return {c.name for c in checks if c.warning}

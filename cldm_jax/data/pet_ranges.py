@@ -23,11 +23,11 @@ SCALP_MM = (8.0, 16.0)  # outside the brain's edge: fluid and skull are behind, 
 AIR_MM = 30.0  # outside the brain's edge, above its centre: no head is there
 CORTEX_MM = (4.0, 12.0)  # inside the brain's edge
 INNER_MM, DEEP_MM = 6.0, 20.0  # inside the brain's edge: past the blurred rim; white matter, nuclei
-RIM_MM, EDGE_REACH_MM = 6.0, 10.0  # of the resolution: where edges are sought, how far a step reaches
+RIM_MM, EDGE_REACH_MM = 6.0, 10.0  # where edges are sought, how far a step reaches
 LEVEL_MM = 30.0  # from the brain's centre up: its walls are steep, so a slice shows them unslanted
 ONE_SIDED = ("air_level", "air_noise")  # less than in training is no harm: no lower limit
 FEW = 50  # voxels: fewer make no number
-MIN_HEAD_ML, MIN_CONTRAST = 100.0, 1.5  # less is no head: bright piece, it over all around it
+MIN_HEAD_ML, MIN_CONTRAST = 100.0, 1.5  # less is no head: the brain, its mean over all around it
 
 
 class Measure(NamedTuple):
@@ -52,7 +52,7 @@ def measure(slices: np.ndarray, spec: intensity.Normaliser, spacing_mm) -> dict[
     """{name: number} of a PET, slices [Z, H, W] in model range, inferior to superior; None where too
     little of the head is there to tell. spacing_mm: (slice, row, column).
 
-    Beside MEASURES "brain_over_rest": mean of the brain over that of all else, for `refuse_no_head`.
+    Beside MEASURES "brain_over_rest", for `refuse_no_head`: mean of the brain over that of all else.
     """
     steps = [max(1, int(1.001 * a / b)) for a, b in zip(STEP_MM, spacing_mm, strict=True)]
     u = intensity.metric_units(spec, slices[tuple(slice(None, None, n) for n in steps)])
@@ -194,16 +194,18 @@ def checks(found: list[dict] | None) -> list[Check]:
         words, unit = MEASURES[item["Measure"]]
         low, high = item["Trained"]
         value = f"{item['Value']:.3g} {unit}".strip()
-        warning = f"the model was trained on {low:.3g} to {high:.3g}; how it answers here is not known"
+        warning = (
+            f"the model was trained on {low:.3g} to {high:.3g}; how it answers here is not known"
+        )
         lines.append(Check(words, value, warning))
     return lines
 
 
 def refuse_no_head(where, measured: dict) -> None:
     """UserError where the PET shows no head: nothing large enough stands out from what is around it."""
-    ml, contrast = measured["brain_ml"], measured["brain_over_rest"]
-    if contrast is None or ml < MIN_HEAD_ML or contrast < MIN_CONTRAST:
-        reason = f"no head in it: its largest bright piece has {ml:.0f} ml"
-        if ml >= MIN_HEAD_ML:
-            reason = f"no head in it: nothing stands out (inside over outside {contrast or 0:.1f})"
-        raise UserError(where, reason, "Check that this is a brain PET, whole and in mm")
+    ml, contrast = measured["brain_ml"], measured["brain_over_rest"] or 0.0
+    if ml >= MIN_HEAD_ML and contrast >= MIN_CONTRAST:
+        return
+    facts = f"{ml:.0f} ml, {contrast:.1f} times as bright as the rest"
+    reason = f"no head stands out in it (its largest bright piece: {facts})"
+    raise UserError(where, reason, "Check that this is a brain PET, whole and in mm")
