@@ -186,7 +186,7 @@ def to_image(array, like: Volume):
     data = np.asarray(array, np.float32)
     header = _header_like(data.shape, np.float32, like.affine, like, SYNTHETIC)
     kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    return kind(data.reshape(header.get_data_shape()), None, header)
+    return kind(data.reshape(header.get_data_shape()), header.get_best_affine(), header)
 
 
 def canonical(volume: Volume) -> Volume:

@@ -150,7 +150,7 @@ def write(names: Names, request, model, answer) -> None:
     sidecars = {}
     for (target, kind), facts in about.items():
         path = names.image(target, kind)
-        made = answer.volumes[target]
+        made = answer.on_pet(target)
         whole_hu = target == "ct" and kind == "synth"
         nifti.write_volume(
             path,
@@ -201,7 +201,7 @@ def _is_running(process: int) -> bool:
 def _write_page(names: Names, answer, provenance: dict, calibrated: int) -> None:
     from cldm_jax.report import volume_page
 
-    pet, volumes = answer.looked.pet, answer.volumes
+    pet, volumes = answer.looked.head, answer.volumes
     ras = nifti.canonical(pet)
 
     def turn(array):
@@ -283,6 +283,7 @@ def _provenance(request, model, answer) -> dict:
         "InputChecks": [
             {"Name": c.name, "Value": c.value, "Warning": c.warning} for c in looked.checks
         ],
+        "HeadBox": looked.crop and [[b.start, b.stop] for b in looked.crop.box],
         "InputMeasures": measured,
         "OutsideTrainingRange": "not known" if looked.outside is None else looked.outside,
         "SpatialReference": "orig",

@@ -44,7 +44,8 @@ class Synthesis(dict):
         if model.uncalibrated:
             self.warnings.append(f"uncertainty: not calibrated: {model.uncalibrated}")
         self.outside_training_range = looked.outside
-        for target, volumes in answer.volumes.items():
+        for target in answer.volumes:
+            volumes = answer.on_pet(target)
             sd = None if volumes.sd is None else nifti.to_image(volumes.sd, looked.pet)
             self[target] = Synthetic(
                 nifti.to_image(volumes.image, looked.pet),
