@@ -2,9 +2,9 @@
 
 The rule goes by shape first, because tracers differ in what is hot (liver, heart, bladder) and arms may
 lie above the head. The body is what stands out from air. A head is its highest part that is THICK_MM
-thick in every direction, as hands and arms are not; of several such parts near each other at the top it is
-the one that is clearly hottest. A hot piece in it as large as a brain says where its top is: arms that are
-folded over the head make one part with it.
+thick in every direction, as hands and arms are not; of several such parts near each other at the top it
+is the one that is clearly hottest. A hot piece in it as large as a brain says where its top is: arms that
+are folded over the head make one part with it.
 """
 
 import dataclasses
