@@ -17,7 +17,7 @@ from cldm_jax.errors import UserError
 
 PERCENTILES = (1.0, 99.0)  # of training people: a measure outside is said
 MIN_PEOPLE = 8  # fewer span no range
-MAX_PEOPLE = 64  # of training people, evenly over their order: seconds, however many there are
+MAX_PEOPLE = 128  # of training people, evenly over their order: seconds, however many there are
 STEP_MM = (4.0, 2.0, 2.0)  # measured on every n-th voxel of the grid, about this far apart
 SCALP_MM = (8.0, 16.0)  # outside the brain's edge: fluid and skull are behind, scalp is there
 AIR_MM = 30.0  # outside the brain's edge, above its centre: no head is there
