@@ -74,12 +74,34 @@ class Synthesis(dict):
 class Synthesiser:
     """A model opened once for any number of PETs. Parameters: see `synthesise`."""
 
-    def __init__(self, checkpoint=None, *, targets=(), **options):
+    def __init__(
+        self,
+        checkpoint=None,
+        *,
+        targets=(),
+        mode: str = "",
+        samples: int = 0,
+        sharpness: float = 1.0,
+        steps: int = 0,
+        seed: int = 0,
+        uncertainty: bool = False,
+        batch_size: int = 0,
+    ):
         device.check()
         device.keep_compiled()
-        checkpoint = "" if checkpoint is None else os.path.expanduser(checkpoint)
-        targets = (targets,) if isinstance(targets, str) else tuple(targets)
-        self._request = Request("", "", checkpoint=checkpoint, targets=targets, **options)
+        self._request = Request(
+            "",
+            "",
+            checkpoint="" if checkpoint is None else os.path.expanduser(checkpoint),
+            targets=(targets,) if isinstance(targets, str) else tuple(targets),
+            mode=mode,
+            samples=samples,
+            sharpness=sharpness,
+            steps=steps,
+            seed=seed,
+            uncertainty=uncertainty,
+            batch_size=batch_size,
+        )
         self._model = open_model(self._request)
         self.targets = self._model.targets
 
