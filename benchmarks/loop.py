@@ -40,7 +40,8 @@ def make_config(folder: pathlib.Path):
 
 def time_loop(config, workdir: pathlib.Path) -> float:
     """Seconds of a step of `jobs.train`."""
-    from cldm_jax.jobs import train, validation
+    from cldm_jax.jobs import make, train
+    from cldm_jax.runs import validation
     from cldm_jax.runtime.writers import MetricWriter
 
     nothing = validation.Validation(lambda *_: ({}, {}), lambda *_: None)
@@ -59,7 +60,7 @@ def time_loop(config, workdir: pathlib.Path) -> float:
             no_validation,
             contextlib.redirect_stdout(sys.stderr),
         ):
-            train.run(config, str(workdir))
+            make.run(config, str(workdir))
     finally:
         shutil.rmtree(workdir, ignore_errors=True)
     return (done[SKIPPED + TIMED] - done[SKIPPED]) / TIMED
@@ -67,9 +68,11 @@ def time_loop(config, workdir: pathlib.Path) -> float:
 
 def make_bare(config):
     """() -> seconds of a compiled step on a batch that lies ready."""
-    from cldm_jax.jobs import train
+    from cldm_jax.jobs import make
+    from cldm_jax.runs.steps import open_step
 
-    step = train.open_step(config)
+    make.needs(config)
+    step = open_step(config)
 
     def bare() -> float:
         for _ in range(SKIPPED):

@@ -464,7 +464,7 @@ CHECKS = (
 
 
 def measure(out: pathlib.Path, argv: list[str], only: set[str]) -> int:
-    from cldm_jax.jobs import record
+    from cldm_jax.runs import record
     from cldm_jax.runtime import device
 
     began, rows = time.monotonic(), []

@@ -10,9 +10,10 @@ from absl import app, flags
 
 from benchmarks.scale import PROBED
 from cldm_jax import main as door
-from cldm_jax.jobs import inputs as inputs_lib
-from cldm_jax.jobs.feed import make_batches
+from cldm_jax.jobs import make
 from cldm_jax.methods.latent_diffusion import _Cldm
+from cldm_jax.runs import inputs as inputs_lib
+from cldm_jax.runs.feed import make_batches
 from cldm_jax.runtime import processes, sharding
 
 
@@ -27,6 +28,7 @@ def probe(_) -> None:
         out = sys.stdout
         processes.start(flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process)
         sys.stdout = out
+    make.needs(config)
     inputs = inputs_lib.open_inputs(config)
     recipe = inputs.recipe
     steps = config.train.num_train_steps

@@ -19,7 +19,7 @@ from flax import traverse_util
 from benchmarks import tasks_flax, volume_case
 from cldm_jax import files
 from cldm_jax.diffusion import parametrisation, schedule
-from cldm_jax.jobs.inputs import ensure_prepared
+from cldm_jax.jobs import make
 from cldm_jax.methods.common import make_update
 from cldm_jax.methods.latent_diffusion import ramp
 from cldm_jax.models import monai_names
@@ -38,7 +38,7 @@ def prepare_cohort(folder: pathlib.Path, people: int):
     data = common.data("quick")
     data.root = str(folder / "data")
     data.simulate.n_subjects = people
-    return ensure_prepared(data)
+    return make.prepared(data)
 
 
 def load_slices(prepared, split: str) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ _PYTHON = ("synthesise", "Synthesiser")
 
 def __getattr__(name: str):
     if name in _PYTHON:
-        from cldm_jax.jobs import synthesiser
+        from cldm_jax.volumes import synthesiser
 
         return getattr(synthesiser, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -60,6 +60,7 @@ def start(module: str) -> None:
     """The first thing a command does: refuses an interpreter without the requirements (one line, exit
     status 1), prints letters that the terminal lacks as \\uXXXX, and takes Ctrl-C without a traceback.
     """
+    _open_closed_streams()
     missing = [name for name in REQUIRED if importlib.util.find_spec(name) is None]
     if missing:
         print(f"error: {_refusal(module, missing)}", file=sys.stderr)
@@ -68,6 +69,13 @@ def start(module: str) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     leave_on_interrupt()
+
+
+def _open_closed_streams() -> None:
+    """`>&-` in a shell leaves None, and the number of the stream to whatever file is opened next."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
 
 
 def _refusal(module: str, missing) -> str:

@@ -42,6 +42,7 @@ JOBS = {
     "export": True,
     "calibrate": True,
 }
+_MODULES = {"train": "make"}  # a training, after what it needs
 SHARED_JOBS = ("train", "encode", "evaluate", "predict")  # what several processes can do as one
 # What a setting may be, by the end of its name, so that hours are not spent before it is refused:
 # lowest and highest number, or the words there are. Jobs check the rest themselves.
@@ -135,7 +136,7 @@ def main(argv) -> None:
     config = _CONFIG.value
     stem = pathlib.Path(config_flags.get_config_filename(flags.FLAGS["config"])).stem
     workdir = os.path.expanduser(_WORKDIR.value) or os.path.join("runs", f"{stem}-{config.preset}")
-    job = "dry_run" if _DRY_RUN.value else config.job
+    job = "dry_run" if _DRY_RUN.value else _MODULES.get(config.job, config.job)
     try:
         if _DRY_RUN.value:
             config = device.plan_for(config, _DRY_RUN_DEVICES.value)

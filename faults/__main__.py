@@ -18,7 +18,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before JAX starts; children are
 
 from cldm_jax import console, files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import record
+from cldm_jax.runs import record
 from cldm_jax.runtime import device
 from faults import checkpoints, determinism, inputs, outputs, security, soak, training
 from faults.common import Outcome, Promise

@@ -664,8 +664,9 @@ def _header(folder, line: str):
 def identity_model():
     """predict.predict with a model whose CT and MR are its PET; nothing is trained or read."""
     from cldm_jax.data import intensity
-    from cldm_jax.jobs import derivatives, opened, readouts
     from cldm_jax.methods.base import Method
+    from cldm_jax.runs import readouts
+    from cldm_jax.volumes import derivatives, opened
 
     rules = {
         "pet": intensity.make("pet", "volume_percentile", low=0, high=1.5, percentile=99),

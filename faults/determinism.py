@@ -104,7 +104,7 @@ def _furthest(found: dict, truth: dict) -> float:
 def _batches(folder: pathlib.Path, threads: int, workers: int, seed: int = 0) -> str:
     """The bytes of the first batches, hashed."""
     from cldm_jax.data import pipeline
-    from cldm_jax.jobs import inputs
+    from cldm_jax.runs import inputs
     from faults.common import hash_tree
 
     config = make_config(folder.parent, "unet")
@@ -123,8 +123,8 @@ class _Sampler:
     def __init__(self, folder: pathlib.Path, run: str):
         import jax
 
-        from cldm_jax.jobs import inputs
         from cldm_jax.methods.registry import make_method
+        from cldm_jax.runs import inputs
         from cldm_jax.runtime.checkpoint import restore_for_inference
         from cldm_jax.runtime.train_state import TrainState
 

@@ -106,7 +106,7 @@ def _unlike(kind: corpus.Kind, volume, facts, written, text: str) -> str:
 
 
 def check_pair(kind: corpus.Kind, folder: pathlib.Path, seconds: int = 0) -> Result:
-    """Prepares a cohort of which one person is wrong."""
+    """Prepares a cohort of which one person is wrong: only the others are prepared."""
     cohort = kind.make(folder / "cohort")
     signal.alarm(seconds)
     config = prepare_config.get_config("tiny")
@@ -124,11 +124,23 @@ def check_pair(kind: corpus.Kind, folder: pathlib.Path, seconds: int = 0) -> Res
         if kind.reason.lower() not in str(error).lower() + text.getvalue().lower():
             why = f"another reason: {error}"
         if (folder / "work" / shards.INDEX).exists():
-            why = "refused and prepared"
+            why = why or _unlike_the_others(cohort, folder / "work")
     except Exception as error:
         why = f"{type(error).__name__}: {error}"
     took = time.monotonic() - began
     return Result(name=kind.name, ok=not why, why=why, seconds=took, growth=_peak() - before)
+
+
+def _unlike_the_others(cohort, work) -> str:
+    """Why a folder from which something was left out is not whole: "" where it is."""
+    prepared = shards.Prepared(work, verify=True)
+    given = {s.id: set(s.files) for s in bids.read_cohort(cohort)}
+    made = {
+        s["id"]: {n for n in given[s["id"]] if n in s["volumes"]}
+        for s in prepared.index["subjects"]
+    }
+    wrong = [k for k in given if made.get(k) != given[k]]
+    return "" if len(wrong) == 1 and len(made) >= len(given) - 1 else f"left out of {wrong}: {made}"
 
 
 def _item_size(path) -> int:

@@ -94,7 +94,7 @@ def _saved(save, array) -> bytes:
 
 
 def _read_config(folder, data: bytes) -> None:
-    from cldm_jax.jobs.inputs import read_run_config
+    from cldm_jax.runs.inputs import read_run_config
 
     corpus.raw(folder / "config.json", data)
     read_run_config(folder)
@@ -212,7 +212,7 @@ def no_escape(folder: pathlib.Path, quick: bool) -> Outcome:
 
 def _escapes_unchecked(folder) -> bool:
     """Whether the link would have been followed without the check."""
-    from cldm_jax.jobs.derivatives import Names
+    from cldm_jax.volumes.derivatives import Names
 
     (folder / "control" / "elsewhere").mkdir(parents=True)
     check, Names._check_inside = Names._check_inside, lambda self: None

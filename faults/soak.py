@@ -181,9 +181,9 @@ def overhead(folder: pathlib.Path, quick: bool) -> dict:
     import jax
     import jax.numpy as jnp
 
-    from cldm_jax.jobs import train
-    from cldm_jax.jobs.inputs import method_recipe
     from cldm_jax.methods.registry import make_method
+    from cldm_jax.runs.inputs import method_recipe
+    from cldm_jax.runs.steps import make_step
     from cldm_jax.runtime import sharding
     from configs import unet
 
@@ -200,7 +200,7 @@ def overhead(folder: pathlib.Path, quick: bool) -> dict:
 
     steps = [
         jax.jit(bare, donate_argnums=0, out_shardings=(replicated,) * 2),
-        train.make_step(method, replicated),
+        make_step(method, replicated),
     ]
     arguments = [(batch, key), (first_bad, batch, key)]
     seconds = [[], []]

@@ -289,11 +289,11 @@ def _config(shared: pathlib.Path, name: str, **train):
 
 def run_here(shared, workdir, name: str = "ldm", hooks: dict | None = None, **train) -> str:
     """The training in this process: "" where it ended well, else its UserError or exit status."""
-    from cldm_jax.jobs import train as job
+    from cldm_jax.jobs import make
 
     with quiet(), hooked(hooks or {}):
         try:
-            job.run(_config(shared, name, **train), str(workdir))
+            make.run(_config(shared, name, **train), str(workdir))
         except UserError as error:
             return str(error)
         except SystemExit as stopped:

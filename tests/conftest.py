@@ -47,12 +47,12 @@ class Study:
 
 @pytest.fixture(scope="session")
 def study(tmp_path_factory) -> Study:
-    from cldm_jax.jobs import evaluate, train
+    from cldm_jax.jobs import evaluate, make
     from configs import eval as eval_config
 
     made = Study(tmp_path_factory.mktemp("study"))
     for name in ("ae", "ldm", "unet"):
-        train.run(made.config(name), str(getattr(made, name)))
+        make.run(made.config(name), str(getattr(made, name)))
     config = eval_config.get_config("tiny")
     config.runs = f"{made.unet},{made.ldm}"
     evaluate.run(config, str(made.report))

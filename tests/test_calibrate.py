@@ -12,20 +12,13 @@ from cldm_jax import files
 from cldm_jax.data import nifti
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import (
-    calibrate,
-    calibration,
-    derivatives,
-    evaluate,
-    export,
-    predict,
-    spread,
-    train,
-)
-from cldm_jax.jobs.opened import CPU_BATCH, open_model
-from cldm_jax.jobs.readouts import Predictor, open_run
+from cldm_jax.jobs import calibrate, evaluate, export, predict, train
 from cldm_jax.metrics import ensemble
 from cldm_jax.metrics.regions import REGIONS
+from cldm_jax.runs import calibration, spread
+from cldm_jax.runs.readouts import Predictor, open_run
+from cldm_jax.volumes import derivatives
+from cldm_jax.volumes.opened import CPU_BATCH, open_model
 from configs import calibrate as calibrate_config
 from configs import eval as eval_config
 from configs import export as export_config

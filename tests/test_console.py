@@ -107,6 +107,16 @@ def test_a_path_that_the_console_cannot_print_is_printed_in_codes(encoding):
     assert b"UnicodeEncodeError" in plain.communicate()[1]  # control: without it
 
 
+@pytest.mark.parametrize("starts", ["console.start('x'); ", ""])
+def test_closed_streams_do_not_end_it(tmp_path, starts):
+    says = f"print('x'); sys.stdout.flush(); open({str(tmp_path / 'done')!r}, 'w').write('whole')"
+    words = shlex.join(
+        [sys.executable, "-c", f"import sys; from cldm_jax import console; {starts}{says}"]
+    )
+    done = subprocess.run(f"{words} <&- >&- 2>&-", shell=True, cwd=ROOT)
+    assert (done.returncode == 0) == (tmp_path / "done").is_file() == bool(starts)
+
+
 def test_a_closed_pipe_ends_it_quietly():
     talk = "def talk():\n    while True: print('line')\n"
     code = f"from cldm_jax import console\n{talk}"

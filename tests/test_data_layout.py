@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 from cldm_jax import files
-from cldm_jax.data import bids, layout, nifti, pet_inputs
+from cldm_jax.data import bids, layout, left_out, nifti, pet_inputs
 from cldm_jax.errors import UserError
 
 
@@ -116,6 +116,28 @@ def test_people_without_images_or_pairs_are_named_and_the_others_go_on(tmp_path)
     inputs = pet_inputs.find_all(tmp_path)
     assert [p.name for p in inputs.found] == ["sub-1", "sub-3"]
     assert "sub-2" in warned(inputs.left) and "sub-4: no PET" in warned(inputs.left)
+    assert inputs.without == ("sub-2", "sub-4", "sub-7")
+
+
+def test_a_name_that_no_file_can_have_does_not_stop_the_others(tmp_path):
+    whole(tmp_path, "sub-1", "sub-2 ")
+    cohort = bids.find_cohort(tmp_path)
+    assert list(held(cohort)) == ["sub-1"]
+    (left,) = cohort.left
+    assert left.is_error and "'sub-2 ' is not a usable subject" in left.reason
+    said = left_out.counted([], len(cohort.subjects), cohort.left)
+    assert said.startswith("left out: 1 of 2 people: sub-2 ")
+    assert left_out.counted([], 1, [left._replace(is_error=False)]) == ""
+
+
+def test_a_link_to_a_folder_that_it_lies_in_is_not_followed(tmp_path):
+    whole(tmp_path, "sub-1", "sub-2")
+    (tmp_path / "sub-1" / "all").symlink_to("..")
+    cohort = bids.find_cohort(tmp_path)
+    assert list(held(cohort)) == ["sub-1", "sub-2"]
+    assert [(x.path.name, x.reason) for x in cohort.left] == [
+        ("all", "a link to a folder that it lies in")
+    ]
 
 
 def test_images_at_both_levels_are_found(tmp_path):

@@ -74,6 +74,32 @@ def test_a_broken_link_is_seen():
         assert broken_links(page, f"# Title\n[a]({bad})") == [bad]
 
 
+# ---- pages that a tired person reads ----
+
+AT_WORK = {"docs/data.md", "docs/predict.md", "docs/troubleshooting.md"}  # not yet shortened
+WIDTH, BYTES, COUNT = 160, 10_000, 11
+
+
+def unreadable(text: str) -> list[str]:
+    """What is wrong with a page of docs/: no reader named, too long, lines too long."""
+    wrong = [f"line of {len(s)}: {s[:40]}" for s in text.splitlines() if len(s) > WIDTH]
+    if len(text.encode()) > BYTES:
+        wrong.append(f"{len(text.encode())} bytes")
+    if not re.match(r"# .+\n\n\*\*For:\*\* .+\.\n", text):
+        wrong.append("does not open with who should read it")
+    return wrong
+
+
+def test_pages_are_few_and_short_and_say_for_whom():
+    pages = {name(p): p.read_text(encoding="utf-8") for p in (ROOT / "docs").glob("*.md")}
+    assert len(pages) <= COUNT and pages.keys() >= AT_WORK
+    assert {p: w for p, text in pages.items() if p not in AT_WORK and (w := unreadable(text))} == {}
+    good = "# Title\n\n**For:** whoever asks.\n"
+    assert unreadable(good) == []
+    for bad in ("# Title\n\nText.\n", good + "x" * (WIDTH + 1), good + "x\n" * (BYTES // 2)):
+        assert len(unreadable(bad)) == 1
+
+
 # ---- commands ----
 
 

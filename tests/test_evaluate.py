@@ -11,19 +11,12 @@ from cldm_jax import files
 from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import (
-    controls,
-    evaluate,
-    export,
-    inputs,
-    readouts,
-    references,
-    sweep,
-    validation,
-)
-from cldm_jax.jobs.scoring import Scorer, main_methods
+from cldm_jax.jobs import evaluate, export, sweep
 from cldm_jax.methods.base import Method, Prediction
 from cldm_jax.metrics.scores import METRICS
+from cldm_jax.runs import inputs, readouts, validation
+from cldm_jax.scoring import controls, references
+from cldm_jax.scoring.scorer import Scorer, main_methods
 from configs import eval as eval_config
 from configs import export as export_config
 from configs import sweep as sweep_config

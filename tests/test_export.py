@@ -12,9 +12,11 @@ from cldm_jax import files
 from cldm_jax.data import pet_ranges
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import evaluate, export, inputs, opened, readouts
+from cldm_jax.jobs import evaluate, export
 from cldm_jax.kernels import library
+from cldm_jax.runs import inputs, readouts
 from cldm_jax.runtime import device, weights
+from cldm_jax.volumes import opened
 from configs import eval as eval_config
 from configs import export as export_config
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from cldm_jax import main
 from cldm_jax.data import dicom, pet_inputs
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import derivatives
+from cldm_jax.volumes import derivatives
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # faults is no package of the installation

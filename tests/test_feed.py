@@ -14,10 +14,12 @@ import pytest
 from cldm_jax import files
 from cldm_jax.data import resident
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import feed, inputs, train
-from cldm_jax.jobs.loop import is_due
+from cldm_jax.jobs import train
 from cldm_jax.methods.base import Method
 from cldm_jax.methods.registry import make_method
+from cldm_jax.runs import feed, inputs
+from cldm_jax.runs.loop import is_due
+from cldm_jax.runs.steps import make_step
 from cldm_jax.runtime import device, processes, sharding
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from cldm_jax.runtime.train_state import TrainState
@@ -179,7 +181,7 @@ def witnessed(lengths, poisoned_step: int = 0):
     data = np.random.default_rng(0).normal(size=(total, 4)).astype(np.float32)
     step, losses = 0, []
     for length in lengths:
-        call = train.make_step(witness(poisoned_step), replicated, length=length)
+        call = make_step(witness(poisoned_step), replicated, length=length)
         items = data[step] if length == 1 else data[step : step + length]
         where = rows if length == 1 else sharding.stacked(rows)
         items = sharding.put_batch({"target": items}, where)

@@ -13,12 +13,13 @@ import safetensors.numpy
 
 from cldm_jax import files, main
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import dry_run, export, inputs, readouts, record, train
+from cldm_jax.jobs import dry_run, export, make
 from cldm_jax.methods.registry import make_method
 from cldm_jax.models import build, monai_names
 from cldm_jax.models.conv import prepare_params
 from cldm_jax.models.init import init_params
 from cldm_jax.models.monai import AutoencoderKL, DiffusionModelUNet
+from cldm_jax.runs import inputs, readouts, record
 from cldm_jax.runtime import foreign
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from configs import ae, ldm, monai_ae, monai_ldm
@@ -113,8 +114,8 @@ def test_unet_has_the_interface_of_ours(condition, classes):
 
 
 def test_inference_remat_and_bfloat16_are_the_same_networks():
-    for make, args in ((ae_params, None), (unet_params, latents())):
-        net, params = make()
+    for make_net, args in ((ae_params, None), (unet_params, latents())):
+        net, params = make_net()
         args = args or images(net)
         first = jax.tree.leaves(net.apply({"params": params}, *args))[0]
         again = net.clone(remat=True).apply({"params": prepare_params(params)}, *args)
@@ -413,8 +414,8 @@ def runs(study, tmp_path_factory):
         weights_of(module, root / f"{name}.safetensors")
     config = tiny(monai_ae, study, root, num_train_steps=0)
     config.init.weights = str(root / "ae.safetensors")
-    train.run(config, str(root / "ae"))
-    train.run(ldm_config(study, root), str(root / "ldm"))
+    make.run(config, str(root / "ae"))
+    make.run(ldm_config(study, root), str(root / "ldm"))
     return root
 
 
@@ -443,7 +444,7 @@ def test_an_import_is_a_finished_run(runs, study, capsys):
         assert manifest["finished"] and manifest["step"] == 0 and manifest["best"] is None
         assert restore_for_inference(runs / name / "checkpoints")[0] == 0
     before = (runs / "ldm" / "run.json").read_bytes()
-    train.run(ldm_config(study, runs), str(runs / "ldm"))
+    make.run(ldm_config(study, runs), str(runs / "ldm"))
     assert "holds the imported weights" in capsys.readouterr().out
     assert (runs / "ldm" / "run.json").read_bytes() == before
 
@@ -455,7 +456,7 @@ def test_the_imported_networks_answer(runs, study):
     stats = run.state.frozen["statistics"]
     assert (np.asarray(stats["mean"]) == 0).all() and (np.asarray(stats["std"]) == 2).all()
     config = ldm_config(study, runs)
-    prepared = inputs.ensure_prepared(config.data)
+    prepared = inputs.open_prepared(config.data)
     source = inputs.image_source(config, prepared, "test", ("ct", "mr"), 8)
     codes = {"ct": 1, "mr": 2}
     entrant = readouts.make_entrants([run], ("ct", "mr"))[0]
@@ -527,7 +528,7 @@ def test_fine_tuning_resumes_bit_for_bit_and_imports_once(runs, study, tmp_path)
     weights = tmp_path / "unet.safetensors"
     shutil.copy(runs / "unet.safetensors", weights)
     config.init.weights = str(weights)
-    train.run(config, str(tmp_path / "whole"))
+    make.run(config, str(tmp_path / "whole"))
     cut = shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(cut / "checkpoints" / "6")
     (cut / "checkpoints" / "sha256-6.json").unlink()
@@ -536,7 +537,7 @@ def test_fine_tuning_resumes_bit_for_bit_and_imports_once(runs, study, tmp_path)
         cut / "run.json", {**files.read_json(cut / "run.json"), "finished": False, "step": 3}
     )
     weights.unlink()  # a resumed run has no need of it
-    train.run(config, str(cut))
+    make.run(config, str(cut))
     step, ours, _ = restore_for_inference(cut / "checkpoints")
     _, whole, _ = restore_for_inference(tmp_path / "whole" / "checkpoints")
     assert step == 6 and jax.tree.all(jax.tree.map(np.array_equal, ours, whole))
@@ -554,7 +555,7 @@ def test_runs_that_cannot_be_are_refused(study, tmp_path, steps, weights, messag
     config = study.config("ae", num_train_steps=steps)
     config.init.weights = weights
     with pytest.raises(UserError, match=message):
-        train.run(config, str(tmp_path / "run"))
+        make.run(config, str(tmp_path / "run"))
 
 
 def test_class_codes_need_their_rows(runs, study, tmp_path):

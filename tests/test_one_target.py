@@ -7,17 +7,10 @@ from data_heads import write_cohort
 
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import (
-    dry_run,
-    encode,
-    evaluate,
-    inputs,
-    predict,
-    prepare,
-    reproduce,
-    scoring,
-    train,
-)
+from cldm_jax.jobs import dry_run, evaluate, predict, prepare, reproduce, train
+from cldm_jax.runs import inputs
+from cldm_jax.runs.latents import needed_modalities
+from cldm_jax.scoring import scorer as scoring
 from configs import ae, attention_unet, cyclegan, ldm, monai_ae, monai_ldm, pix2pix, unet
 from configs import eval as eval_config
 from configs import prepare as prepare_config
@@ -87,7 +80,7 @@ def test_a_target_that_is_named_must_be_there(only, module, tmp_path):
 def test_items_and_latents_are_of_what_is_there(only):
     target, prepared = only
     config, _ = inputs.settled(on(ldm, prepared, source_kind="latent"))
-    assert encode.needed_modalities(config.data) == ("pet", target)
+    assert needed_modalities(config.data) == ("pet", target)
     kept = sum(int(prepared.keep(s, target).sum()) for s in prepared.subjects("train"))
     assert f" {kept} training items" in dry_run._data(on(unet, prepared), 100)
 

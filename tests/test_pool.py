@@ -6,12 +6,12 @@ from report_samples import make_gallery
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import pool
-from cldm_jax.jobs.summary import COSTS, REFERENCE, make_summary
 from cldm_jax.metrics.protocol import PROTOCOLS
 from cldm_jax.report import spread
 from cldm_jax.report.gallery import GALLERY, load_gallery, save_gallery
 from cldm_jax.report.page import read_scores, write_report
+from cldm_jax.scoring import pool
+from cldm_jax.scoring.summary import COSTS, REFERENCE, make_summary
 
 MODES = {"ldm": ("onestep", "mirror"), "unet": ("predict",)}
 PSNR = {("ldm", "onestep"): 24.0, ("ldm", "mirror"): 24.5, ("unet", "predict"): 23.0}

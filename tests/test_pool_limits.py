@@ -5,10 +5,10 @@ from test_pool import write_fold
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import pool
-from cldm_jax.jobs.summary import COSTS
 from cldm_jax.report import page
 from cldm_jax.report.page import read_scores
+from cldm_jax.scoring import pool
+from cldm_jax.scoring.summary import COSTS
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,10 @@ from cldm_jax.data import convert, grid, nifti
 from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import derivatives, predict, readouts, synthesis
-from cldm_jax.jobs.readouts import open_run, predict_rows
+from cldm_jax.jobs import predict
+from cldm_jax.runs import readouts
+from cldm_jax.runs.readouts import open_run, predict_rows
+from cldm_jax.volumes import derivatives, synthesis
 from configs import predict as predict_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -423,7 +425,9 @@ class TestWhatIsLeftAside:
         link = root / "sub-link" / "pet" / "sub-link_PET.nii.gz"
         link.parent.mkdir(parents=True)
         link.symlink_to("../../.git/annex/objects/none.nii.gz")
-        with pytest.raises(UserError, match="2 of .* images failed: sub-01.*sub-link"):
+        with pytest.raises(
+            UserError, match="2 of .* images failed: sub-01.*sub-link; no PET of 1 .*"
+        ):
             run(study, root, tmp_path / "out", targets=("ct",), mode="onestep")
         printed = capsys.readouterr()
         assert "a link to nothing" in printed.err
@@ -435,6 +439,18 @@ class TestWhatIsLeftAside:
         }
         made = list((tmp_path / "out").rglob("*_desc-synth_ct.nii.gz"))
         assert len(made) == len(listed["images"]) - 2 > 0
+
+    def test_people_without_pet_are_an_exit_status_after_the_others(self, study, bids, tmp_path):
+        root = shutil.copytree(bids, tmp_path / "in")
+        for bad in sorted(root.glob("sub-01*")):
+            shutil.rmtree(bad)
+        options = dict(targets=("ct",), mode="onestep")
+        assert run(study, root, tmp_path / "out", **options)  # nobody is missing
+        (root / "sub-empty").mkdir()
+        with pytest.raises(UserError, match="no PET of 1 of the people: sub-empty. The others are"):
+            run(study, root, tmp_path / "again", **options)
+        made = [len(list((tmp_path / n).rglob("*_ct.nii.gz"))) for n in ("out", "again")]
+        assert made[0] == made[1] > 0
 
     def test_a_model_of_one_target_says_so(self, study, bids, tmp_path, monkeypatch):
         """Also where an earlier version wrote down a target that its people did not have."""

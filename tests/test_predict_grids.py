@@ -14,8 +14,10 @@ import test_data_dicom
 
 from cldm_jax.data import dicom, intensity, nifti, pet_checks
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import derivatives, opened, predict, readouts, synthesis
+from cldm_jax.jobs import predict
 from cldm_jax.methods.base import Method, Prediction
+from cldm_jax.runs import readouts
+from cldm_jax.volumes import derivatives, opened, synthesis
 
 CT_WINDOW = (-1024.0, 3071.0)
 GRID = {
@@ -262,6 +264,8 @@ class TestDicom:
         sidecar = json.loads(derivatives.sidecar(a).read_text())
         assert sidecar["InputFacts"]["units"] == "SUVbw"
         assert sidecar["InputFacts"]["tracer"] == "FDG"
+        pages = [next(x.parent.glob("*report.html")).read_text() for x in (a, b)]
+        assert ['"units": "SUVbw"' in page for page in pages] == [True, False]
         assert a.name == "pet_desc-synth_ct.nii.gz"
         for path in (tmp_path / "a").rglob("*"):
             if path.is_file():

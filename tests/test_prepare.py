@@ -313,14 +313,79 @@ def test_somebody_elses_folder_is_left_alone(cohort, tmp_path):
 # What stops it
 
 
-def test_every_error_is_listed_and_nothing_is_prepared(cohort, tmp_path, capsys):
-    folder, work = tmp_path / "cohort", tmp_path / "work"
-    shutil.copytree(cohort, folder)
-    (folder / "p1" / "ct.nii.gz").write_bytes(b"")
-    shutil.copy(folder / "p3" / "ct.nii.gz", folder / "p5" / "ct.nii.gz")
+def _break(folder):
+    """p1 without PET, p2 and p0 with one image less, each in its own way."""
+    (folder / "p1" / "pet.nii.gz").write_bytes(b"")
     array = make_head(2)["mr"]
     array[4, 4, 4] = np.inf
     nifti.write_volume(folder / "p2" / "mr.nii.gz", array, affine_of(), dtype=np.float32)
+    (folder / "p0" / "ct.nii.gz").write_text("<!DOCTYPE html><p>Please log in</p>")
+
+
+def test_one_bad_entry_does_not_stop_the_others(cohort, tmp_path, capsys):
+    folder, work = tmp_path / "cohort", tmp_path / "work"
+    shutil.copytree(cohort, folder)
+    _break(folder)
+    with pytest.raises(UserError) as caught:
+        prepare.run(_config(folder), str(work))
+    printed = capsys.readouterr().out
+    for text in (printed, str(caught.value)):
+        for words in ("1 of 6 people and images of 2 others", "p1 (pet: the file is empty"):
+            assert words in text
+        assert (
+            "p2 mr (mr: 1 voxels are NaN" in text and "p0 ct and ct_reacq (ct: not a NIfTI" in text
+        )
+    rows = json.loads((work / "audit.json").read_text())["left_aside"]
+    assert {(r["subject"], r["path"].rpartition("/")[2].partition(".")[0]) for r in rows} == {
+        *(("p1", name) for name in ("pet", "ct", "mr")),
+        *(("p2", "mr"), ("p0", "ct"), ("p0", "ct_reacq")),
+    }
+    # What is prepared is what a cohort without them would give, to the bit.
+    clean = tmp_path / "clean"
+    shutil.copytree(cohort, clean)
+    rows = [r.split(",") for r in (clean / "manifest.csv").read_text().splitlines()]
+    rows = [r for r in rows if r[0] != "p1"]
+    for who, columns in (("p2", ("mr",)), ("p0", ("ct", "ct_reacq"))):
+        for column in columns:
+            next(r for r in rows if r[0] == who)[rows[0].index(column)] = ""
+    (clean / "manifest.csv").write_text("\n".join(map(",".join, rows)))
+    prepare.run(_config(clean), str(tmp_path / "other"))
+    made, other = (shards.Prepared(f, verify=True).index for f in (work, tmp_path / "other"))
+    assert made["fingerprint"] == other["fingerprint"] and made["splits"] == other["splits"]
+    assert "left_out" not in other
+    # Again: the same answer. Taken out of the cohort: nothing to say. Repaired: another folder.
+    with pytest.raises(UserError, match="1 of 6 people and images of 2 others"):
+        prepare.run(_config(folder), str(work))
+    assert prepare.make(_config(clean), str(work)) == ""
+    shutil.copy(cohort / "p2" / "mr.nii.gz", folder / "p2" / "mr.nii.gz")
+    with pytest.raises(UserError, match="without p2 mr, whose files are others now"):
+        prepare.run(_config(folder), str(work))
+
+
+def _shifted(folder, who):
+    ct = make_head(0)["ct"]
+    for name in who:
+        nifti.write_volume(folder / name / "ct.nii.gz", ct[1:], affine_of(), dtype=np.int16)
+
+
+def test_other_voxels_of_many_are_a_choice_of_one_an_accident(cohort, tmp_path):
+    folder = tmp_path / "cohort"
+    shutil.copytree(cohort, folder)
+    _shifted(folder, ("p3",))
+    said = prepare.make(_config(folder), str(tmp_path / "one"))
+    assert "1 of 6 people: p3 (ct: not on the PET's voxels" in said
+    _shifted(folder, ("p1", "p2"))  # of the five who have CT
+    with pytest.raises(UserError, match="add --config.register=rigid") as caught:
+        prepare.run(_config(folder), str(tmp_path / "many"))
+    assert "found 3 errors" in str(caught.value)
+    assert [p.name for p in (tmp_path / "many").iterdir()] == ["audit.json"]
+
+
+def test_what_concerns_all_is_listed_and_nothing_is_prepared(cohort, tmp_path, capsys):
+    folder, work = tmp_path / "cohort", tmp_path / "work"
+    shutil.copytree(cohort, folder)
+    _break(folder)
+    shutil.copy(folder / "p3" / "ct.nii.gz", folder / "p5" / "ct.nii.gz")
     with pytest.raises(UserError) as caught:
         prepare.run(_config(folder), str(work))
     page = capsys.readouterr().out
@@ -328,13 +393,40 @@ def test_every_error_is_listed_and_nothing_is_prepared(cohort, tmp_path, capsys)
         for fragment in ("p1", "empty", "p2", "infinite", "p5", "the same image as p3 ct"):
             assert fragment in text
     report = json.loads((work / "audit.json").read_text())
-    assert sorted({f["subject"] for f in report["findings"]}) == ["p1", "p2", "p5"]
+    assert sorted({f["subject"] for f in report["findings"]}) == ["p0", "p1", "p2", "p5"]
     assert [p.name for p in work.iterdir()] == ["audit.json"]
+    shutil.copy(cohort / "p5" / "ct.nii.gz", folder / "p5" / "ct.nii.gz")
+    for name in (
+        "p0",
+        "p1",
+        "p2",
+        "p3",
+        "p5",
+    ):  # of a target that most were to have, nothing is left
+        (folder / name / "ct.nii.gz").write_bytes(b"")
+    with pytest.raises(UserError, match="the audit found"):
+        prepare.run(_config(folder), str(work))
     # Repaired, the same command goes on in the same folder.
-    for name, volume in (("p1", "ct"), ("p2", "mr"), ("p5", "ct")):
-        shutil.copy(cohort / name / f"{volume}.nii.gz", folder / name / f"{volume}.nii.gz")
+    shutil.rmtree(folder)
+    shutil.copytree(cohort, folder)
     prepare.run(_config(folder), str(work))
     assert (work / "index.json").exists()
+
+
+def test_too_few_are_left_to_split(cohort, tmp_path):
+    folder = tmp_path / "cohort"
+    shutil.copytree(cohort, folder)
+    for name in ("p0", "p3", "p4", "p5"):
+        (folder / name / "pet.nii.gz").write_bytes(b"")
+    with pytest.raises(UserError, match="found 4 errors.*; without those images, split: 1 people"):
+        prepare.run(_config(folder), str(tmp_path / "work"))
+    rows = [r.split(",") for r in (folder / "manifest.csv").read_text().splitlines()]
+    for row in rows[1:]:
+        row[1], row[2] = row[0], {"p1": "test", "p5": "val"}.get(row[0], "train")
+    (folder / "manifest.csv").write_text("\n".join(map(",".join, rows)))
+    shutil.copy(cohort / "p0" / "pet.nii.gz", folder / "p0" / "pet.nii.gz")
+    with pytest.raises(UserError, match="without those images, nobody is in val"):
+        prepare.run(_config(folder, split_mode="manifest"), str(tmp_path / "work"))
 
 
 @pytest.mark.parametrize(

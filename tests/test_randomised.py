@@ -1,7 +1,6 @@
 """Mode `randomised`: every draw in the truth and in its range, repeatable, and what each one does."""
 
 import csv
-import os
 import pathlib
 
 import numpy as np
@@ -11,9 +10,10 @@ from ml_collections import ConfigDict
 from cldm_jax.data.nifti import read_volume
 from cldm_jax.errors import UserError
 from cldm_jax.files import read_json
-from cldm_jax.jobs import prepare, record, simulate
+from cldm_jax.jobs import prepare, simulate
 from cldm_jax.phantom import attenuation, camera, cohort, draws, labels, subject, tissue, tracer
 from cldm_jax.phantom.fields import Grid
+from cldm_jax.runs import record
 from cldm_jax.usage import comments
 from configs import prepare as prepare_config
 from configs import randomised, unet
@@ -382,36 +382,6 @@ def test_older_runs_resume(tmp_path):
     new["data"]["simulate"]["mr_target"] = "canonical"
     with pytest.raises(UserError, match="mr_target"):
         record.check_same_config(tmp_path, new)
-
-
-# The table of docs/phantom.md
-
-
-def table() -> str:
-    said = comments((ROOT / "configs/simulate.py").read_text(encoding="utf-8"))
-    lines = ["| setting | drawn from | what; source |", "|---|---|---|"]
-    for section, settings in ranges().items():
-        for name, value in settings.items():
-            if isinstance(value, dict):
-                shown = ", ".join(f"{k} {v:g}" for k, v in value.items())
-            elif isinstance(value, tuple):
-                shown = " .. ".join(f"{v:g}" for v in value)
-                shown += " (log)" if name in draws.LOG else ""
-            else:
-                shown = f"share {value:g}"
-            lines.append(f"| {section}.{name} | {shown} | {said[name]} |")
-    return "\n".join(lines) + "\n"
-
-
-def test_the_table_of_ranges_is_the_configs():
-    """CLDM_UPDATE_GOLDEN=1 writes it."""
-    page = ROOT / "docs/phantom.md"
-    text = page.read_text(encoding="utf-8")
-    start, end = text.index("| setting | drawn from"), text.index("<!-- end of the ranges -->")
-    if os.environ.get("CLDM_UPDATE_GOLDEN"):
-        page.write_text(text[:start] + table() + text[end:], encoding="utf-8")
-    else:
-        assert text[start:end] == table()
 
 
 def test_every_range_has_its_words():

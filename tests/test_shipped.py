@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from cldm_jax.data import nifti
-from cldm_jax.jobs import opened, predict, simulate
+from cldm_jax.jobs import predict, simulate
 from cldm_jax.metrics.image import psnr
 from cldm_jax.runtime import weights
+from cldm_jax.volumes import opened
 from configs import simulate as simulate_config
 
 

@@ -18,7 +18,9 @@ from tensorboardX.proto import event_pb2
 from cldm_jax import files
 from cldm_jax.data import pipeline
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import encode, inputs, train
+from cldm_jax.jobs import encode, make, train
+from cldm_jax.runs import inputs
+from cldm_jax.runs.latents import latents_folder
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from cldm_jax.runtime.writers import read_rows
 
@@ -123,12 +125,14 @@ def test_sizes_that_cannot_be_halved_are_refused(name, size, multiple):
 
 
 def test_an_autoencoder_trained_anew_gets_latents_of_its_own(study, tmp_path):
-    prepared = inputs.ensure_prepared(study.config("ldm").data)
+    prepared = inputs.open_prepared(study.config("ldm").data)
     _, variables, step = inputs.load_autoencoder(str(study.ae))
     names = []
     for factor in (1.0, 1.0, 1.5):
         changed = jax.tree.map(lambda x, f=factor: x * np.float32(f), variables)
-        names.append(encode.latents_folder(prepared, str(study.ae), step, changed, ("ct",)).name)
+        autoencoder = (None, changed, step)
+        folder = latents_folder(prepared, str(study.ae), autoencoder, ("ct",))
+        names.append(folder.name)
     assert names[0] == names[1] != names[2]
 
 
@@ -182,7 +186,7 @@ def test_a_signal_in_validation_leaves_it_to_the_resumed_run(study, tmp_path, mo
 
 def test_people_of_a_batch_with_nan_are_named(study, tmp_path, monkeypatch):
     read = pipeline.SliceSource.read
-    ids = [s["id"] for s in inputs.ensure_prepared(study.config("unet").data).index["subjects"]]
+    ids = [s["id"] for s in inputs.open_prepared(study.config("unet").data).index["subjects"]]
     keys = [s["split"] for s in files.read_json(study.prepared / "index.json")["subjects"]]
     victim = keys.index("train")
 
@@ -244,7 +248,7 @@ def test_missing_autoencoder_is_trained_on_the_same_people(study, tmp_path):
     config = study.config("ldm")
     config.autoencoder.workdir = str(tmp_path / "ae")
     config.autoencoder.train.train.num_train_steps = 2
-    inputs.ensure_autoencoder(config)
+    make.autoencoder(config)
     assert inputs.load_autoencoder(str(tmp_path / "ae"))[2] == 2
     fingerprints = [
         files.read_json(p / "run.json")["data"]["fingerprint"] for p in (tmp_path / "ae", study.ae)
@@ -253,7 +257,7 @@ def test_missing_autoencoder_is_trained_on_the_same_people(study, tmp_path):
 
 
 def test_latents_are_the_autoencoders_posterior_means(study):
-    prepared = inputs.ensure_prepared(study.config("ldm").data)
+    prepared = inputs.open_prepared(study.config("ldm").data)
     latents = encode.ensure_latents(prepared, str(study.ae), 8, ("ct", "mr"))
     model, variables, _ = inputs.load_autoencoder(str(study.ae))
     from cldm_jax.methods.codec import make_codec

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cldm_jax.jobs import dry_run, train
+from cldm_jax.jobs import dry_run
+from cldm_jax.runs.steps import make_step
 from cldm_jax.runtime import device, sharding
 
 REPEATS = 5  # of a measurement
@@ -44,7 +45,7 @@ def training(config) -> Program:
     method, state, batch = dry_run.example(config)
     batch = rows(batch, config.train.batch_size)
     state, key = jax.tree.map(np.asarray, state), jax.random.key(config.seed)
-    step = train.make_step(method, replicated)
+    step = make_step(method, replicated)
 
     def arguments():
         placed = sharding.replicate((state, jnp.int32(0), key))

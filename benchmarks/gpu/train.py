@@ -23,9 +23,9 @@ import numpy as np
 from benchmarks.gpu import outputs, part, sizes, steps, trace
 from cldm_jax.data import pipeline
 from cldm_jax.data.shards import Prepared
-from cldm_jax.jobs import evaluate, train
-from cldm_jax.jobs import inputs as inputs_lib
-from cldm_jax.jobs.readouts import open_run, predict_rows
+from cldm_jax.jobs import evaluate, make
+from cldm_jax.runs import inputs as inputs_lib
+from cldm_jax.runs.readouts import open_run, predict_rows
 from cldm_jax.runtime import device
 from cldm_jax.runtime.checkpoint import newest_sound
 
@@ -288,7 +288,7 @@ class School:
         limit = SLOW * seconds + max(COMPILED, 3 * self.own.result["steps"][name]["compile_s"])
         try:
             with Watch(workdir, min(limit, self.own.left()), folder):
-                train.run(config, str(workdir))
+                make.run(config, str(workdir))
         except Stopped as error:
             stopped = True
             if newest_sound(workdir / "checkpoints") is None:

@@ -1,6 +1,7 @@
 """What is wrong with a cohort before anything is made of it, as a list of findings.
 
-An "error" stops preparation; a "warning" is shown and passed. Nothing here repairs data.
+An "error" condemns an image, a person or the cohort (`left_out` says what then goes on); a "warning" is
+shown and passed. Nothing here repairs data.
 """
 
 import dataclasses
@@ -33,6 +34,8 @@ class Finding:
     what: str  # the file
     reason: str
     remedy: str
+    volume: str = ""  # name of the image that an error is about; "": the person, or the cohort
+    is_choice: bool = False  # a setting is to be chosen where many share it
 
     def line(self) -> str:
         return f"{self.severity:7s} {self.subject}: {self.what}: {self.reason}. {self.remedy}"
@@ -45,9 +48,10 @@ class _Notes(list):
         super().__init__()
         self.subject = subject
 
-    def add(self, severity: str, name: str, reason: str, remedy: str) -> None:
+    def add(self, severity: str, name: str, reason: str, remedy: str, is_choice=False) -> None:
         what = str(self.subject.files.get(name, name))
-        self.append(Finding(severity, self.subject.id, what, reason, remedy))
+        volume = name if name in self.subject.files else ""
+        self.append(Finding(severity, self.subject.id, what, reason, remedy, volume, is_choice))
 
 
 def audit_subject(
@@ -72,6 +76,14 @@ def read_subject(subject: bids.Subject) -> tuple[list[Finding], dict[str, nifti.
     """(findings, volumes as given): each file by itself."""
     notes, volumes = _read(subject)
     return list(notes), volumes
+
+
+def usable(found: Iterable[Finding], volumes: dict[str, nifti.Volume]) -> dict[str, nifti.Volume]:
+    """The volumes that no error is about, nor the first acquisition of; none without PET and target."""
+    errors = [f for f in found if f.severity == "error"]
+    bad = {f.volume for f in errors}
+    kept = {n: v for n, v in volumes.items() if not {n, intensity.base_modality(n)} & bad}
+    return kept if "" not in bad and "pet" in kept and {"ct", "mr"} & set(kept) else {}
 
 
 def check_geometry(subject: bids.Subject, volumes, allow_misaligned: bool) -> list[Finding]:
@@ -197,10 +209,14 @@ def pixel_digest(volume: nifti.Volume) -> str:
 
 
 def of_layout(left: Iterable[layout.Left]) -> list[Finding]:
-    """Warnings of what was left aside and may have been meant to be used."""
+    """Of what was left aside: warnings where it may have been meant to be used, errors where it was."""
     remedy = "Rename or move it to have it used, or leave it"
     return [
-        Finding("warning", "", str(x.path), f"not used: {x.reason}", remedy) for x in left if x.warn
+        Finding(
+            "error" if x.is_error else "warning", "", str(x.path), f"not used: {x.reason}", remedy
+        )
+        for x in left
+        if x.warn
     ]
 
 
@@ -264,7 +280,7 @@ def _read(subject: bids.Subject) -> tuple[_Notes, dict[str, nifti.Volume]]:
         try:
             volumes[name] = read_volume(path, name)
         except UserError as e:
-            notes.append(Finding("error", subject.id, e.what, e.reason, e.remedy))
+            notes.append(Finding("error", subject.id, e.what, e.reason, e.remedy, name))
             continue
         for note in volumes[name].notes:
             notes.add("warning", name, note, "Check the image in a viewer")
@@ -344,7 +360,7 @@ def _check_geometry(notes: _Notes, name: str, volumes, allow_misaligned: bool) -
         notes.add("warning", name, reason, "It is resampled through the affines, as was allowed")
     else:
         remedy = f"{REGISTER}, or set config.allow_misaligned if both affines are right"
-        notes.add("error", name, reason, remedy)
+        notes.add("error", name, reason, remedy, is_choice=True)
 
 
 def _check_overlap(notes: _Notes, name: str, volumes, mi_threshold: float, advice: str) -> None:

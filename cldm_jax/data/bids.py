@@ -57,9 +57,10 @@ def find_cohort(path) -> Cohort:
 
     BIDS: `sub-*/[ses-*/]{pet,ct,anat}/*_{pet,ct,T1w}.nii[.gz]` in letters of either case; a person's own
     folder and each session become subjects of one group. Flat: `sub-*/{pet,ct,mr,ct_reacq,mr_reacq}.nii`,
-    zipped or not. A folder without a PET, or whose PET has no target, is left. Files are not opened here.
-    Raises UserError for anything ambiguous: repeated ids, ids that no file can have, several candidates
-    for one image (all of them are listed), misspelt columns.
+    zipped or not. A folder without a PET, or whose PET has no target, or whose name no file can have, is
+    left. Files are not opened here. Raises UserError for anything ambiguous: repeated ids, ids of a
+    manifest that no file can have, several candidates for one image (all of them are listed), misspelt
+    columns.
     """
     path = pathlib.Path(path).expanduser()
     try:
@@ -222,10 +223,15 @@ def _read_tree(root: pathlib.Path) -> Cohort:
         elif not {"ct", "mr"} & set(images):
             left.append(layout.Left(level.folder, "PET with neither CT nor MR beside it", True))
         else:
+            try:
+                check_id(level.person, level.folder)
+                check_id(name, level.folder)
+            except UserError as e:
+                left.append(layout.Left(level.folder, e.reason, True, True))
+                continue
             several += [found for found in images.values() if len(found) > 1]
-            check_id(level.person, level.folder)
             given = {m: images[m][0] for m in VOLUMES if m in images}
-            subjects.append(Subject(check_id(name, level.folder), level.person, "", given))
+            subjects.append(Subject(name, level.person, "", given))
     if several:
         names = "; ".join(", ".join(str(p.relative_to(root)) for p in found) for found in several)
         reason = f"several candidates for one image, {len(several)} times: {names}"

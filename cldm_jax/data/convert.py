@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from cldm_jax.data import audit, bids, coverage, grid, intensity, nifti, register, shards
+from cldm_jax.errors import UserError
 
 _LOOK = "Look at its picture in the folder overlays"
 PET_EMPTY = 0.05  # of the volume's scale: a slice that stays below holds no PET
@@ -35,7 +36,6 @@ class Facts:
     center_mm: tuple[float, ...] | None
     n_slices: int
     matrices: dict[str, np.ndarray]  # of registered targets: PET world mm -> their world mm
-    keep: list[bool]  # slices with enough head and PET
     covers: dict[str, coverage.Cover]  # by target
     mr_size: float  # see coverage.Heads
 
@@ -52,7 +52,8 @@ class Registered:
 def inspect(
     task: tuple[Settings, bids.Subject],
 ) -> tuple[list[audit.Finding], Facts | None, dict[str, Registered]]:
-    """Reads, registers where asked, and audits one person; without facts when there is an error.
+    """Reads, registers where asked, and audits one person. An image with an error is left out; there are
+    no facts where no PET with a target is left.
 
     Module-level, so that a spawned process can find it.
     """
@@ -60,7 +61,8 @@ def inspect(
     found, given = audit.read_subject(subject)
     if not settings.register and "pet" in given:
         found += audit.check_geometry(subject, given, settings.allow_misaligned)
-    if _has_errors(found):
+    given = audit.usable(found, given)
+    if not given:
         return found, None, {}
     given, measured, filled = _clean(subject, given)
     found += filled
@@ -68,14 +70,24 @@ def inspect(
     if settings.register:
         more, registered, digests = _register(settings, subject, given)
         found += more
-    if _has_errors(found):
+        given = audit.usable(found, given)
+    if not given:
         return found, None, registered
-    matrices = {name: r.matrix for name, r in registered.items()}
+    matrices = {name: r.matrix for name, r in registered.items() if name in given}
     volumes = audit.align(_moved(given, matrices))
     advice = _LOOK if settings.register else audit.REGISTER
     found += audit.check_overlap(subject, volumes, settings.mi_threshold, advice)
-    if _has_errors(found):
+    given = audit.usable(found, given)
+    if not given:
         return found, None, registered
+    facts = _facts(settings, subject, given, measured, matrices, volumes, digests, found)
+    return found, facts if audit.usable(found, given) else None, registered
+
+
+def _facts(settings, subject, given, measured, matrices, volumes, digests, found) -> Facts:
+    """Of the images in `given`; appends to `found` what they do not show of the head."""
+    volumes, measured = ({n: of[n] for n in given} for of in (volumes, measured))
+    matrices = {n: m for n, m in matrices.items() if n in given}
     scales, origins, pixels = {}, {}, {}
     for name, volume in volumes.items():
         spec = settings.normalisers[intensity.base_modality(name)]
@@ -90,14 +102,8 @@ def inspect(
     heads = _judge(settings, on_grid, measured, center, matrices, scales["pet"])
     found += _check_coverage(subject, heads)
     sha256 = {name: v.sha256 for name, v in given.items()}
-    keep = heads.keep.tolist()
-    covers, size = heads.covers, heads.mr_size
-    facts = Facts(sha256, pixels, scales, origins, center, len(keep), matrices, keep, covers, size)
-    return found, facts, registered
-
-
-def _has_errors(found: list[audit.Finding]) -> bool:
-    return any(f.severity == "error" for f in found)
+    n_slices, covers, size = len(heads.keep), heads.covers, heads.mr_size
+    return Facts(sha256, pixels, scales, origins, center, n_slices, matrices, covers, size)
 
 
 def _clean(subject: bids.Subject, given: dict[str, nifti.Volume]):
@@ -175,7 +181,7 @@ def _register(settings: Settings, subject: bids.Subject, volumes: dict[str, nift
         severity, reason = register.verdict(done.qc)
         if severity:
             what = str(subject.files[name])
-            found.append(audit.Finding(severity, subject.id, what, reason, _LOOK))
+            found.append(audit.Finding(severity, subject.id, what, reason, _LOOK, name))
     return found, registered, digests
 
 
@@ -208,8 +214,8 @@ class Slices:
 
     stored: dict[str, np.ndarray]  # uint16 [Z, H, W] by volume; "mask" and "mask_<target>" uint8
     scales: dict[str, float]
-    keep: list[bool]
-    keeps: dict[str, list[bool]]  # of targets that do not count wherever the person does
+    keep: list[bool]  # slices that count for each of the volumes
+    keeps: dict[str, list[bool]]  # of volumes for which other slices count
     grid_affine: list[list[float]]
 
 
@@ -218,7 +224,8 @@ def make_slices(task: tuple[Settings, bids.Subject, Facts]) -> Slices:
     settings, subject, facts = task
     volumes = audit.load(subject)
     if {n: v.sha256 for n, v in volumes.items()} != facts.sha256:
-        raise RuntimeError(f"the files of {subject.id} changed while they were being prepared")
+        reason = "its files changed while they were being prepared"
+        raise UserError(subject.id, reason, "Run it again when nothing writes there")
     volumes, measured, _ = _clean(subject, volumes)
     place = facts.center_mm, facts.matrices
     on_grid, affine = _on_grid(settings, volumes, *place)
@@ -231,11 +238,13 @@ def make_slices(task: tuple[Settings, bids.Subject, Facts]) -> Slices:
         stored[name] = shards.encode(x, "uint16")
     heads = _judge(settings, on_grid, measured, *place, facts.scales["pet"])
     stored["mask"] = heads.mask.astype(np.uint8)
-    keeps = {}
     for name, own in heads.by_target.items():
         stored[f"mask_{name}"] = own.astype(np.uint8)
-        keeps[name] = heads.covers[name].keep.tolist()
-    return Slices(stored, scales, facts.keep, keeps, affine.tolist())
+    keeps = {"pet": heads.keep} | {name: cover.keep for name, cover in heads.covers.items()}
+    # Whoever reads one list for all volumes finds nothing in it that was not measured.
+    keep = np.all([k for name, k in keeps.items() if name in ("ct", "mr")], 0)
+    keeps = {name: k.tolist() for name, k in keeps.items() if (k != keep).any()}
+    return Slices(stored, scales, keep.tolist(), keeps, affine.tolist())
 
 
 def _on_grid(settings: Settings, volumes, center, matrices, *, as_masks: bool = False):

@@ -51,6 +51,8 @@ def quantify(path, slices, array: np.ndarray, require: bool):
         if require:
             remedy = "Complete the header, or accept the stored unit (suv=auto)"
             raise UserError(path, f"SUV cannot be computed: {reason}", remedy) from None
+        if facts["units"] == "SUV":  # which is what cannot be
+            facts["units"] = "unknown"
         notes.append(f"the stored unit ({facts['units']}) is kept, not SUV: {reason}")
     facts.update(
         tracer=first.tracer,

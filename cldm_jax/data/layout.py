@@ -30,11 +30,12 @@ _DEPTH = 3  # folders below a person's or session's that are looked into
 
 
 class Left(NamedTuple):
-    """What is not used. `warn`: whoever put it there may have meant it to be."""
+    """What is not used. `warn`: whoever put it there may have meant it to be. `is_error`: surely did."""
 
     path: pathlib.Path
     reason: str
     warn: bool
+    is_error: bool = False
 
 
 class Level(NamedTuple):
@@ -49,17 +50,21 @@ class Level(NamedTuple):
 class Tree(NamedTuple):
     levels: list[Level]
     left: list[Left]
+    people: list[str]  # folders `sub-*`, whatever they hold
 
 
 def scan(root) -> Tree:
     """Every level of every `sub-*` folder of `root`, in the order of names."""
     root = pathlib.Path(root)
-    tree = Tree([], [])
+    tree = Tree([], [], [])
     for entry in _entries(root, tree.left):
-        if entry.name.lower().startswith("sub-") and entry.is_dir():
+        is_person = entry.name.lower().startswith("sub-")
+        if is_person and entry.is_dir():
+            tree.people.append(entry.name)
             _scan_person(entry, tree)
-        elif entry.name.lower().startswith("sub-") and entry.is_symlink() and not entry.exists():
-            tree.left.append(Left(entry, "a link to nothing", True))
+        elif is_person and entry.is_symlink() and not entry.exists():
+            tree.people.append(entry.name)
+            tree.left.append(Left(entry, "a link to nothing", True, True))
         elif not entry.is_dir():
             if NIFTI.search(entry.name) and not _SIDE.match(entry.name):
                 tree.left.append(Left(entry, "lies beside the folders of people (sub-*)", True))
@@ -134,6 +139,8 @@ def _files_below(folder, depth: int, left: list[Left], *, skip_sessions: bool = 
     for entry in _entries(folder, left):
         if not entry.is_dir() or NIFTI.search(entry.name):
             yield entry
+        elif entry.is_symlink() and pathlib.Path(folder).resolve().is_relative_to(entry.resolve()):
+            left.append(Left(entry, "a link to a folder that it lies in", True))
         elif depth and not _SIDE.match(entry.name) and not (skip_sessions and _is_session(entry)):
             yield from _files_below(entry, depth - 1, left)
 
@@ -142,5 +149,5 @@ def _entries(folder, left: list[Left]) -> list[pathlib.Path]:
     try:
         return sorted(pathlib.Path(folder, name) for name in os.listdir(folder))
     except OSError as e:
-        left.append(Left(pathlib.Path(folder), f"cannot be read ({e.strerror})", True))
+        left.append(Left(pathlib.Path(folder), f"cannot be read ({e.strerror})", True, True))
         return []

@@ -32,10 +32,13 @@ class PetInput(NamedTuple):
 
 
 class Inputs(NamedTuple):
-    """found: in the order of their names. left: what a dataset holds besides, with the reason."""
+    """found: in the order of their names. left: what a dataset holds besides, with the reason.
+    without: people of whom no PET was found.
+    """
 
     found: list[PetInput]
     left: list[layout.Left]
+    without: tuple[str, ...] = ()
 
 
 def find_inputs(path) -> list[PetInput]:
@@ -124,7 +127,8 @@ def _bids(root: pathlib.Path) -> Inputs:
     tree = layout.scan(root)
     found, taken = [], set()
     has_pet = {level.person for level in tree.levels if "pet" in level.images}
-    left = [item for item in tree.left if not item.warn or "looks like CT" not in item.reason]
+    targets = ("looks like CT", "looks like MR")  # nothing that is looked for here
+    left = [item for item in tree.left if not item.reason.startswith(targets)]
     for level in tree.levels:
         if level.person not in has_pet:
             left.append(layout.Left(level.folder, "no PET image in it", True))
@@ -141,4 +145,4 @@ def _bids(root: pathlib.Path) -> Inputs:
                 name = f"{name}-{_digest(path.name)}"
             taken.add((folder, name.lower()))
             found.append(PetInput(name, folder, path, "nifti"))
-    return Inputs(found, left)
+    return Inputs(found, left, tuple(p for p in tree.people if p not in has_pet))

@@ -145,9 +145,7 @@ class Prepared:
         return modality in self.index["subjects"][subject]["volumes"]
 
     def keep(self, subject: int, modality: str) -> np.ndarray:
-        """bool [Z]: slices that count for this volume. A target has its own where it covers part of the
-        head, else the person's.
-        """
+        """bool [Z]: slices that count for this volume: its own list, else the person's."""
         entry = self.index["subjects"][subject]
         return np.asarray(entry["volumes"][modality].get("keep", entry["keep"]), bool)
 

@@ -12,11 +12,11 @@ import jax
 import numpy as np
 
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import inputs as inputs_lib
-from cldm_jax.jobs import train
-from cldm_jax.jobs.encode import needed_modalities
 from cldm_jax.methods.codec import make_codec
 from cldm_jax.methods.registry import make_method
+from cldm_jax.runs import inputs as inputs_lib
+from cldm_jax.runs.latents import needed_modalities
+from cldm_jax.runs.steps import make_stepper, open_step
 from cldm_jax.runtime.progress import Progress
 
 MIN_STEPS = 20  # a budget that buys fewer is refused
@@ -109,7 +109,7 @@ def _open(recipe, untrained) -> Callable[[], None]:
         source_kind = recipe.data.source_kind
         recipe.data.kind, recipe.data.source_kind = "images", "image"
     if not latent:
-        return train.open_step(recipe)
+        return open_step(recipe)
     model, variables, prepared = untrained
     codec = make_codec(model)
     classes, channels = model["num_classes"], codec.latent_channels
@@ -125,7 +125,7 @@ def _open(recipe, untrained) -> Callable[[], None]:
     if source_kind == "latent":
         slices = recipe.data.context * channels
         batch["source"] = rng.normal(size=(*shape, slices)).astype(np.float32)
-    return train.make_stepper(recipe, inputs, batch, batch)
+    return make_stepper(recipe, inputs, batch, batch)
 
 
 def _untrained(autoencoder) -> tuple[dict, dict, object]:

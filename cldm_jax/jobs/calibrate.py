@@ -12,11 +12,11 @@ import numpy as np
 from cldm_jax.data import intensity
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import calibration, spread
-from cldm_jax.jobs.calibration import Calibration, TargetCalibration
-from cldm_jax.jobs.inputs import ensure_prepared
-from cldm_jax.jobs.readouts import Run, open_run
 from cldm_jax.metrics import ensemble, regions
+from cldm_jax.runs import calibration, spread
+from cldm_jax.runs.calibration import Calibration, TargetCalibration
+from cldm_jax.runs.inputs import open_prepared
+from cldm_jax.runs.readouts import Run, open_run
 from cldm_jax.runtime import processes, weights
 from cldm_jax.runtime.progress import Progress
 
@@ -44,7 +44,7 @@ def run(config, workdir: str) -> None:
     data.prepared = data.prepared or opened.config["data"]["prepared"]
     if not data.prepared:
         data.root = opened.config["data"]["root"]
-    prepared = ensure_prepared(data)
+    prepared = open_prepared(data)
     reason = _lacking(opened, prepared)
     if reason:
         raise UserError(config.run, reason, "Give a CLDM with one-step rows and validation people")

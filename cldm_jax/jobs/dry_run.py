@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import inputs as inputs_lib
-from cldm_jax.jobs import train
 from cldm_jax.methods.codec import make_codec
 from cldm_jax.methods.registry import make_method
+from cldm_jax.runs import inputs as inputs_lib
+from cldm_jax.runs.steps import make_step
 from cldm_jax.runtime import sharding
 
 GPUS = (24, 48, 80)  # GB
@@ -49,7 +49,7 @@ def example(config):
     """
     h, w = config.data.prepare.size
     if config.data.prepared:
-        h, w = inputs_lib.ensure_prepared(config.data).index["grid"]["size"]
+        h, w = inputs_lib.open_prepared(config.data).index["grid"]["size"]
     inputs_lib.check_size(config, (h, w))
     recipe, frozen = inputs_lib.method_recipe(config), {}
     batch = images(4, h, w, config.data.context)
@@ -104,7 +104,7 @@ def _compile(method, state, batch):
         return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree)
 
     key = jax.eval_shape(lambda: jax.random.key(0))
-    step = train.make_step(method, replicated)
+    step = make_step(method, replicated)
     count = jax.ShapeDtypeStruct((), jnp.int32)
     state, count, key = (placed(tree, replicated) for tree in (state, count, key))
     return step.lower(state, count, placed(batch, rows), key).compile()

@@ -1,14 +1,11 @@
 """Encode every training slice once: latents are just another prepared dataset."""
 
-import hashlib
-import pathlib
-
-import jax
 import numpy as np
 
 from cldm_jax.data.shards import Prepared, ShardWriter, write_index
-from cldm_jax.jobs.inputs import load_autoencoder, settled
 from cldm_jax.methods.codec import make_codec
+from cldm_jax.runs.inputs import autoencoder_workdir, load_autoencoder, settled
+from cldm_jax.runs.latents import latents_folder, needed_modalities
 from cldm_jax.runtime import processes, sharding
 from cldm_jax.runtime.progress import Progress
 
@@ -22,30 +19,10 @@ def run(config, workdir: str) -> None:
     config, prepared = settled(config)
     ensure_latents(
         prepared,
-        config.autoencoder.workdir,
+        autoencoder_workdir(config),
         config.encode_batch_size,
         needed_modalities(config.data),
     )
-
-
-def needed_modalities(data) -> tuple[str, ...]:
-    """What a training with this `data` block reads as latents; its targets are named."""
-    source = ("pet",) if data.source_kind == "latent" else ()
-    return (*source, *(t for t in data.targets if t not in source))
-
-
-def latents_folder(
-    prepared: Prepared, ae_workdir: str, step: int, variables, modalities: tuple[str, ...]
-) -> pathlib.Path:
-    """One folder per dataset, autoencoder and set of modalities. The autoencoder is its weights: one that
-    was trained again to the same step is another.
-    """
-    weights = hashlib.sha256()
-    for leaf in jax.tree.leaves(variables):
-        weights.update(np.ascontiguousarray(leaf).tobytes())
-    data = prepared.index["fingerprint"][:12]
-    name = "-".join((data, str(step), weights.hexdigest()[:8], *modalities))
-    return pathlib.Path(ae_workdir) / "latents" / name
 
 
 def ensure_latents(
@@ -55,8 +32,9 @@ def ensure_latents(
 
     Training people only: prediction encodes for itself. All processes compute, process 0 writes.
     """
-    model, variables, step = load_autoencoder(ae_workdir)
-    folder = latents_folder(prepared, ae_workdir, step, variables, modalities)
+    autoencoder = load_autoencoder(ae_workdir)
+    model, variables, step = autoencoder
+    folder = latents_folder(prepared, ae_workdir, autoencoder, modalities)
     if processes.decided((folder / "index.json").is_file):
         return Prepared(folder)
     codec = make_codec(model)

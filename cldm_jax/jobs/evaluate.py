@@ -10,8 +10,15 @@ import numpy as np
 
 from cldm_jax import __version__, files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import controls, coverage, references, spread
-from cldm_jax.jobs.readouts import (
+from cldm_jax.metrics import aggregate
+from cldm_jax.metrics.protocol import PROTOCOLS
+from cldm_jax.metrics.scores import METRICS
+from cldm_jax.report.gallery import GALLERY, save_gallery
+from cldm_jax.report.page import write_report
+from cldm_jax.report.spread import spread_lines
+from cldm_jax.report.tables import text_table
+from cldm_jax.runs import spread
+from cldm_jax.runs.readouts import (
     ReadOut,
     Run,
     learning_curves,
@@ -20,25 +27,19 @@ from cldm_jax.jobs.readouts import (
     predict_entrant,
     predict_rows,
 )
-from cldm_jax.jobs.scoring import (
+from cldm_jax.runtime import device, processes
+from cldm_jax.runtime.progress import Progress
+from cldm_jax.scoring import controls, coverage, references
+from cldm_jax.scoring.gallery import make_gallery
+from cldm_jax.scoring.scorer import (
     HEADLINE,
     Scorer,
     choose_targets,
     is_cldm,
     main_methods,
-    make_gallery,
     shared_data,
 )
-from cldm_jax.jobs.summary import REFERENCE, make_summary
-from cldm_jax.metrics import aggregate
-from cldm_jax.metrics.protocol import PROTOCOLS
-from cldm_jax.metrics.scores import METRICS
-from cldm_jax.report.gallery import GALLERY, save_gallery
-from cldm_jax.report.page import write_report
-from cldm_jax.report.spread import spread_lines
-from cldm_jax.report.tables import text_table
-from cldm_jax.runtime import device, processes
-from cldm_jax.runtime.progress import Progress
+from cldm_jax.scoring.summary import REFERENCE, make_summary
 
 
 def run(config, workdir: str) -> None:

@@ -18,10 +18,10 @@ import numpy as np
 from cldm_jax import __version__, console, files
 from cldm_jax.data import pet_ranges, shards
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import calibration
-from cldm_jax.jobs.readouts import Stored, read_stored, stored_calibration, stored_method
 from cldm_jax.methods.base import Method
 from cldm_jax.models import monai_names
+from cldm_jax.runs import calibration
+from cldm_jax.runs.readouts import Stored, read_stored, stored_calibration, stored_method
 from cldm_jax.runtime import device, weights
 from cldm_jax.runtime.train_state import TrainState
 

@@ -14,10 +14,10 @@ import jax
 from cldm_jax import files
 from cldm_jax.data import layout, pet_inputs
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import core, derivatives
-from cldm_jax.jobs.opened import Model, Request, open_model
 from cldm_jax.runtime import processes
 from cldm_jax.runtime.progress import Progress
+from cldm_jax.volumes import core, derivatives
+from cldm_jax.volumes.opened import Model, Request, open_model
 
 LEFT_ASIDE = "left_aside.json"
 
@@ -31,8 +31,8 @@ def run(config, workdir: str) -> None:
 def predict(request: Request) -> list[pathlib.Path]:
     """Writes every image of `request.input` below `request.out` and returns the images' paths.
 
-    UserError for a request that cannot work, and at the end where some of several inputs failed: the
-    others are written, and a rerun skips what is finished.
+    UserError for a request that cannot work, and at the end where some of several inputs failed or people
+    of a dataset have no PET: the others are written, and a rerun skips what is finished.
     """
     paths = ("input", "out", "checkpoint")
     request = request._replace(**{f: os.path.expanduser(getattr(request, f)) for f in paths})
@@ -49,10 +49,11 @@ def predict(request: Request) -> list[pathlib.Path]:
     aside = _tell(request, everything)
     # Several processes share the images, not an image: each is whole on one process's devices.
     own = inputs[jax.process_index() :: jax.process_count()]
+    is_told = processes.is_main() and (not request.part or request.part.startswith("1/"))
     try:
-        if len(inputs) == 1 and own:
+        if len(inputs) == 1 and own and not everything.without:
             return _one(request, model, own[0], alone=True)
-        return _each(request, model, own)
+        return _each(request, model, own, everything.without if is_told else ())
     finally:
         if aside:  # last, where it is read
             print(aside, flush=True)
@@ -74,7 +75,9 @@ def _tell(request: Request, inputs: pet_inputs.Inputs) -> str:
     listed = [{"path": str(x.path), "reason": x.reason} for x in inputs.left]
     files.write_json(path, {"images": [str(x.path) for x in inputs.found], "left_aside": listed})
     counts = layout.counted(inputs.left)
-    return f"predict: {len(inputs.found)} images found; left aside: {counts} (listed in {path})"
+    people = f" {len(inputs.without)} people without PET;" * bool(inputs.without)
+    found = f"{len(inputs.found)} images found;{people}"
+    return f"predict: {found} left aside: {counts} (listed in {path})"
 
 
 def _part(part: str, inputs: list) -> list:
@@ -90,7 +93,8 @@ def _part(part: str, inputs: list) -> list:
     return inputs[number - 1 :: count]
 
 
-def _each(request: Request, model: Model, inputs: list) -> list[pathlib.Path]:
+def _each(request: Request, model: Model, inputs: list, without=()) -> list[pathlib.Path]:
+    """Every input, whatever becomes of the others; `without`: people to name in the end."""
     written, failed = [], []
     with Progress(len(inputs), "predict", "image") as progress:
         for found in inputs:
@@ -100,9 +104,12 @@ def _each(request: Request, model: Model, inputs: list) -> list[pathlib.Path]:
                 failed.append(found.name)
                 print(f"error: {found.name}: {error}", file=sys.stderr, flush=True)
             progress.update(last=found.name)
-    if failed:
-        reason = f"{len(failed)} of {len(inputs)} images failed: {', '.join(failed)}"
-        raise UserError(request.input, reason, "The others are written. See the lines above")
+    reasons = [f"{len(failed)} of {len(inputs)} images failed: {', '.join(failed)}"] * bool(failed)
+    if without:
+        reasons.append(f"no PET of {len(without)} of the people: {', '.join(without)}")
+    if reasons:
+        remedy = "The others are written. See the lines above" if written else "See the lines above"
+        raise UserError(request.input, "; ".join(reasons), remedy)
     return written
 
 

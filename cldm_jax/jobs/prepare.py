@@ -1,33 +1,49 @@
 """Job: a cohort of NIfTI volumes -> audited, split, normalised slices on one grid. Never imports jax.
 
-Two passes over the people: the first reads and audits everything and writes nothing; the second,
-when no error was found, writes the shards. index.json comes last.
+Two passes over the people: the first reads and audits everything and writes nothing; the second
+writes the shards of whoever passed. index.json comes last.
 """
 
 import dataclasses
-import json
+import functools
 import pathlib
 import shutil
-from collections.abc import Iterable
+
+import numpy as np
 
 from cldm_jax import files
-from cldm_jax.data import audit, bids, grid, intensity, parallel, register, shards, splits
-from cldm_jax.data import volumes as volume_files
-from cldm_jax.data.convert import Facts, Settings, inspect, make_slices
+from cldm_jax.data import (
+    audit,
+    bids,
+    grid,
+    intensity,
+    left_out,
+    parallel,
+    register,
+    shards,
+    splits,
+)
+from cldm_jax.data.convert import Facts, Settings, make_slices
 from cldm_jax.errors import UserError
+from cldm_jax.jobs import first_pass, prepared_folder
 from cldm_jax.runtime.progress import Progress
-
-FREE = ("job", "preset", "cohort", "workers")  # settings that do not change the data
-YOUNGER = {"register": ""}  # settings that older folders do not name, and what those did
-REGISTRATION, OVERLAYS = "registration.json", "overlays"
 
 
 def run(config, workdir: str) -> None:
+    """`make`, and in the end a UserError where somebody or an image was left out."""
+    if said := make(config, workdir):
+        remedy = "Repair them for a new workdir, or take them out of the cohort"
+        raise UserError(config.cohort, f"{said}. The others are prepared in {workdir}", remedy)
+
+
+def make(config, workdir: str) -> str:
     """Prepares config.cohort (a folder or a manifest .csv) into the folder workdir.
 
-    Does nothing when it is there already, from the same files and settings. Raises UserError for bad
-    settings, for audit errors (the list goes to stdout and <workdir>/audit.json; besides it only what
-    the registrations looked like is written), and for a folder of other data or settings.
+    Does nothing when it is there already, from the same files and settings. An image with an error is
+    left out, and the person with it where no PET with a target remains. Returns who was, "" for nobody.
+    Raises UserError for bad settings, for what concerns the whole cohort (`left_out.stopping`; the list
+    goes to stdout and <workdir>/audit.json; besides it only what the registrations looked like is
+    written), and for a folder of other data or settings.
     """
     root = pathlib.Path(workdir)
     settings = _settings(config)
@@ -37,25 +53,22 @@ def run(config, workdir: str) -> None:
     subjects = cohort.subjects
     source = bids.provenance(config.cohort)  # said before the first image is read, if it is broken
     if (root / shards.INDEX).exists():
-        _check_reuse(root, config, subjects)
-        print(f"prepare: {root} is complete ({len(subjects)} subjects): nothing to do")
-        return
-    _check_folder(root)
+        kept, said = prepared_folder.check_reuse(root, config, cohort)
+        print(f"prepare: {root} is complete ({len(kept)} subjects): nothing to do")
+        return said
+    prepared_folder.check_folder(root)
     for subject in subjects:
         unknown = {intensity.base_modality(n) for n in subject.files} - set(settings.normalisers)
         if unknown:
             reason = f"{config.normalisers_from} has no {min(unknown)}, so it has no scale for it"
             raise UserError(subject.id, reason, "Leave that column out of the manifest")
-    parts = splits.make_splits(
-        subjects,
-        mode=config.split_mode,
-        fractions=tuple(config.split_fractions),
-        seed=config.split_seed,
-        abstract_train_groups=config.abstract_train_groups,
-        fold=tuple(config.fold),
-    )
+    split = functools.partial(_split, config)
+    split(subjects)  # said before an image is read, if it cannot be
     with parallel.mapper(config.workers) as mapper:
-        facts = _audit(config, settings, cohort, root, mapper)
+        facts, out = first_pass.run(config, settings, cohort, root, mapper, split)
+        # From here on as if the cohort had been without what is left out.
+        subjects = left_out.remaining(subjects, out)
+        parts = split(subjects)
         fitted = _fit(config, settings, facts, set(parts["train"]))
         settings = dataclasses.replace(settings, normalisers=fitted)
         if config.normalisers_from:
@@ -63,17 +76,38 @@ def run(config, workdir: str) -> None:
         _check_disk(root, settings.grid, facts)
         entries, written = _write_slices(root, config, settings, subjects, facts, mapper)
     index = _index(config, settings, subjects, facts, parts, entries, written, source)
+    if out:
+        index["left_out"] = [prepared_folder.recorded(item) for item in out]
     index = shards.write_index(root, index)
-    _summarise(root, index, subjects)
+    said = left_out.counted(out, len(cohort.subjects), cohort.left)
+    _summarise(root, index, subjects, said)
+    return said
 
 
-def _summarise(root: pathlib.Path, index: dict, subjects) -> None:
-    kept = sum(sum(s["keep"]) for s in index["subjects"])
+def _split(config, subjects) -> dict:
+    return splits.make_splits(
+        subjects,
+        mode=config.split_mode,
+        fractions=tuple(config.split_fractions),
+        seed=config.split_seed,
+        abstract_train_groups=config.abstract_train_groups,
+        fold=tuple(config.fold),
+    )
+
+
+def _summarise(root: pathlib.Path, index: dict, subjects, said: str) -> None:
+    kept = 0
+    for s in index["subjects"]:
+        lists = [s["keep"], *(v["keep"] for v in s["volumes"].values() if "keep" in v)]
+        kept += int(np.any(lists, 0).sum())
     counts = ", ".join(f"{len(index['splits'][k])} {k}" for k in bids.SPLITS)
     print(f"prepare: {len(subjects)} subjects ({counts}), {kept} slices with head in {root}")
     print(f"prepare: {audit.holdings(subjects)}", end="")
-    warnings = files.read_json(root / "audit.json")["findings"]
+    found = files.read_json(root / "audit.json")["findings"]
+    warnings = [f for f in found if f["severity"] == "warning"]
     print(f"; {len(warnings)} warnings, listed above and in {root / 'audit.json'}" * bool(warnings))
+    if said:
+        print(f"prepare: {said} (each is listed in {root / 'audit.json'})", flush=True)
 
 
 def _settings(config) -> Settings:
@@ -121,59 +155,7 @@ def _rules(config) -> dict[str, intensity.Normaliser]:
     return rules
 
 
-# First pass: audit
-
-
-def _audit(config, settings, cohort: bids.Cohort, root: pathlib.Path, mapper) -> dict[str, Facts]:
-    """Facts by subject id; raises UserError with every finding when one is an error."""
-    findings, facts, record = audit.of_layout(cohort.left), {}, {}
-    subjects = cohort.subjects
-    tasks = [(settings, s) for s in subjects]
-    with Progress(len(tasks), "prepare: audit", "subject") as progress:
-        results = mapper(inspect, tasks)
-        for subject, (found, fact, registered) in zip(subjects, results, strict=True):
-            findings += found
-            if registered:
-                record[subject.id] = _draw(root, subject, registered)
-            if fact is not None:
-                facts[subject.id] = fact
-            progress.update()
-    pixels = {k: f.pixels for k, f in facts.items()}
-    findings += audit.audit_cohort(subjects, pixels, config.split_mode)
-    mr = {k: (f.covers["mr"], f.mr_size) for k, f in facts.items() if "mr" in f.covers}
-    shown = {k: (c.stripped, n) for k, (c, n) in mr.items() if c.stripped or not c.is_partial}
-    findings += audit.check_skulls(shown)
-    text = audit.page(config.cohort, subjects, findings, cohort.left)
-    report = {"cohort": str(config.cohort), "subjects": len(subjects)}
-    report["findings"] = [dataclasses.asdict(f) for f in findings]
-    report["left_aside"] = [{"path": str(x.path), "reason": x.reason} for x in cohort.left]
-    files.write_json(root / "audit.json", report)
-    print(text, flush=True)
-    if settings.register:
-        convention = "matrix: PET world mm -> target world mm, RAS+"
-        files.write_json(root / REGISTRATION, {"convention": convention, "subjects": record})
-        pairs = sum(map(len, record.values()))
-        print(f"prepare: {pairs} pairs registered: look at {root / OVERLAYS}", flush=True)
-    errors = [f for f in findings if f.severity == "error"]
-    if errors:
-        listing = "; ".join(f"{f.subject}: {f.what}: {f.reason}" for f in errors)
-        reason = f"the audit found {len(errors)} errors: {listing}"
-        remedy = f"Repair them, or leave those subjects out. The list is in {root / 'audit.json'}"
-        if any(audit.REGISTER in f.remedy for f in errors):
-            remedy = f"{audit.REGISTER}. {remedy}"
-        raise UserError(config.cohort, reason, remedy)
-    return facts
-
-
-def _draw(root: pathlib.Path, subject: bids.Subject, registered) -> dict:
-    """Draws each pair; returns what registration.json holds of this person."""
-    from cldm_jax.report import overlay  # with matplotlib: half of the job's start, for nobody else
-
-    for name, pair in registered.items():
-        path = root / OVERLAYS / f"{subject.id}_{name}.png"
-        kind = intensity.base_modality(name)
-        overlay.save(path, f"{subject.id}: PET and {name}", pair.views, pair.qc, kind=kind)
-    return {n: {"matrix": p.matrix.tolist(), **p.qc} for n, p in registered.items()}
+# Between the passes
 
 
 def _fit(config, settings: Settings, facts: dict[str, Facts], train: set[str]):
@@ -279,64 +261,12 @@ def _index(config, settings: Settings, subjects, facts, parts, entries, written,
         "grid": settings.grid.to_index(settings.center),
         "modalities": modalities,
         "encoding": shards.ENCODINGS["uint16"],
-        "inputs": _inputs_hash(subjects, {k: f.sha256 for k, f in facts.items()}),
+        "inputs": prepared_folder.inputs_hash(subjects, {k: f.sha256 for k, f in facts.items()}),
         "pixels": {k: f.pixels for k, f in facts.items()},  # of the images, whatever their files
         "subjects": entries,
         "splits": parts,
         "shards": written,
     }
-
-
-# Shared
-
-
-def _inputs_hash(subjects: Iterable[bids.Subject], sha256: dict[str, dict[str, str]]) -> str:
-    """Of who is in the cohort, in which group and split, with which files' content and PET gain."""
-    rows = []
-    for s in subjects:
-        gain = () if s.pet_gain == 1 else (s.pet_gain,)  # older folders know of none
-        rows.append([s.id, s.group, s.split, sha256[s.id], *gain])
-    return files.sha256_json(rows)
-
-
-def _check_reuse(root: pathlib.Path, config, subjects) -> None:
-    """UserError naming what differs between the finished folder and this request."""
-    old = shards.Prepared(root).index
-    asked = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the index
-    # A setting that the folder's version did not know yet has no say: its default changes nothing.
-    # One that is asked for by name, in vain, is another matter.
-    known = YOUNGER | old["config"]
-    differing = sorted(k for k, v in known.items() if v != asked.get(k))
-    differing = [k for k in differing if k not in FREE]
-    if differing:
-        reason = f"was prepared with other settings: {', '.join(differing)}"
-        raise UserError(root, reason, "Give another workdir, or delete this folder")
-    sha256 = {}
-    for s in subjects:
-        missing = [str(p) for p in s.files.values() if not p.exists()]
-        if missing:
-            raise UserError(missing[0], "no such file", "Check the path in the manifest")
-        sha256[s.id] = {m: volume_files.sha256(p) for m, p in s.files.items()}
-    if _inputs_hash(subjects, sha256) != old["inputs"]:
-        reason = f"was prepared from other files or people than {config.cohort} holds now"
-        raise UserError(root, reason, "Give another workdir, or delete this folder")
-
-
-def _check_folder(root: pathlib.Path) -> None:
-    """An unfinished attempt is swept away; anything else in the folder is somebody's."""
-    if root.exists() and not root.is_dir():
-        raise UserError(root, "is a file", "Give a folder as the workdir")
-    leftovers = [*root.glob("*-[0-9][0-9][0-9][0-9][0-9].npy"), *root.glob("audit.json")]
-    leftovers += [*root.glob(".tmp-*"), *root.glob(REGISTRATION)]
-    folder = root / OVERLAYS
-    pictures = [p for name in bids.VOLUMES for p in folder.glob(f"*_{name}.png")]
-    ours = {*leftovers, *pictures}
-    if folder.is_dir() and set(folder.iterdir()) <= ours:
-        ours.add(folder)
-    if root.exists() and set(root.iterdir()) - ours:
-        raise UserError(root, "holds other files", "Give a new or empty folder as the workdir")
-    for path in [*leftovers, *pictures]:
-        path.unlink()
 
 
 def _check_disk(root: pathlib.Path, model_grid: grid.ModelGrid, facts: dict[str, Facts]) -> None:

@@ -4,9 +4,9 @@ import pathlib
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import record
-from cldm_jax.jobs.inputs import read_run_config, read_run_json
 from cldm_jax.report import runs_page
+from cldm_jax.runs import record
+from cldm_jax.runs.inputs import read_run_config, read_run_json
 from cldm_jax.runtime import device
 from cldm_jax.runtime.writers import read_rows
 

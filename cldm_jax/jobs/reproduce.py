@@ -11,10 +11,11 @@ import pathlib
 import jax
 
 from cldm_jax import files
+from cldm_jax.data.shards import INDEX
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import budget, evaluate, pool, prepare, simulate, train
-from cldm_jax.jobs.encode import ensure_latents, needed_modalities
-from cldm_jax.jobs.inputs import TARGETS, ensure_prepared, settled
+from cldm_jax.jobs import budget, evaluate, make, prepare, simulate, train
+from cldm_jax.runs.inputs import TARGETS, open_prepared, settled
+from cldm_jax.scoring import pool
 
 COSTS, BUDGET = "costs.json", "budget.json"
 
@@ -23,12 +24,15 @@ def run(config, workdir: str) -> None:
     """Trains `config.trainings` for their seeds with `config.budget_minutes` of process CPU time each,
     below `workdir`, and writes <workdir>/report. The same command resumes.
 
-    UserError: unknown methods, a fold that is not there, a budget that buys too little.
+    UserError: unknown methods, a fold that is not there, a budget that buys too little; and in the end
+    where somebody of `config.cohort` was left out.
     """
     names = _chosen(config)
     root = pathlib.Path(workdir)
     if not config.folds:
-        _compare(config, root, root, _prepared(config, root, None), names)
+        folder = _prepared(config, root, None)
+        _compare(config, root, root, folder, names)
+        _tell_left_out(config, folder)
         return
     if config.prepared:
         reason = "is split already, and folds need their own splits"
@@ -38,13 +42,25 @@ def run(config, workdir: str) -> None:
     for k in range(config.folds) if config.fold < 0 else (config.fold,):
         folder = root / f"fold-{k}"
         print(f"fold {k} of {config.folds}: {folder}", flush=True)
-        _compare(config, root, folder, _prepared(config, root, k), names)
+        prepared = _prepared(config, root, k)
+        _compare(config, root, folder, prepared, names)
     reports = [root / f"fold-{k}" / "report" for k in range(config.folds)]
     missing = [r for r in reports if not (r / "summary.json").is_file()]
     if missing:
         print(f"not pooled yet: {len(missing)} folds have no report", flush=True)
         return
     pool.run_folders(reports, str(root / "report"), seed=config.seed, title=config.eval.title)
+    _tell_left_out(config, prepared)
+
+
+def _tell_left_out(config, prepared: str) -> None:
+    """An exit status for it, once everything else is done. Not of a folder that was given finished."""
+    out = [] if config.prepared else files.read_json(pathlib.Path(prepared, INDEX)).get("left_out")
+    if out:
+        said = "; ".join(f"{row['id']} ({row['why']})" for row in out)
+        reason = f"left out, wholly or some images, of {len(out)} people: {said}"
+        remedy = f"The comparison of the others is done. See {prepared}/audit.json"
+        raise UserError(config.cohort, reason, remedy)
 
 
 def _chosen(config) -> list[str]:
@@ -71,14 +87,14 @@ def _prepared(config, root: pathlib.Path, fold: int | None) -> str:
             recipe.cohort = cohort
             if fold is not None:
                 recipe.split_mode, recipe.fold = "fold", (fold, config.folds)
-        prepare.run(recipe, str(folder))
+        prepare.make(recipe, str(folder))
     return str(folder)
 
 
 def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]) -> None:
     """Trains and reports below `folder`; the costs of steps are measured once for all folds."""
     autoencoder = _on(config.autoencoder, prepared)
-    data = ensure_prepared(autoencoder.data)
+    data = open_prepared(autoencoder.data)
     names = _trainable(config, names, data)
     recipes = {name: settled(_recipe(config, name, prepared))[0] for name in names}
     costs = _costs(config, root / COSTS, recipes, autoencoder)
@@ -106,8 +122,7 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
         train.run(ae, ae_workdir)  # at once where it is trained already
         with recipe.unlocked():
             recipe.autoencoder.workdir = ae_workdir
-        modalities = needed_modalities(recipe.data)
-        ensure_latents(data, ae_workdir, config.encode_batch_size, modalities)
+        make.latents(recipe, data)
     seeds = {name: max(1, config.seeds if name in config.headline else 1) for name in names}
     workdirs = []
     for seed in range(max(seeds.values())):

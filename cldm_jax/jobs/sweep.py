@@ -6,13 +6,13 @@ import numpy as np
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import through_plane
-from cldm_jax.jobs.readouts import open_run, predict_rows
-from cldm_jax.jobs.scoring import Scorer, choose_targets, shared_data
 from cldm_jax.metrics import calibration
 from cldm_jax.report import charts, figures
+from cldm_jax.runs.readouts import open_run, predict_rows
 from cldm_jax.runtime import device
 from cldm_jax.runtime.progress import Progress
+from cldm_jax.scoring import through_plane
+from cldm_jax.scoring.scorer import Scorer, choose_targets, shared_data
 
 SHOWN = ("psnr", "ssim", "sharpness", "bone_edge", "sulcal_csf")
 

@@ -1,7 +1,7 @@
 """The one training: autoencoder, latent diffusion and baselines alike.
 
 It owns mesh, jit and donation, the key of each step, checkpoints, writers, the NaN guard and signals, and
-sets up the loop (`jobs/loop.py`) with its feed (`jobs/feed.py`); it does not know what a loss is. Step
+sets up the loop (`runs/loop.py`) with its feed (`runs/feed.py`); it does not know what a loss is. Step
 k's batch and noise depend on (seed, k) alone, so a resumed run repeats the uninterrupted one bit for bit.
 """
 
@@ -16,15 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import calibrate, record
-from cldm_jax.jobs import inputs as inputs_lib
-from cldm_jax.jobs.feed import make_feed
-from cldm_jax.jobs.loop import Kept, Loop, is_due
-from cldm_jax.jobs.validation import can_validate, make_validation
+from cldm_jax.jobs import calibrate
 from cldm_jax.methods.registry import make_method
+from cldm_jax.runs import inputs as inputs_lib
+from cldm_jax.runs import record
+from cldm_jax.runs.feed import make_feed
+from cldm_jax.runs.loop import Kept, Loop, is_due
+from cldm_jax.runs.steps import init_batch, make_step
+from cldm_jax.runs.validation import can_validate, make_validation
 from cldm_jax.runtime import device, processes, sharding
 from cldm_jax.runtime.checkpoint import Checkpoints, newest_sound
-from cldm_jax.runtime.finite import guarded
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.runtime.signals import StopRequest
@@ -40,15 +41,14 @@ def run(config, workdir: str) -> None:
 
     UserError: what stops a run is named (another writer or config, damage, a full disk, a NaN).
     """
-    _check_has_work(config)
-    sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
+    check(config, workdir)
     _warn_if_gpu_preset(config)
     lock = run_lock(workdir) if processes.is_main() else contextlib.nullcontext()
     with _write_errors_named(workdir), lock, StopRequest() as stop:
         config, _ = inputs_lib.settled(config, say=True)
         resolved = record.comparable(config)
         with processes.main_first():
-            record.check_same_config(workdir, resolved)
+            record.keep_config(workdir, resolved)
         inputs = inputs_lib.open_inputs(config)
         method = make_method(config.method, **inputs.recipe)
         finished = _train(config, workdir, resolved, inputs, method, stop)
@@ -57,6 +57,15 @@ def run(config, workdir: str) -> None:
     if not finished:
         print(f"stopped by signal {stop.signal}; the same command resumes", flush=True)
         sys.exit(stop.exit_code)
+
+
+def check(config, workdir: str) -> None:
+    """UserError where this training cannot be run, by its settings, its data and what `workdir` holds."""
+    _check_has_work(config)
+    sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
+    config, prepared = inputs_lib.settled(config)
+    inputs_lib.check_fit(config, prepared)
+    record.check_same_config(workdir, record.comparable(config))
 
 
 @contextlib.contextmanager
@@ -82,7 +91,7 @@ def _write_errors_named(workdir):
 def _train(config, workdir, resolved, inputs, method, stop) -> bool:
     """Whether it came to the last step; False where a signal ended it before."""
     source = inputs_lib.train_source(config, inputs)
-    state = method.init(jax.random.key(config.seed), _init_batch(config, source), inputs.frozen)
+    state = method.init(jax.random.key(config.seed), init_batch(config, source), inputs.frozen)
     checkpoints = Checkpoints(pathlib.Path(workdir) / "checkpoints")
     with contextlib.ExitStack() as stack:
         stack.callback(checkpoints.close)
@@ -194,72 +203,6 @@ def _owes_validation(config, workdir, inputs, step: int) -> bool:
     rows = [row for row in read_rows(workdir) if row["step"] == step]
     is_done = any(key.startswith("val/") for row in rows for key in row)
     return not is_done and can_validate(config, inputs.prepared)
-
-
-def make_step(method, replicated, read=None, length: int = 1):
-    """The jitted step, (state, first_bad, batch, rng of the run) -> (state, first_bad, metrics), guarded
-    against what is not finite (`runtime/finite.py`); `state` is donated.
-
-    length > 1: so many steps in one scan, of batches stacked [length, B, ...], each with the key that it
-    has alone; metrics of the last. read(item, *tables) -> batch, where the tables are further arguments.
-    """
-
-    def step(state, batch, rng):
-        return method.train_step(state, batch, jax.random.fold_in(rng, state.step + 1))
-
-    one = guarded(step)
-
-    def call(state, first_bad, items, rng, *tables):
-        def turn(carry, item):
-            batch = item if read is None else read(item, *tables)
-            state, first_bad, metrics = one(*carry, batch, rng)
-            return (state, first_bad), metrics
-
-        if length == 1:
-            (state, first_bad), metrics = turn((state, first_bad), items)
-            return state, first_bad, metrics
-        (state, first_bad), metrics = jax.lax.scan(turn, (state, first_bad), items, length)
-        return state, first_bad, jax.tree.map(lambda x: x[-1], metrics)
-
-    return jax.jit(call, donate_argnums=0, out_shardings=(replicated,) * 3)
-
-
-def open_step(config):
-    """() -> None: one training step of `config` on a batch that lies ready, compiled and finished when
-    it returns. For measuring what a step costs; nothing is written.
-    """
-    config, _ = inputs_lib.settled(config)
-    inputs = inputs_lib.open_inputs(config)
-    source = inputs_lib.train_source(config, inputs)
-    batch = source.read(np.arange(config.train.batch_size))
-    return make_stepper(config, inputs, _init_batch(config, source), batch)
-
-
-def make_stepper(config, inputs, init_batch: dict, batch: dict):
-    """`open_step` for inputs and a batch that are given."""
-    sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
-    batch_sharding, replicated = sharding.make_shardings()
-    method = make_method(config.method, **inputs.recipe)
-    key = jax.random.key(config.seed)
-    state = method.init(key, init_batch, inputs.frozen)
-    state, key, first_bad = sharding.replicate((state, key, jnp.int32(0)))
-    batch = sharding.put_batch({k: batch[k] for k in method.reads}, batch_sharding)
-    compiled = device.compile_step(make_step(method, replicated), state, first_bad, batch, key)
-
-    def call() -> None:
-        nonlocal state
-        state, _, _ = compiled(state, first_bad, batch, key)
-        jax.block_until_ready(state)
-
-    return call
-
-
-def _init_batch(config, source) -> dict:
-    """A fixed set of training items spread over the dataset, for shapes and data-fitted constants."""
-    count = min(len(source), config.train.init_items)
-    picks = np.linspace(0, len(source) - 1, count).round().astype(int)
-    items = [source[int(i)] for i in picks]
-    return {k: np.stack([item[k] for item in items]) for k in items[0]}
 
 
 def _latents(source, statistics: dict) -> dict:

@@ -9,11 +9,14 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from cldm_jax import files
-from cldm_jax.report import figures, page
+from cldm_jax.report import figures, page, viewer
 
+AS_GIVEN = "as given"  # the unit that a file does not tell
 PLANES = ("axial", "coronal", "sagittal")
 _WIDTH = 2.3  # inches of a panel
 _MARGIN_MM = 35.0  # around the brain: skull and scalp
+_MAX_BYTES = 9_500_000  # of a page; what its figure and words leave is the viewer's
+_WORDS = 200_000  # bytes: style, script, checks, facts
 
 
 class View(NamedTuple):
@@ -26,12 +29,12 @@ class View(NamedTuple):
     colour_map: object
 
 
-def make_views(pet: np.ndarray, synthetic: dict) -> list[View]:
+def make_views(pet: np.ndarray, synthetic: dict, pet_units: str = AS_GIVEN) -> list[View]:
     """The PET, and of each target {"image", "sd" (or None)} in units, as views with fixed windows.
 
     CT -200 to 1300 HU; PET and MR to their own 99.5th percentile, which the bar says.
     """
-    views = [View("PET", pet, "as given", (0.0, _top(pet)), figures.SOURCE_MAP)]
+    views = [View("PET", pet, pet_units, (0.0, _top(pet)), figures.SOURCE_MAP)]
     for target, made in synthetic.items():
         image, units = made["image"], "HU" if target == "ct" else "a.u."
         window = (-200.0, 1300.0) if target == "ct" else (0.0, _top(image))
@@ -82,7 +85,7 @@ def write(
     path,
     name: str,
     views,
-    spacing,
+    affines,
     centre,
     checks,
     facts: dict,
@@ -90,14 +93,19 @@ def write(
     simulated: bool,
     calibrated: int = 0,
 ) -> None:
-    """Writes the page. checks: records with name, value, warning ("" = fine); facts: {words: value};
+    """Writes the page. affines: voxels of the views -> world mm, and voxels of the file -> world mm;
+    checks: records with name, value, warning ("" = fine); facts: {words: value};
     calibrated: people that the SD was fitted to, 0 = it was not.
     """
+    spacing = np.sqrt((np.asarray(affines[0])[:3, :3] ** 2).sum(0))
     buffer = io.BytesIO()
     figure = views_figure(views, spacing, centre)
     figure.set_dpi(120)
     figure.canvas.print_png(buffer)
     image = base64.b64encode(buffer.getvalue()).decode()
+    layers = [viewer.make_layer(view, is_source=i == 0) for i, view in enumerate(views)]
+    room = _MAX_BYTES - len(image) - _WORDS
+    packed = viewer.pack(layers, _box(views[0], spacing), centre, *affines, room)
     checks = [c._replace(warning=c.warning[:1].upper() + c.warning[1:]) for c in checks]
     context = {
         "name": name,
@@ -108,6 +116,7 @@ def write(
         "checks": checks,
         "figure": f"data:image/png;base64,{image}",
         "facts": list(facts.items()),
+        "viewer": packed,
     }
     files.write_text(path, page.render("volume.html", context))
 

@@ -7,8 +7,8 @@ import numpy as np
 
 from cldm_jax.data import intensity, nifti, pet_checks, pet_ranges, whole_body
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import synthesis
-from cldm_jax.jobs.opened import Model, Request
+from cldm_jax.volumes import synthesis
+from cldm_jax.volumes.opened import Model, Request
 
 
 class Looked(NamedTuple):

@@ -118,10 +118,18 @@ def flatten(tree: dict, prefix: str = "") -> dict:
     return out
 
 
-def check_same_config(workdir, resolved: dict) -> None:
+def keep_config(workdir, resolved: dict) -> None:
+    """Writes the config of a new run; an older one's must be the same (`check_same_config`)."""
+    check_same_config(workdir, resolved)
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         files.write_json(path, resolved)
+
+
+def check_same_config(workdir, resolved: dict) -> None:
+    """UserError where `workdir` holds a run of other settings."""
+    path = pathlib.Path(workdir) / "config.json"
+    if not path.is_file():
         return
     old, new = flatten(files.read_json(path)), flatten(resolved)
     later = {k: v for k, v in new.items() if k.startswith(NO_SAY)}

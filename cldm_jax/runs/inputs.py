@@ -1,7 +1,6 @@
 """What a training or evaluation run reads: prepared slices, latents, and earlier phases' constants.
 
-Everything missing is made on first use and kept: the phantom cohort, the prepared dataset, the
-autoencoder of a latent method, the latents.
+It opens, or refuses with the command to run; `jobs/make.py` makes what a training lacks.
 """
 
 import pathlib
@@ -15,7 +14,8 @@ from cldm_jax.data import pipeline
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.models import monai_names
-from cldm_jax.runtime import foreign, processes
+from cldm_jax.runs import latents as latents_lib
+from cldm_jax.runtime import foreign
 
 TARGETS = ("ct", "mr")
 
@@ -27,32 +27,21 @@ class Inputs(NamedTuple):
     recipe: dict[str, Any]  # keywords of the method's `make`
 
 
-def ensure_prepared(data) -> Prepared:
-    """The prepared dataset of a config's `data` block, simulated and prepared on first use."""
-    if data.prepared:
-        folder = pathlib.Path(data.prepared)
-        if not (folder / "index.json").is_file():
-            words = ("--config.cohort=FOLDER_OR_CSV", f"--workdir={folder}")
-            raise UserError(
-                folder,
-                "no prepared dataset here (index.json is missing)",
-                "Make one: "
-                + console.command("cldm_jax.main", "--config=configs/prepare.py", *words),
-            )
-        return Prepared(folder)
-    from cldm_jax.jobs import prepare, simulate
+def prepared_folder(data) -> pathlib.Path:
+    """Where the prepared dataset of a config's `data` block is: as named, else that of the phantom."""
+    return pathlib.Path(data.prepared or pathlib.Path(data.root) / "prepared")
 
-    root = pathlib.Path(data.root)
-    cohort, folder = root / "cohort", root / "prepared"
-    with processes.main_first():
-        if not (folder / "index.json").is_file():
-            print(f"no data configured: simulating a phantom cohort into {cohort}", flush=True)
-            simulate.run(data.simulate, str(cohort))
-            recipe = data.prepare.copy_and_resolve_references()  # `data` stays as it was asked for
-            with recipe.unlocked():
-                recipe.cohort = str(cohort)
-            prepare.run(recipe, str(folder))
-    return Prepared(folder)
+
+def open_prepared(data) -> Prepared:
+    """The prepared dataset of a config's `data` block. Raises UserError."""
+    folder = prepared_folder(data)
+    if (folder / "index.json").is_file():
+        return Prepared(folder)
+    words = ("--config=configs/prepare.py", "--config.cohort=FOLDER_OR_CSV", f"--workdir={folder}")
+    remedy = "Make one: " + console.command("cldm_jax.main", *words)
+    if not data.prepared:
+        remedy = "It is the phantom's, made by the training that reads it. Train first."
+    raise UserError(folder, "no prepared dataset here (index.json is missing)", remedy)
 
 
 def settled(config, *, say: bool = False):
@@ -61,7 +50,7 @@ def settled(config, *, say: bool = False):
     Those it names must be there; where it names none, they are what the training people have, for an
     autoencoder with the PET. `say` what they lack. Raises UserError.
     """
-    prepared = ensure_prepared(config.data)
+    prepared = open_prepared(config.data)
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.data.targets = choose_targets(config, prepared)
@@ -134,19 +123,9 @@ def load_autoencoder(workdir) -> tuple[dict, dict, int]:
     return config["recipe"]["model"], {"params": params, **frozen}, step
 
 
-def ensure_autoencoder(config) -> str:
-    """The workdir of the latent method's autoencoder; trained with the embedded recipe if missing."""
-    from cldm_jax.jobs import record, train
-
-    workdir = pathlib.Path(config.autoencoder.workdir or f"runs/ae-{config.preset}")
-    if not processes.decided(lambda: record.is_finished(workdir)):
-        print(f"no trained autoencoder in {workdir}: training it first", flush=True)
-        recipe = config.autoencoder.train.copy_and_resolve_references()
-        with recipe.unlocked():
-            for field in ("prepared", "root", "simulate", "prepare"):  # the same people
-                recipe.data[field] = config.data[field]
-        train.run(recipe, str(workdir))
-    return str(workdir)
+def autoencoder_workdir(config) -> str:
+    """Of the autoencoder that a latent method's training reads."""
+    return config.autoencoder.workdir or f"runs/ae-{config.preset}"
 
 
 def method_recipe(config) -> dict[str, Any]:
@@ -209,33 +188,38 @@ def _multiple(model: dict) -> int:
 
 
 def open_inputs(config) -> Inputs:
-    """Opens (and where needed makes) everything that training `config` reads."""
+    """Opens everything that training `config` reads. UserError where something is missing or does not
+    fit: `jobs/make.py` makes what is missing.
+    """
     config, prepared = settled(config)
-    check_size(config, prepared.index["grid"]["size"])
-    _check_codes(config, prepared.index)
+    check_fit(config, prepared)
     recipe = method_recipe(config)
     if config.data.kind == "images":
         return Inputs(prepared, None, {}, recipe)
-    from cldm_jax.jobs.encode import ensure_latents, needed_modalities
-
-    ae_workdir = ensure_autoencoder(config)
-    model, variables, _ = load_autoencoder(ae_workdir)
-    latents = ensure_latents(
-        prepared, ae_workdir, config.encode_batch_size, needed_modalities(config.data)
-    )
+    workdir = autoencoder_workdir(config)
+    autoencoder = load_autoencoder(workdir)
+    model, variables, _ = autoencoder
+    modalities = latents_lib.needed_modalities(config.data)
+    latents = latents_lib.open_latents(prepared, workdir, autoencoder, modalities)
     statistics = _latent_statistics(latents, config.autoencoder.scale_factor)
     frozen = {"autoencoder": variables, "statistics": statistics}
     return Inputs(prepared, latents, frozen, {"autoencoder": model, **recipe})
 
 
+def check_fit(config, prepared: Prepared) -> None:
+    """UserError where the networks of training `config` cannot take these images or class codes."""
+    check_size(config, prepared.index["grid"]["size"])
+    _check_codes(config, prepared.index)
+    if "autoencoder" in config and config.autoencoder.scale_factor < 0:
+        what = f"config.autoencoder.scale_factor={config.autoencoder.scale_factor:g}"
+        raise UserError(what, "negative", "Give MONAI's scale_factor, or 0 for none.")
+
+
 def _latent_statistics(latents: Prepared, scale_factor: float) -> dict[str, np.ndarray]:
     """{"mean", "std"} [classes, C] that latents are standardised by: each class's and channel's own, or
-    MONAI's multiplication by one factor where that is not 0. Raises UserError.
+    MONAI's multiplication by one factor where that is not 0.
     """
     statistics = {k: np.asarray(v, np.float32) for k, v in latents.index["statistics"].items()}
-    if scale_factor < 0:
-        what = f"config.autoencoder.scale_factor={scale_factor:g}"
-        raise UserError(what, "negative", "Give MONAI's scale_factor, or 0 for none.")
     if scale_factor == 0:
         return statistics
     ones = np.ones_like(statistics["std"])

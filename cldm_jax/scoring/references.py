@@ -14,7 +14,7 @@ def depth_below_vertex_mm(prepared: Prepared, subject: int, z) -> np.ndarray:
     """How far slice z lies below the top-most slice with head in it, mm: aligns people of any size."""
     entry = prepared.index["subjects"][subject]
     spacing = float(np.linalg.norm(np.asarray(entry["grid_affine"])[:3, 2]))
-    top = np.flatnonzero(entry["keep"]).max()
+    top = np.flatnonzero(prepared.keep(subject, "pet")).max()
     return (top - np.asarray(z)) * spacing
 
 

@@ -5,10 +5,10 @@ from typing import NamedTuple
 import numpy as np
 
 from cldm_jax.data import intensity
-from cldm_jax.jobs import spread
-from cldm_jax.jobs.calibration import Calibration
-from cldm_jax.jobs.readouts import Rows, Run
 from cldm_jax.metrics import ensemble, regions
+from cldm_jax.runs import spread
+from cldm_jax.runs.calibration import Calibration
+from cldm_jax.runs.readouts import Rows, Run
 
 COLUMNS = {
     "region": "what is asked, see Regions",

@@ -9,8 +9,9 @@ import jax
 
 from cldm_jax.data import pet_ranges
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import derivatives, spread, synthesis
-from cldm_jax.jobs.readouts import Run, open_run
+from cldm_jax.runs import spread
+from cldm_jax.runs.readouts import Run, open_run
+from cldm_jax.volumes import derivatives, synthesis
 
 SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "weights" / "phantom"
 SAMPLES = 4  # K where neither the caller nor a calibration gives one

@@ -10,10 +10,10 @@ import numpy as np
 from cldm_jax import __version__, files
 from cldm_jax.data import convert, intensity, nifti
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import uncertainty
-from cldm_jax.jobs.spread import RECENTRED
-from cldm_jax.jobs.synthesis import CALIBRATED
+from cldm_jax.runs.spread import RECENTRED
 from cldm_jax.runtime import device
+from cldm_jax.volumes import uncertainty
+from cldm_jax.volumes.synthesis import CALIBRATED
 
 DISCLAIMER = "Synthetic image. Research use only, not for clinical use."
 SUFFIX = {"ct": ("ct", "ct"), "mr": ("anat", "T1w")}  # BIDS folder of a dataset, suffix
@@ -208,7 +208,9 @@ def _write_page(names: Names, answer, provenance: dict, calibrated: int) -> None
         return None if array is None else nifti.to_canonical(array, pet)
 
     views = volume_page.make_views(
-        ras.array, {t: {"image": turn(v.image), "sd": turn(v.sd)} for t, v in volumes.items()}
+        ras.array,
+        {t: {"image": turn(v.image), "sd": turn(v.sd)} for t, v in volumes.items()},
+        (provenance["InputFacts"] or {}).get("units", volume_page.AS_GIVEN),
     )
     centre = np.linalg.solve(ras.affine, [*convert.pet_center_mm(ras), 1.0])[:3]
     last = np.array(ras.array.shape) - 1
@@ -219,7 +221,7 @@ def _write_page(names: Names, answer, provenance: dict, calibrated: int) -> None
         names.report(),
         names.found.name,
         views,
-        ras.spacing,
+        (ras.affine, pet.affine),
         np.clip(np.rint(centre), 0, last).astype(int),
         answer.looked.checks,
         facts | {"Software": f"cldm_jax {__version__}"},

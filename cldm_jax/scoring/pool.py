@@ -7,14 +7,14 @@ import numpy as np
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs.scoring import HEADLINE
-from cldm_jax.jobs.summary import COSTS, make_summary
 from cldm_jax.metrics import aggregate
 from cldm_jax.report.gallery import GALLERY, load_gallery
 from cldm_jax.report.labels import row_key
 from cldm_jax.report.page import read_scores, write_report
 from cldm_jax.report.tables import text_table
 from cldm_jax.runtime import device
+from cldm_jax.scoring.scorer import HEADLINE
+from cldm_jax.scoring.summary import COSTS, make_summary
 
 CHOSEN = "chosen"  # read-out of a method whose folds chose different ones
 

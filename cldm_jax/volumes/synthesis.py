@@ -7,9 +7,10 @@ import jax
 import numpy as np
 
 from cldm_jax.data import convert, grid, intensity, nifti
-from cldm_jax.jobs import spread, uncertainty
-from cldm_jax.jobs.readouts import ReadOut, Run, predict_rows
-from cldm_jax.jobs.spread import RECENTRED
+from cldm_jax.runs import spread
+from cldm_jax.runs.readouts import ReadOut, Run, predict_rows
+from cldm_jax.runs.spread import RECENTRED
+from cldm_jax.volumes import uncertainty
 
 CALIBRATED = "calibrated"  # the SD of the ensemble that `uncertainty` puts together
 CONTEXT_MARGIN = 1  # slices kept beyond the last one with PET

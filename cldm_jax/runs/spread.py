@@ -7,9 +7,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cldm_jax.data import intensity, mask, pipeline
-from cldm_jax.jobs.calibration import TargetCalibration
-from cldm_jax.jobs.readouts import Predictor, Rows, Run
 from cldm_jax.metrics import ensemble, regions
+from cldm_jax.runs.calibration import TargetCalibration
+from cldm_jax.runs.readouts import Predictor, Rows, Run
 
 RECENTRED = "recentred"  # read-out: RECENTRED + K
 NORMAL_90 = 1.6449  # SDs of a normal distribution about its mean that hold 90 %

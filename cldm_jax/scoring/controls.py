@@ -4,7 +4,7 @@ import numpy as np
 
 from cldm_jax.data.pipeline import SliceSource
 from cldm_jax.data.shards import Prepared
-from cldm_jax.jobs.references import depth_below_vertex_mm
+from cldm_jax.scoring.references import depth_below_vertex_mm
 
 AIR, BINS, RIDGE = -0.95, 16, 1.0  # of the trivial classifier
 

@@ -5,9 +5,9 @@ from typing import NamedTuple
 import numpy as np
 
 from cldm_jax.data import intensity
-from cldm_jax.jobs import spread
-from cldm_jax.jobs.readouts import Entrant, Run, predict_entrant
 from cldm_jax.metrics import ensemble, regions
+from cldm_jax.runs import spread
+from cldm_jax.runs.readouts import Entrant, Run, predict_entrant
 
 
 class Calibrated(NamedTuple):

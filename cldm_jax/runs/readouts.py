@@ -11,13 +11,13 @@ import numpy as np
 
 from cldm_jax.data.pipeline import SliceSource
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import calibration as calibration_lib
-from cldm_jax.jobs.calibration import Calibration
-from cldm_jax.jobs.inputs import read_run_config, read_run_json, scheduled
 from cldm_jax.methods.base import Method
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.registry import make_method
 from cldm_jax.models.conv import prepare_params
+from cldm_jax.runs import calibration as calibration_lib
+from cldm_jax.runs.calibration import Calibration
+from cldm_jax.runs.inputs import read_run_config, read_run_json, scheduled
 from cldm_jax.runtime import sharding, weights
 from cldm_jax.runtime.checkpoint import BEST, restore_for_inference
 from cldm_jax.runtime.train_state import TrainState

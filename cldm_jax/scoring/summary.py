@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from cldm_jax.jobs.scoring import HEADLINE
 from cldm_jax.metrics import aggregate
+from cldm_jax.scoring.scorer import HEADLINE
 
 REFERENCE = "reference"  # method name of the rows that give scores their meaning
 COSTS = (

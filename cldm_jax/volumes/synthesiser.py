@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 from cldm_jax.data import nifti, pet_inputs
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import core, derivatives
-from cldm_jax.jobs.opened import Request, open_model
 from cldm_jax.runtime import device
 from cldm_jax.runtime.progress import Progress
+from cldm_jax.volumes import core, derivatives
+from cldm_jax.volumes.opened import Request, open_model
 
 MEMORY = "the PET"  # what errors call one that has no file
 

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from cldm_jax.data import pipeline
-from cldm_jax.jobs import inputs as inputs_lib
+from cldm_jax.runs import inputs as inputs_lib
 from cldm_jax.runtime import sharding
 
 SHOWN = 4  # images per grid

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cldm_jax.data import pipeline
-from cldm_jax.jobs.readouts import Rows, open_run, predict_rows
 from cldm_jax.metrics import anatomy, image
+from cldm_jax.runs.readouts import Rows, open_run, predict_rows
 
 
 class ThroughPlane(NamedTuple):

@@ -3,8 +3,8 @@
 import functools
 from collections.abc import Callable
 
-from cldm_jax.jobs import record
-from cldm_jax.jobs.feed import make_batches
+from cldm_jax.runs import record
+from cldm_jax.runs.feed import make_batches
 from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.saving import Saves
 
@@ -25,7 +25,7 @@ class Loop:
     def run(self, programs: dict[int, Callable], feed, rng, progress) -> bool:
         """Whether it came to the last step with nothing owed; False where a signal ended it before.
 
-        programs: steps of a call -> its program, of `train.make_step`.
+        programs: steps of a call -> its program, of `steps.make_step`.
         """
         items = feed.next()
         while items is not None and not self.is_stopping:

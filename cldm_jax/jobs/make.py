@@ -1,0 +1,70 @@
+"""A training and what it needs, in order: nothing below makes what is missing.
+
+The phantom cohort and its prepared dataset where no other is named, the autoencoder of a latent method,
+its latents. Each is kept, and made once.
+"""
+
+import pathlib
+
+from cldm_jax.data.shards import Prepared
+from cldm_jax.jobs import encode, prepare, simulate, train
+from cldm_jax.runs import inputs, record
+from cldm_jax.runs.latents import needed_modalities
+from cldm_jax.runtime import processes
+
+
+def run(config, workdir: str) -> None:
+    """Trains `config` in `workdir` (`jobs/train.py`), after what it reads and nobody has made yet."""
+    prepared(config.data)
+    train.check(config, workdir)  # before an hour goes into an autoencoder
+    needs(config)
+    train.run(config, workdir)
+
+
+def needs(config) -> None:
+    """Makes what training `config` reads."""
+    data = prepared(config.data)
+    if config.data.kind == "latents":
+        autoencoder(config)
+        latents(config, data)
+
+
+def prepared(data) -> Prepared:
+    """The prepared dataset of a config's `data` block; the phantom's is simulated and prepared."""
+    if not data.prepared:
+        folder = inputs.prepared_folder(data)
+        with processes.main_first():
+            if not (folder / "index.json").is_file():
+                _phantom(data, folder)
+    return inputs.open_prepared(data)
+
+
+def _phantom(data, folder: pathlib.Path) -> None:
+    cohort = pathlib.Path(data.root) / "cohort"
+    print(f"no data configured: simulating a phantom cohort into {cohort}", flush=True)
+    simulate.run(data.simulate, str(cohort))
+    recipe = data.prepare.copy_and_resolve_references()  # `data` stays as it was asked for
+    with recipe.unlocked():
+        recipe.cohort = str(cohort)
+    prepare.run(recipe, str(folder))
+
+
+def autoencoder(config) -> None:
+    """Trains the autoencoder of a latent method where none is, with the recipe that `config` holds."""
+    workdir = pathlib.Path(inputs.autoencoder_workdir(config))
+    if processes.decided(lambda: record.is_finished(workdir)):
+        return
+    print(f"no trained autoencoder in {workdir}: training it first", flush=True)
+    recipe = config.autoencoder.train.copy_and_resolve_references()
+    with recipe.unlocked():
+        for field in ("prepared", "root", "simulate", "prepare"):  # the same people
+            recipe.data[field] = config.data[field]
+    train.run(recipe, str(workdir))
+
+
+def latents(config, data: Prepared) -> Prepared:
+    """Those of `data` that training `config` reads, encoded where they are not there yet."""
+    settled, _ = inputs.settled(config)
+    workdir = inputs.autoencoder_workdir(config)
+    modalities = needed_modalities(settled.data)
+    return encode.ensure_latents(data, workdir, config.encode_batch_size, modalities)
