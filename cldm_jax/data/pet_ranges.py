@@ -1,4 +1,4 @@
-"""What kind of PET enters a network, in ten numbers, and the ranges that training people's PETs span.
+"""What kind of PET enters a network, in nine numbers, and the ranges that training people's PETs span.
 
 All are measured after normalisation, on slices of the model's grid: on what the network sees, not on the
 file. "Brain" is the largest bright piece (`mask.brain_mask_pet`), whatever the tracer; the same rule
