@@ -296,7 +296,7 @@ NIFTI = [
              anything),
     _handled("CT in HU instead of PET", lambda d: save(d / P, head()["ct"]), "CT in HU", anything),
     _handled("empty brain", lambda d: save(d / P, _noise()), "foreground", anything),
-    _handled("one hot voxel", lambda d: save(d / P, _hot()), "foreground", anything),
+    _refused("one hot voxel", "no head", lambda d: save(d / P, _hot())),
     _handled("half a head", lambda d: save(d / P, head()["pet"][:, :, :8]), "below to above",
              anything),
     _handled("cut at the side", lambda d: save(d / P, head()["pet"][12:]), "cut at the edge", anything),
@@ -664,10 +664,9 @@ def _header(folder, line: str):
 def identity_model():
     """predict.predict with a model whose CT and MR are its PET; nothing is trained or read."""
     from cldm_jax.data import intensity
-    from cldm_jax.jobs import predict
     from cldm_jax.methods.base import Method
     from cldm_jax.runs import readouts
-    from cldm_jax.volumes import derivatives
+    from cldm_jax.volumes import derivatives, opened
 
     rules = {
         "pet": intensity.make("pet", "volume_percentile", low=0, high=1.5, percentile=99),
@@ -691,12 +690,12 @@ def identity_model():
     readings = {"onestep": _identity, "sample": _identity, "mean2": _identity_mean}
     method = Method(None, None, readings, {name: 1 for name in readings})
     run = readouts.Run("", "identity", config, {"data": data}, 0, method, (), None)
-    old = predict.open_run, derivatives.model_identity
-    predict.open_run, derivatives.model_identity = (lambda *a: run), (lambda *a: "0" * 64)
+    old = opened.open_run, derivatives.model_identity
+    opened.open_run, derivatives.model_identity = (lambda *a: run), (lambda *a: "0" * 64)
     try:
         yield
     finally:
-        predict.open_run, derivatives.model_identity = old
+        opened.open_run, derivatives.model_identity = old
 
 
 def _identity(state, batch, rng):

@@ -18,6 +18,7 @@ from cldm_jax.metrics.regions import REGIONS
 from cldm_jax.runs import calibration, spread
 from cldm_jax.runs.readouts import Predictor, open_run
 from cldm_jax.volumes import derivatives
+from cldm_jax.volumes.opened import CPU_BATCH, open_model
 from configs import calibrate as calibrate_config
 from configs import eval as eval_config
 from configs import export as export_config
@@ -215,7 +216,7 @@ class TestPrediction:
         assert "not a confidence interval" in about["Kind"]
         assert not list(out.glob("*regions*"))
         request = predict.Request(str(pet), str(out), checkpoint=str(run), steps=2, **fields)
-        model = predict._open(request)
+        model = open_model(request)
         assert model.sd_mode == "mean3" and "other sampling settings" in model.uncalibrated
 
     def test_recentred_is_a_dial_from_the_point_image(self, run, pet, tmp_path):
@@ -229,7 +230,7 @@ class TestPrediction:
         }
         # In batches as a mean of two has them: others round otherwise in the last bit.
         own = tmp_path / "mirror"
-        predicted(run, pet, own, mode="mirror", targets=("ct",), batch_size=predict.CPU_BATCH // 2)
+        predicted(run, pet, own, mode="mirror", targets=("ct",), batch_size=CPU_BATCH // 2)
         mirror = read(own, "synth_ct")
         np.testing.assert_array_equal(made[0.0], mirror)
         assert np.abs(made[1.0] - mirror).max() > 1

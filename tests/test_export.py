@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from cldm_jax import files
+from cldm_jax.data import pet_ranges
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import evaluate, export
 from cldm_jax.kernels import library
 from cldm_jax.runs import inputs, readouts
 from cldm_jax.runtime import device, weights
+from cldm_jax.volumes import opened
 from configs import eval as eval_config
 from configs import export as export_config
 
@@ -81,6 +83,24 @@ def test_the_stored_arrays_are_the_checkpoints(study, models):
         assert jax.tree.structure(ours) == jax.tree.structure(theirs)
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert trained.frozen["statistics"]["std"].shape == (4, 3)
+
+
+def test_ranges_of_the_training_pets_go_along(study, tmp_path, monkeypatch, capsys):
+    """Of a run that has none they are measured from the data it names, where these are still the same."""
+    monkeypatch.setattr(pet_ranges, "MIN_PEOPLE", 2)
+    run = shutil.copytree(study.unet, tmp_path / "run")
+    manifest = files.read_json(run / "run.json")
+    assert manifest["pet_ranges"] is None  # too few people when it was trained
+    measured = pet_ranges.of_people(Prepared(study.prepared))
+    found = weights.read_card(exported(run, tmp_path / "a"))["training"]["pet_ranges"]
+    assert found == measured and found["measures"]["brain_p50"][0] > 0
+    assert opened.open_model(opened.Request("", "", str(tmp_path / "a"))).pet_ranges == measured
+    manifest["data"]["fingerprint"] = "another"
+    files.write_json(run / "run.json", manifest)
+    assert weights.read_card(exported(run, tmp_path / "b"))["training"]["pet_ranges"] is None
+    assert "will not be flagged" in capsys.readouterr().out
+    files.write_json(run / "run.json", manifest | {"pet_ranges": measured})
+    assert weights.read_card(exported(run, tmp_path / "c"))["training"]["pet_ranges"] == measured
 
 
 def test_float16_is_smaller_and_close(study, models, tmp_path):

@@ -18,6 +18,7 @@ PRESETS = ("tiny", "quick", "cpu", "cpu1mm", "a6000", "multi")
 # Everyone may also import the base (console, errors, files), its own room and the standard library.
 RULES = {
     "base": ("", ""),
+    "__init__": ("volumes.synthesiser", ""),
     "main": ("jobs runtime kernels usage settings", "absl jax ml_collections"),
     "settings": ("", "ml_collections"),
     "predict": ("jobs runtime", "absl"),

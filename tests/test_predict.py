@@ -11,6 +11,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+import cldm_jax
 from cldm_jax import files
 from cldm_jax import predict as cli
 from cldm_jax.data import convert, grid, nifti
@@ -50,10 +51,20 @@ def pet_path(bids):
     return bids / "sub-03" / "pet" / "sub-03_trc-18FFDG_pet.nii.gz"
 
 
+ASKED = dict(mode="mean", samples=2, seed=5, uncertainty=True)
+
+
+@pytest.fixture(scope="module")
+def written(study, bids, tmp_path_factory):
+    """A folder of what the command writes."""
+    out = tmp_path_factory.mktemp("written")
+    run(study, pet_path(bids), out, report=True, **ASKED)
+    return out
+
+
 class TestOutputs:
-    def test_images_and_sidecars(self, study, bids, tmp_path):
-        out = tmp_path / "out"
-        run(study, pet_path(bids), out, mode="mean", samples=2, uncertainty=True, report=True)
+    def test_images_and_sidecars(self, written, tmp_path):
+        out = written
         stem = "sub-03_trc-18FFDG_pet_desc"
         ct, sd = (nifti.read_volume(out / f"{stem}-{k}_ct.nii.gz") for k in ("synth", "synthsd"))
         assert ct.array.min() >= -1024 and ct.array.max() <= 3071 and (ct.array % 1 == 0).all()
@@ -66,7 +77,7 @@ class TestOutputs:
         found = json.loads((out / f"{stem}-synth_ct.json").read_text())
         assert found["Units"] == "HU" and "not for clinical use" in found["Description"]
         assert (found["Mode"], found["Samples"], found["SamplingSteps"]) == ("mean2", 2, 4)
-        assert found["Seed"] == 0 and found["ClassCode"] == 1
+        assert found["Seed"] == 5 and found["ClassCode"] == 1
         assert not list(out.glob("*unfinished*"))
         page = (out / f"{stem}-synth_report.html").read_text()
         assert "not for clinical use" in page and 'src="data:image/png' in page
@@ -140,6 +151,100 @@ def test_prediction_equals_evaluation(study, tmp_path):
     hu = np.clip((images[rows] + 1) / 2 * 4095 - 1024, -1024, 3071)
     inside = slices[z] > -1024  # the PET's field of view is smaller than the grid here and there
     assert np.abs(slices[z] - hu)[inside].max() <= 2.5  # rounding of HU and of stored PET
+
+
+class TestPython:
+    """`cldm_jax.synthesise`: the command's numbers as nibabel images, and no files."""
+
+    def test_the_same_bits_as_the_command(self, study, bids, written, tmp_path):
+        pet = str(pet_path(bids))
+        made = cldm_jax.synthesise(pet, ("ct", "mr"), checkpoint=study.ldm, **ASKED)
+        stem = "sub-03_trc-18FFDG_pet_desc"
+        given = nib.load(pet_path(bids))
+        for target, suffix in (("ct", "ct"), ("mr", "T1w")):
+            for kind, image, about in (
+                ("synth", made[target].image, made[target].sidecar),
+                ("synthsd", made[target].sd, made[target].sd_sidecar),
+            ):
+                file = nib.load(written / f"{stem}-{kind}_{suffix}.nii.gz")
+                ours, theirs = np.asarray(image.dataobj), np.asarray(file.dataobj)
+                whole = (target, kind) == ("ct", "synth")
+                np.testing.assert_array_equal(np.rint(ours) if whole else ours, theirs)
+                assert ours.dtype == np.float32 and (not whole or (ours % 1).any())
+                np.testing.assert_array_equal(image.affine, given.affine)
+                path = written / f"{stem}-{kind}_{suffix}.json"
+                sidecar = {k: v for k, v in files.read_json(path).items() if k != "SHA256"}
+                loose = ("Seconds", "Written")
+                assert sidecar.keys() == about.keys()
+                assert all(sidecar[k] == v for k, v in about.items() if k not in loose)
+        assert any("not calibrated" in w for w in made.warnings)
+        paths = made.save(tmp_path)
+        assert [p.read_bytes() for p in paths] == [(written / p.name).read_bytes() for p in paths]
+        with pytest.raises(UserError, match="exists already"):
+            made.save(tmp_path)
+
+    def test_one_model_for_path_image_and_array(self, study, bids):
+        """Point images agree to the bit; samples are keyed by file or voxels, so the array's differ."""
+        image = nib.load(pet_path(bids))
+        pets = (pet_path(bids), image, (np.asarray(image.dataobj), image.affine))
+        model = cldm_jax.Synthesiser(study.ldm, targets="ct", mode="onestep")
+        a, b, c = (np.asarray(model(pet)["ct"].image.dataobj) for pet in pets)
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(a, c)
+        assert model.targets == ("ct",)
+        drawn = cldm_jax.Synthesiser(study.ldm, targets="ct", mode="sample", steps=2)
+        a, b, c = (np.asarray(drawn(pet)["ct"].image.dataobj) for pet in pets)
+        np.testing.assert_array_equal(b, c)
+        assert np.abs(a - b).max() > 1
+
+    @pytest.mark.parametrize(
+        "change, message",
+        [
+            (lambda a, affine: (np.where(a > 5, np.nan, a), affine), "NaN or infinite"),
+            (lambda a, affine: (np.stack([a, a], -1), affine), "more than one frame"),
+            (lambda a, affine: (a[0], affine), "not a 3D volume"),
+            (lambda a, affine: (a * 1j, affine), "complex"),
+            (lambda a, affine: (a, affine[:3]), "affine of shape"),
+            (lambda a, affine: (a, np.diag([1e-3, 1e-3, 1e-3, 1])), "voxels of 0.001"),
+            (lambda a, affine: (-a - 1, affine), "no voxel is positive"),
+            (lambda a, affine: a, "of type ndarray.*a path, a nibabel image, or"),
+        ],
+    )
+    def test_what_a_file_is_refused_for_is_refused(self, study, bids, change, message):
+        image = nib.load(pet_path(bids))
+        model = cldm_jax.Synthesiser(study.unet, targets="ct")
+        with pytest.raises(UserError, match=message):
+            model(change(np.asarray(image.dataobj), image.affine))
+
+    def test_images_of_other_kinds(self, bids):
+        """Codes and the frame's axis are kept, an affine that was changed in memory counts."""
+        image = nib.load(pet_path(bids))
+        image.set_sform(image.affine, code=4)
+        framed = nib.Nifti2Image(np.asarray(image.dataobj)[..., None], image.affine, None)
+        for given in (image, framed, nib.MGHImage(np.asarray(image.dataobj), image.affine)):
+            volume = nifti.from_image(given)
+            made = nifti.to_image(volume.array, volume)
+            np.testing.assert_allclose(made.affine, given.affine, atol=1e-4)
+            np.testing.assert_array_equal(made.get_fdata(), given.get_fdata())
+        assert (
+            int(nifti.to_image(image.get_fdata(), nifti.from_image(image)).header["sform_code"])
+            == 4
+        )
+        image.affine[0, 3] += 7
+        assert nifti.from_image(image).affine[0, 3] == image.affine[0, 3]
+
+    def test_a_dataset_is_not_one_pet(self, study, bids):
+        with pytest.raises(UserError, match="holds 4 PET images.*Give one, such as"):
+            cldm_jax.synthesise(bids, checkpoint=study.ldm)
+
+    def test_importing_is_light(self):
+        heavy = ("jax", "numpy", "nibabel", "flax")
+        code = f"import sys, cldm_jax; cldm_jax.__version__; print(set({heavy}) & set(sys.modules))"
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == "set()", done.stderr
+        assert "synthesise" in dir(cldm_jax) and not hasattr(cldm_jax, "synthesize")
 
 
 class TestDataset:

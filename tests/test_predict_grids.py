@@ -17,7 +17,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.jobs import predict
 from cldm_jax.methods.base import Method, Prediction
 from cldm_jax.runs import readouts
-from cldm_jax.volumes import derivatives, synthesis
+from cldm_jax.volumes import derivatives, opened, synthesis
 
 CT_WINDOW = (-1024.0, 3071.0)
 GRID = {
@@ -57,7 +57,7 @@ def identity_model():
     method = Method(None, None, {"onestep": _identity}, {"onestep": 1})
     made = readouts.Run("", "identity", config, {"data": data}, 0, method, (), None)
     patch = pytest.MonkeyPatch()
-    patch.setattr(predict, "open_run", lambda *args: made)
+    patch.setattr(opened, "open_run", lambda *args: made)
     patch.setattr(derivatives, "model_identity", lambda *args: "0" * 64)
     yield
     patch.undo()
@@ -204,7 +204,7 @@ class TestChecks:
         pet = nifti.read_volume(path)
         if change is not None:
             pet = dataclasses.replace(pet, array=change(pet.array).astype(np.float32))
-        setting = synthesis.read_setting(predict.open_run(""))
+        setting = synthesis.read_setting(opened.open_run(""))
         source = synthesis.make_source(pet, setting)
         checks = pet_checks.check_pet(pet, setting.grid, source.affine, len(source.slices))
         return {c.name for c in checks if c.warning}

@@ -7,6 +7,7 @@ from cldm_jax.data import nifti
 from cldm_jax.jobs import predict, simulate
 from cldm_jax.metrics.image import psnr
 from cldm_jax.runtime import weights
+from cldm_jax.volumes import opened
 from configs import simulate as simulate_config
 
 
@@ -21,10 +22,10 @@ def people(tmp_path_factory):
 
 
 def test_it_is_small_and_says_where_it_comes_from():
-    files = list(predict.SHIPPED.iterdir())
+    files = list(opened.SHIPPED.iterdir())
     assert sum(f.stat().st_size for f in files) <= 4 << 20
-    card = weights.read_card(predict.SHIPPED)
-    weights.load(predict.SHIPPED, card)
+    card = weights.read_card(opened.SHIPPED)
+    weights.load(opened.SHIPPED, card)
     assert card["training"]["data"]["contrast"] == "simulated"
     assert "not for clinical use" in card["intended_use"]
 

@@ -41,6 +41,8 @@ def otsu(values: np.ndarray) -> float:
     Values are clipped at their 99.5th percentile first: a few bright vessels would else shift it.
     """
     top = np.percentile(values, 99.5)
+    if top <= values.min():  # nearly all of it is one value
+        top = values.max()
     counts, edges = np.histogram(np.minimum(values, top), 256)
     centres = (edges[:-1] + edges[1:]) / 2
     below = np.cumsum(counts)[:-1].astype(np.float64)

@@ -7,6 +7,7 @@ checksum, and loads NaN, 2D, RGB and constant images without complaint.
 
 import dataclasses
 import gzip
+import hashlib
 import logging
 import pathlib
 import zlib
@@ -101,19 +102,10 @@ def write_volume(path, array, affine, *, dtype, like: Volume | None = None, desc
         data = np.rint(data)
         if not (np.isfinite(data).all() and data.min() >= info.min and data.max() <= info.max):
             raise ValueError(f"{path}: values outside {dtype} ({data.min()} .. {data.max()})")
-    version2 = like is not None and isinstance(like.header, nib.Nifti2Header)
-    header = make_header(data.shape, dtype, affine, version2=version2)
-    if like is not None:
-        shape = like.header.get_data_shape()
-        if data.shape != shape[:3]:
-            raise ValueError(f"{path}: {data.shape} voxels, but those of `like` are {shape[:3]}")
-        header.set_data_shape(shape)
-        for field in _GEOMETRY:
-            header[field] = like.header[field]
-    header.set_slope_inter(1.0, 0.0)
+    header = _header_like(data.shape, dtype, affine, like, description)
+    version2 = isinstance(header, nib.Nifti2Header)
     header["vox_offset"] = 544 if version2 else 352
     header["magic"] = b"n+2\0\r\n\x1a\n" if version2 else b"n+1"
-    header["descrip"] = description.encode()[:79]
     body = header.binaryblock + b"\0\0\0\0" + data.astype(dtype.newbyteorder("<")).tobytes("F")
     with atomic_path(path) as tmp:
         if str(path).endswith(".gz"):  # mtime 0 and no file name: the bytes depend on the data only
@@ -121,6 +113,80 @@ def write_volume(path, array, affine, *, dtype, like: Volume | None = None, desc
                 g.write(body)
         else:
             tmp.write_bytes(body)
+
+
+def _header_like(shape, dtype, affine, like: Volume | None, description: str):
+    """See `write_volume`."""
+    version2 = like is not None and isinstance(like.header, nib.Nifti2Header)
+    header = make_header(shape, dtype, affine, version2=version2)
+    if like is not None:
+        theirs = like.header.get_data_shape()
+        if shape != theirs[:3]:
+            raise ValueError(f"{shape} voxels, but those of `like` are {theirs[:3]}")
+        header.set_data_shape(theirs)
+        for field in _GEOMETRY:
+            header[field] = like.header[field]
+    header.set_slope_inter(1.0, 0.0)
+    header["descrip"] = description.encode()[:79]
+    return header
+
+
+def is_image(value) -> bool:
+    """Whether it is an image of nibabel's, of a kind that has voxels in space."""
+    return isinstance(value, nib.spatialimages.SpatialImage)
+
+
+def from_image(image, name: str = "image") -> Volume:
+    """A nibabel image as a checked volume: what `read_volume` refuses in a file is refused in it."""
+    if image.affine is None:
+        raise UserError(name, "has no affine", "Give an array with its affine")
+    array = np.asanyarray(image.dataobj)
+    if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one
+        return from_array(array, image.affine, name)
+    header = image.header.copy()
+    if not np.allclose(header.get_best_affine(), image.affine, atol=1e-4):
+        header.set_sform(image.affine, code=2)  # changed since: as nibabel saves it
+        header.set_qform(image.affine, code=0)
+    return _from_memory(array, header, name)
+
+
+def from_array(array, affine, name: str = "array") -> Volume:
+    """Voxels [x, y, z] and the affine that takes their indices to world mm (RAS+), checked."""
+    array, affine = np.asanyarray(array), np.asarray(affine, np.float64)
+    if affine.shape != (4, 4) or not np.isfinite(affine).all():
+        reason = f"an affine of shape {affine.shape}, or with NaN or infinity"
+        raise UserError(name, reason, "Give 4 x 4 numbers: voxel index to world mm (RAS+)")
+    if array.dtype.names or array.dtype.kind not in "iuf":
+        raise UserError(name, f"voxels are {array.dtype}", "Give real numbers")
+    if max(array.shape, default=0) > np.iinfo(np.int16).max:
+        raise UserError(name, f"shape {array.shape} is too large", "Crop it to the head")
+    try:
+        header = make_header(array.shape, np.float32, affine)
+    except (nib.spatialimages.HeaderDataError, ValueError) as e:  # 8D; singular
+        raise UserError(name, str(e), "Give a 3D array and its affine") from e
+    return _from_memory(array, header, name)
+
+
+def _from_memory(array: np.ndarray, header, name: str) -> Volume:
+    header.set_data_dtype(array.dtype if array.dtype.kind != "f" else np.float32)
+    shape = _check_header(name, header, MAX_BYTES)
+    with np.errstate(over="ignore"):  # beyond float32 becomes inf and is refused
+        array = np.asarray(array, np.float32).reshape(shape)
+    affine, spacing, notes = _check_affine(name, header)
+    _check_values(name, array, allow_constant=False)
+    digest = hashlib.sha256(repr((shape, affine.tolist())).encode())
+    digest.update(np.ascontiguousarray(array).tobytes())
+    return Volume(array, affine, spacing, header, digest.hexdigest(), notes)
+
+
+def to_image(array, like: Volume):
+    """`array` [x, y, z] on the voxels of `like` as a nibabel image, float32, with the header that
+    `write_volume` gives a file.
+    """
+    data = np.asarray(array, np.float32)
+    header = _header_like(data.shape, np.float32, like.affine, like, SYNTHETIC)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    return kind(data.reshape(header.get_data_shape()), header.get_best_affine(), header)
 
 
 def canonical(volume: Volume) -> Volume:

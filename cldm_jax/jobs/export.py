@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cldm_jax import __version__, console, files
+from cldm_jax.data import pet_ranges, shards
 from cldm_jax.errors import UserError
 from cldm_jax.methods.base import Method
 from cldm_jax.models import monai_names
@@ -76,6 +77,7 @@ def run(config, workdir: str) -> None:
         raise UserError(config.run, "is an autoencoder, which predicts nothing by itself", remedy)
     method, _ = stored_method(stored)
     _check_modes(config, method)
+    stored = _with_pet_ranges(config.run, stored)
     (folder / weights.CARD).unlink(missing_ok=True)  # from here on, nothing that looks whole
     for old in folder.glob("*.stablehlo"):
         old.unlink()
@@ -91,6 +93,24 @@ def run(config, workdir: str) -> None:
     for name, entry in card["files"].items():
         print(f"wrote {folder / name} ({entry['bytes'] / 1e6:.2f} MB)")
     print(f"exported {card['name']}, step {card['step']}, in {time.monotonic() - began:.1f} s")
+
+
+def _with_pet_ranges(run: str, stored: Stored) -> Stored:
+    """`stored` with the ranges of its training people's PETs: of a run that was made before there were
+    any, measured now where its prepared data still lie where it read them.
+    """
+    if stored.manifest.get("pet_ranges"):
+        return stored
+    data = stored.config["data"]
+    folder = pathlib.Path(data["prepared"] or f"{data['root']}/prepared")
+    ranges, why = None, f"{folder} is not there"
+    if (folder / shards.INDEX).is_file():
+        prepared, why = shards.Prepared(folder), f"{folder} holds other data now"
+        if prepared.index["fingerprint"] == stored.manifest["data"]["fingerprint"]:
+            ranges, why = pet_ranges.of_people(prepared), "too few training people"
+    if ranges is None:
+        print(f"{run}: PETs unlike the training people's will not be flagged: {why}", flush=True)
+    return stored._replace(manifest={**stored.manifest, "pet_ranges": ranges})
 
 
 def _carry_calibration(run: str, folder: pathlib.Path, stored: Stored) -> list[str]:
@@ -121,6 +141,7 @@ def make_card(stored: Stored, method: Method, facts: dict, programs: dict) -> di
         for name, m in data["modalities"].items()
     }
     training = {k: manifest[k] for k in TRAINING_FIELDS}
+    training["pet_ranges"] = manifest.get("pet_ranges")
     if manifest.get("imported"):
         training["imported"] = manifest["imported"]
     kept = {k: config[k] for k in CONFIG_FIELDS[""]}

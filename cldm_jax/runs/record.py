@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from cldm_jax import __version__, files
+from cldm_jax.data import pet_ranges
 from cldm_jax.errors import UserError
 from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.checkpoint import BEST, Checkpoints
@@ -191,6 +192,8 @@ def make_manifest(config, workdir, inputs, state, resolved) -> dict:
         "best": old.get("best"),  # {"step", "psnr"} of the best validation, None without one
         # The weights it began with: {"file", "sha256", "key"}, or None.
         "imported": old.get("imported"),
+        # What prediction compares a new PET with; None: too few people.
+        "pet_ranges": old.get("pet_ranges") or pet_ranges.of_people(inputs.prepared),
         "finished": False,
     }
 

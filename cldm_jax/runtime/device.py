@@ -73,6 +73,14 @@ def enable_compilation_cache(keep: bool = True) -> None:
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 
+def keep_compiled() -> None:
+    """`enable_compilation_cache` in somebody else's process: not where a cache folder is set already."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        enable_compilation_cache()
+
+
 def compile_step(step, *args):
     """`step` (of `jax.jit`) compiled for these arguments, to be called with the like of them.
 

@@ -123,35 +123,48 @@ def is_calibrated(model) -> bool:
     return model.sd_mode == CALIBRATED
 
 
-def write(names: Names, request, model, pet, facts, checks, volumes, timings: dict) -> None:
+def names_for(out, found, model) -> Names:
+    """Of what `model` makes of the input `found` below the folder `out`."""
+    has_regions = is_calibrated(model)
+    return Names(out, found, model.targets, bool(model.sd_mode), has_regions=has_regions)
+
+
+def describe(request, model, answer) -> tuple[dict[tuple[str, str], dict], dict]:
+    """({(target, kind): sidecar}, what they have in common); kinds as in `Names.kinds`. Without SHA256,
+    which is of a file.
+    """
+    key = run_key(request, model, answer.looked.pet.sha256)
+    common = _provenance(request, model, answer) | {"RunKey": key}
+    kinds = ("synth", "synthsd") if model.sd_mode else ("synth",)
+    about = {(t, k): {**_about(t, k, model), **common} for t in answer.volumes for k in kinds}
+    return about, common
+
+
+def write(names: Names, request, model, answer) -> None:
     """Images, then the report, then sidecars; each whole or not at all, `names.partial()` meanwhile."""
-    key = run_key(request, model, pet.sha256)
+    pet = answer.looked.pet
+    about, common = describe(request, model, answer)
     _sweep(names)
-    files.write_json(names.partial(), {"RunKey": key})
+    files.write_json(names.partial(), {"RunKey": common["RunKey"]})
     _describe_dataset(names.out)
-    common = _provenance(request, model, pet, facts, checks, timings) | {"RunKey": key}
     sidecars = {}
-    for target, synthetic in volumes.items():
-        images = {"synth": synthetic.image, "synthsd": synthetic.sd}
-        for kind in names.kinds:
-            path = names.image(target, kind)
-            whole_hu = target == "ct" and kind == "synth"
-            nifti.write_volume(
-                path,
-                images[kind],
-                pet.affine,
-                dtype=np.int16 if whole_hu else np.float32,
-                like=pet,
-                description=nifti.SYNTHETIC,
-            )
-            sidecars[sidecar(path)] = {
-                **_about(target, kind, model),
-                **common,
-                "SHA256": files.sha256_file(path),
-            }
+    for (target, kind), facts in about.items():
+        path = names.image(target, kind)
+        made = answer.on_pet(target)
+        whole_hu = target == "ct" and kind == "synth"
+        nifti.write_volume(
+            path,
+            made.image if kind == "synth" else made.sd,
+            pet.affine,
+            dtype=np.int16 if whole_hu else np.float32,
+            like=pet,
+            description=nifti.SYNTHETIC,
+        )
+        sidecars[sidecar(path)] = {**facts, "SHA256": files.sha256_file(path)}
     if names.has_regions:
         path = names.regions()
-        files.write_text(path, uncertainty.to_tsv({t: v.regions for t, v in volumes.items()}))
+        rows = {t: v.regions for t, v in answer.volumes.items()}
+        files.write_text(path, uncertainty.to_tsv(rows))
         sidecars[sidecar(path)] = {
             "Description": DISCLAIMER,
             **uncertainty.about_table(model.run.calibration, model.targets),
@@ -160,7 +173,7 @@ def write(names: Names, request, model, pet, facts, checks, volumes, timings: di
         }
     if request.report:
         people = model.run.calibration.people if is_calibrated(model) else 0
-        _write_page(names, pet, volumes, checks, common, people)
+        _write_page(names, answer, common, people)
     for path, value in sidecars.items():
         files.write_json(path, value)
     names.partial().unlink()
@@ -185,9 +198,10 @@ def _is_running(process: int) -> bool:
     return True
 
 
-def _write_page(names: Names, pet, volumes, checks, provenance: dict, calibrated: int) -> None:
+def _write_page(names: Names, answer, provenance: dict, calibrated: int) -> None:
     from cldm_jax.report import volume_page
 
+    pet, volumes = answer.looked.head, answer.volumes
     ras = nifti.canonical(pet)
 
     def turn(array):
@@ -200,7 +214,8 @@ def _write_page(names: Names, pet, volumes, checks, provenance: dict, calibrated
     )
     centre = np.linalg.solve(ras.affine, [*convert.pet_center_mm(ras), 1.0])[:3]
     last = np.array(ras.array.shape) - 1
-    hidden = ("InputChecks", "GeneratedBy", "SpatialReference")
+    hidden = ("InputChecks", "InputMeasures", "OutsideTrainingRange")  # are among the checks
+    hidden += ("GeneratedBy", "SpatialReference")
     facts = {k: _words(v) for k, v in provenance.items() if k not in hidden and v not in (None, {})}
     volume_page.write(
         names.report(),
@@ -208,7 +223,7 @@ def _write_page(names: Names, pet, volumes, checks, provenance: dict, calibrated
         views,
         (ras.affine, pet.affine),
         np.clip(np.rint(centre), 0, last).astype(int),
-        checks,
+        answer.looked.checks,
         facts | {"Software": f"cldm_jax {__version__}"},
         simulated=provenance["TrainedOnContrast"] == "simulated",
         calibrated=calibrated,
@@ -251,8 +266,9 @@ def _sd_words(model) -> str:
     )
 
 
-def _provenance(request, model, pet, facts, checks, timings: dict) -> dict:
-    data = model.run.manifest["data"]
+def _provenance(request, model, answer) -> dict:
+    data, looked = model.run.manifest["data"], answer.looked
+    measured = {k: v and float(f"{v:.4g}") for k, v in looked.measured.items()}
     return {
         "Method": model.run.name,
         "Mode": model.mode,
@@ -264,11 +280,16 @@ def _provenance(request, model, pet, facts, checks, timings: dict) -> dict:
         "ModelStep": model.run.step,
         "TrainedOn": data["name"],
         "TrainedOnContrast": data["contrast"],
-        "InputSHA256": pet.sha256,
-        "InputFacts": facts,
-        "InputChecks": [{"Name": c.name, "Value": c.value, "Warning": c.warning} for c in checks],
+        "InputSHA256": looked.pet.sha256,
+        "InputFacts": looked.facts,
+        "InputChecks": [
+            {"Name": c.name, "Value": c.value, "Warning": c.warning} for c in looked.checks
+        ],
+        "HeadBox": looked.crop and [[b.start, b.stop] for b in looked.crop.box],
+        "InputMeasures": measured,
+        "OutsideTrainingRange": "not known" if looked.outside is None else looked.outside,
         "SpatialReference": "orig",
-        "Seconds": timings,
+        "Seconds": answer.timings,
         "Hardware": device.describe(),
         "Written": datetime.date.today().isoformat(),
         "GeneratedBy": [

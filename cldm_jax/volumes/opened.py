@@ -1,0 +1,174 @@
+"""A trained model opened for whole volumes, with the read-outs, targets and samples a request means."""
+
+import math
+import pathlib
+import re
+from typing import NamedTuple
+
+import jax
+
+from cldm_jax.data import pet_ranges
+from cldm_jax.errors import UserError
+from cldm_jax.runs import spread
+from cldm_jax.runs.readouts import Run, open_run
+from cldm_jax.volumes import derivatives, synthesis
+
+SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "weights" / "phantom"
+SAMPLES = 4  # K where neither the caller nor a calibration gives one
+CPU_BATCH, GPU_BATCH = 16, 64  # slices, where the caller gives none
+
+
+class Request(NamedTuple):
+    """What is asked for, however it was asked."""
+
+    input: str
+    out: str
+    checkpoint: str = ""  # workdir of a training or exported folder; "" = the one that is shipped
+    targets: tuple[str, ...] = ()  # () = all that the model makes
+    mode: str = ""  # a read-out, see MODES of the command line; "" = mirror where there is one
+    samples: int = 0  # K of mean, recentred and the uncertainty; 0 = as calibrated, else SAMPLES
+    sharpness: float = 1.0  # of recentred: 0 is the point image
+    steps: int = 0  # DDIM steps; 0 = the model's own
+    seed: int = 0
+    uncertainty: bool = False
+    batch_size: int = 0  # slices; 0 = by the device
+    report: bool = False
+    overwrite: bool = False
+    series: str = ""  # number of a DICOM series among several; "" = the only one, or only PET
+    part: str = ""  # "3/10": every tenth image of several, from the third on
+
+
+class Model(NamedTuple):
+    """An opened model with its read-outs chosen."""
+
+    run: Run
+    setting: synthesis.Setting
+    targets: tuple[str, ...]
+    mode: str
+    sd_mode: str
+    samples: int | None  # that are drawn of each slice, at most; None: none are
+    sampling: dict | None  # settings of the samplers, as they are used
+    identity: str  # SHA-256 of its weights
+    batch_size: int
+    member_batch: int  # of samples drawn one by one
+    uncalibrated: str  # why an uncertainty is not; "" also where none is asked for
+    pet_ranges: dict | None  # of training people's PETs, see `data.pet_ranges`; None: not known
+
+    def evaluations(self) -> int:
+        """Of the network, for each slice."""
+        known, total = self.run.method.evaluations, spread.evaluations(self.run, self.mode)
+        if self.sd_mode == synthesis.CALIBRATED:
+            found = self.run.calibration
+            total += found.samples * known["sample"] + known[found.point] * (
+                self.mode != found.point
+            )
+        elif self.sd_mode not in ("", self.mode):
+            total += known[self.sd_mode]
+        return total
+
+
+def open_model(request: Request) -> Model:
+    """The model that a request asks for, with its read-outs. UserError where it cannot do that."""
+    checkpoint = request.checkpoint or str(SHIPPED)
+    if request.samples < 0 or request.steps < 0 or request.batch_size < 0:
+        given = f"samples {request.samples}, steps {request.steps}, batch size {request.batch_size}"
+        raise UserError("samples, steps, batch size", given, "Give positive numbers")
+    if not 0 <= request.sharpness < math.inf:
+        given = f"sharpness {request.sharpness}"
+        raise UserError(given, "out of range", "Give 0 (the point image) or more; 1 is a sample's")
+    if not pathlib.Path(checkpoint).is_dir():
+        raise UserError(checkpoint, "no such folder", "Give a training's workdir or an export")
+    opened = open_run(checkpoint)
+    if "reconstruct" in opened.method.predict:  # which gives the target back, and there is none
+        reason = "is an autoencoder, which predicts nothing by itself"
+        raise UserError(checkpoint, reason, "Give the latent method trained on it")
+    sampling = opened.config["recipe"].get("sampling")
+    if sampling is not None:
+        steps = request.steps or sampling["num_sampling_steps"]
+        calibrated = opened.calibration.samples if opened.calibration else SAMPLES
+        request = request._replace(
+            samples=request.samples or (calibrated if request.uncertainty else SAMPLES)
+        )
+        asked = {"num_samples": sorted({1, request.samples}), "num_sampling_steps": steps}
+        sampling = {**sampling, **asked}
+        opened = open_run(checkpoint, sampling)
+    elif request.steps:
+        raise UserError("steps", f"{opened.name} does not sample", "Leave them out")
+    setting = synthesis.read_setting(opened)
+    mode, sd_mode = _modes(request, opened)
+    why = _why_uncalibrated(request, opened) if sd_mode else ""
+    if sd_mode and not why:
+        sd_mode = synthesis.CALIBRATED
+    samples = _samples(mode, request.samples if sd_mode else 0)
+    on_cpu = jax.default_backend() == "cpu"
+    batch_size = request.batch_size or (CPU_BATCH if on_cpu else GPU_BATCH)
+    return Model(
+        opened,
+        setting,
+        _targets(request, opened),
+        mode,
+        sd_mode,
+        samples,
+        sampling,
+        derivatives.model_identity(checkpoint, opened),
+        max(1, batch_size // (samples or 1)),  # a slice of a mean is K images in memory
+        max(1, batch_size),
+        why,
+        pet_ranges.check_form(checkpoint, opened.manifest.get("pet_ranges")),
+    )
+
+
+def _samples(mode: str, of_the_sd: int) -> int | None:
+    """The most samples that are drawn of a slice; None: none are."""
+    counted = re.fullmatch(r"(?:mean|recentred)(\d+)", mode)
+    own = int(counted[1]) if counted else int(mode == "sample")
+    return max(own, of_the_sd) or None
+
+
+def _why_uncalibrated(request: Request, opened: Run) -> str:
+    """Why a calibration cannot be used for the uncertainty; "" where it can."""
+    found = opened.calibration
+    if found is None:
+        return opened.uncalibrated or "the model brings no calibration"
+    if found.samples != request.samples:
+        return f"it was calibrated with {found.samples} samples, not {request.samples}"
+    missing = [t for t in _targets(request, opened) if t not in found.targets]
+    return f"it was calibrated without {', '.join(missing)}" if missing else ""
+
+
+def _targets(request: Request, opened: Run) -> tuple[str, ...]:
+    made = tuple(t for t in opened.config["data"]["targets"] if t != "pet")
+    for target in request.targets:
+        if target not in made:
+            known = ", ".join(made)
+            raise UserError(f"target {target!r}", "not trained for", f"This model makes: {known}")
+    return tuple(dict.fromkeys(request.targets)) or made
+
+
+def _modes(request: Request, opened: Run) -> tuple[str, str]:
+    """(read-out of the images, read-out of the SD or "")."""
+    known = opened.method.predict
+    means = f"mean{request.samples}"
+    mode = request.mode or ("mirror" if "mirror" in known else next(iter(known)))
+    if mode == "mean":
+        mode = means
+    if mode == spread.RECENTRED and spread.point_mode(opened) is not None:
+        if means not in known:
+            raise UserError("samples", "no mean to recentre from", "Give --samples 2 or more")
+        mode = f"{spread.RECENTRED}{request.samples}"
+        known = {**known, mode: None}
+    if mode not in known:
+        if mode == "mean1":
+            raise UserError("samples", "a mean of one", "Give --samples 2 or more")
+        words = ", ".join(dict.fromkeys(re.sub(r"^mean\d+$", "mean", m) for m in known))
+        if spread.point_mode(opened) is not None:
+            words += f", {spread.RECENTRED}"
+        raise UserError(f"mode {request.mode!r}", "not a read-out of this model", f"Known: {words}")
+    if not request.uncertainty:
+        return mode, ""
+    if means not in known or request.samples < 2:
+        reason = (
+            "needs at least two samples" if "sample" in known else "this model draws no samples"
+        )
+        raise UserError("uncertainty", reason, "Leave it out, or use a CLDM and --samples 4")
+    return mode, means
