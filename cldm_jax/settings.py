@@ -59,7 +59,7 @@ CHOICES = {
     "source_kind": ("image", "latent"),
     "on_device": "runs.feed:ON_DEVICE",
     "targets": ("pet", "ct", "mr"),
-    "conditioning": "methods.latent_diffusion:CONDITIONINGS",
+    "conditioning": "methods.readings:READINGS",
     "source_encoding": "methods.latent_diffusion:SOURCE_ENCODINGS",
     "schedule": "diffusion.schedule:SCHEDULES",
     "diffusion.target": "diffusion.parametrisation:TARGETS",

@@ -52,7 +52,9 @@ ONLY_IN = {
     "clu": ("runtime.writers", "jobs.train"),
 }
 # All that one method may import from the others.
-SHARED_METHODS = ("methods.base", "methods.common", "methods.codec", "methods.adversarial")
+SHARED_METHODS = tuple(
+    f"methods.{m}" for m in ("base", "common", "codec", "adversarial", "readings")
+)
 
 
 def is_inside(module: str, rooms) -> bool:

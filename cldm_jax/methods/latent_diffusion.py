@@ -1,9 +1,4 @@
-"""Phase two: the class-conditioned latent diffusion model (CLDM), three readings of the abstract.
-
-  concat  denoise the target latent given the source and the target's class code (the default)
-  sdedit  denoise any modality's latent given only its class; sample by noising the source latent part
-          of the way and denoising towards the target class (the literal "noise, then denoise")
-  bridge  a Brownian bridge from the source latent to the target latent, with the class code
+"""Phase two: the class-conditioned latent diffusion model (CLDM), in the readings of `readings.py`.
 
 The autoencoder is frozen inside the state: a checkpoint is all that prediction needs.
 """
@@ -18,7 +13,6 @@ import jax.numpy as jnp
 
 from cldm_jax.diffusion import guidance, parametrisation, samplers
 from cldm_jax.diffusion.noise import through_plane_weights
-from cldm_jax.diffusion.schedule import SCHEDULES, ZERO_SNR
 from cldm_jax.methods.base import (
     Method,
     Prediction,
@@ -28,11 +22,11 @@ from cldm_jax.methods.base import (
 )
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.common import make_update
+from cldm_jax.methods.readings import READINGS, Reading, alphas_bar
 from cldm_jax.models.build import make_latent_unet
 from cldm_jax.models.init import init_params
 from cldm_jax.models.layers import space_to_depth
 
-CONDITIONINGS = ("concat", "sdedit", "bridge")
 SOURCE_ENCODINGS = ("s2d", "latent")
 SIGMA_FLOOR = 0.15  # of `noise_weight`: nearly clean rows must not outweigh all others
 
@@ -69,16 +63,10 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
     own). Raises ValueError for combinations that cannot work.
     """
     d, s = diffusion, sampling
-    if d["conditioning"] not in CONDITIONINGS:
-        raise ValueError(f"unknown conditioning {d['conditioning']!r}; known: {CONDITIONINGS}")
-    if d["conditioning"] != "concat" and d["source_encoding"] != "latent":
-        raise ValueError(f"conditioning {d['conditioning']!r} needs source_encoding 'latent'")
-    if d["conditioning"] == "bridge" and d["target"] != "x0":
-        raise ValueError("conditioning 'bridge' predicts x0: set target to 'x0'")
-    if max(d["onestep_share"]) > 0 and (d["target"] == "eps" or d["conditioning"] != "concat"):
-        raise ValueError("onestep rows need conditioning 'concat' and a v or x0 target")
-    if max(d["onestep_share"]) > 0 and d["schedule"] not in ZERO_SNR:
-        raise ValueError(f"onestep rows need zero terminal SNR: schedule {' or '.join(ZERO_SNR)}")
+    if d["conditioning"] not in READINGS:
+        known = ", ".join(READINGS)
+        raise ValueError(f"unknown conditioning {d['conditioning']!r}; known: {known}")
+    READINGS[d["conditioning"]].check(d)
     codec = make_codec(autoencoder)
     net = make_latent_unet(model, codec.latent_channels)
     cldm = _Cldm(codec, net, d, s, optim["num_train_steps"])
@@ -114,21 +102,16 @@ class _Cldm:
     num_train_steps: int
 
     @property
-    def is_bridge(self) -> bool:
-        return self.diffusion["conditioning"] == "bridge"
+    def reading(self) -> Reading:
+        return READINGS[self.diffusion["conditioning"]]
 
     @property
     def reads(self) -> tuple[str, ...]:
         """What a training step is given: sdedit learns one modality's latents, and no source."""
-        is_alone = self.diffusion["conditioning"] == "sdedit"
-        return ("target", "label") if is_alone else ("source", "target", "label")
-
-    @property
-    def num_timesteps(self) -> int:
-        return self.diffusion["num_timesteps"]
+        return ("source",) * self.reading.sees_source + ("target", "label")
 
     def alphas_bar(self):
-        return SCHEDULES[self.diffusion["schedule"]](self.num_timesteps)
+        return alphas_bar(self.diffusion)
 
     # Latents and the source
 
@@ -172,29 +155,24 @@ class _Cldm:
         return self.source_latents(frozen, z.reshape(*z.shape[:3], -1))
 
     def condition(self, source):
-        """What is concatenated to the noisy latent: nothing for sdedit, which never sees the source."""
-        return None if self.diffusion["conditioning"] == "sdedit" else source
+        """What is concatenated to the noisy latent, if anything."""
+        return source if self.reading.sees_source else None
 
     # Training
 
     def noisy_input(self, z0, source, t, is_onestep, eps):
         """(network input zt, step t, regression target) of each row."""
-        if self.is_bridge:
-            variance = self.diffusion["bridge_variance"]
-            m, delta = samplers.bridge_coefficients(t, self.num_timesteps, variance)
-            m, delta = (v[:, None, None, None] for v in (m, delta))
-            return (1 - m) * z0 + m * self.centre(source) + jnp.sqrt(delta) * eps, t, z0
-        t = jnp.where(is_onestep, self.num_timesteps - 1, t)
-        a, sigma = parametrisation.coefficients(self.alphas_bar(), t, z0.ndim)
-        zt = parametrisation.add_noise(z0, eps, a, sigma)
-        zt = jnp.where(is_onestep[:, None, None, None], 0.0, zt)
-        return zt, t, parametrisation.make_target(self.diffusion["target"], z0, eps, a, sigma)
+        d = self.diffusion
+        t = jnp.where(is_onestep, d["num_timesteps"] - 1, t)
+        zs = None if source is None else self.centre(source)
+        zt, target = self.reading.add_noise(d, z0, zs, t, eps)
+        return jnp.where(is_onestep[:, None, None, None], 0.0, zt), t, target
 
     def draw(self, rng, batch):
         """Step, noise and the two lots of every row."""
         keys, shape = jax.random.split(rng, 4), batch["target"].shape
         return {
-            "t": jax.random.randint(keys[0], shape[:1], 0, self.num_timesteps),
+            "t": jax.random.randint(keys[0], shape[:1], 0, self.diffusion["num_timesteps"]),
             "eps": jax.random.normal(keys[1], shape),
             "onestep_lot": jax.random.uniform(keys[2], shape[:1]),
             "drop_lot": jax.random.uniform(keys[3], shape[:1]),
@@ -233,7 +211,7 @@ class _Cldm:
             "loss_noisy": masked_mean(per_example, ~is_onestep),
             "onestep_share": share,
         }
-        if d["min_snr_gamma"] > 0 and not self.is_bridge:
+        if d["min_snr_gamma"] > 0:
             snr_weight = parametrisation.min_snr_weight(
                 d["target"], self.alphas_bar(), t, d["min_snr_gamma"]
             )
@@ -267,33 +245,14 @@ class _Cldm:
         """One standardised latent per row. noise_fn(i, shape) -> standard normal [rows, *shape]: the
         start's for i = 0, sampling step i - 1's where eta > 0.
         """
-        d, s = self.diffusion, self.sampling
         shape = (*source.shape[1:3], self.codec.latent_channels)
-        start = noise_fn(0, shape)
-        denoise_fn, steps = self.denoiser(state, source, label), s["num_sampling_steps"]
-        if self.is_bridge:
-            return samplers.bridge(
-                denoise_fn,
-                self.centre(source),
-                self.num_timesteps,
-                variance=d["bridge_variance"],
-                num_sampling_steps=steps,
-                noise_fn=lambda i: start,
-            )
-        alphas_bar, t_start = self.alphas_bar(), None
-        if d["conditioning"] == "sdedit":
-            t_start = max(round(s["sdedit_strength"] * self.num_timesteps) - 1, 0)
-            ab = alphas_bar[t_start]
-            start = jnp.sqrt(ab) * self.centre(source) + jnp.sqrt(1 - ab) * start
-        return samplers.ddim(
-            denoise_fn,
-            start,
-            alphas_bar,
-            target=d["target"],
-            num_sampling_steps=steps,
-            eta=s["eta"],
-            noise_fn=lambda i: noise_fn(i + 1, shape),
-            t_start=t_start,
+        return self.reading.sample(
+            self.diffusion,
+            self.sampling,
+            self.denoiser(state, source, label),
+            self.centre(source),
+            noise_fn(0, shape),
+            lambda i: noise_fn(i + 1, shape),
         )
 
     def predict_samples(self, state, batch, rng, *, num_samples: int):

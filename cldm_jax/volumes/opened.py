@@ -13,7 +13,9 @@ from cldm_jax.runs import spread
 from cldm_jax.runs.readouts import Run, open_run
 from cldm_jax.volumes import derivatives, synthesis
 
-SHIPPED = pathlib.Path(__file__).resolve().parent.parent / "weights" / "phantom"
+WEIGHTS = pathlib.Path(__file__).resolve().parent.parent / "weights"
+SHIPPED = WEIGHTS / "heads"  # answers where no model is named
+PHANTOM = WEIGHTS / "phantom"  # of the embedded phantom's people alone: what the notebooks look at
 SAMPLES = 4  # K where neither the caller nor a calibration gives one
 CPU_BATCH, GPU_BATCH = 16, 64  # slices, where the caller gives none
 
