@@ -6,8 +6,8 @@
   bridge  a Brownian bridge from the source latent to the target latent, with the class code
 
 `d` are the diffusion's settings and `s` the sampling's (`latent_diffusion.make`); `zs` is the middle
-source slice's standardised latent, [B, h, w, C] like the target's `z0` (nothing of the kind, and not looked
-at, where the source comes as pixels).
+source slice's standardised latent, [B, h, w, C] like the target's `z0`; concat, whose source may come as
+pixels, does not look at it.
 """
 
 from collections.abc import Callable
