@@ -70,8 +70,11 @@ def rire(data, folder, checkpoint, out) -> dict[str, float]:
     images = [nib.as_closest_canonical(nib.load(f)) for f in files]
     spacing = np.linalg.norm(images[0].affine[:3, :3], axis=0)
     pet, t1, mr, ct = (i.get_fdata() for i in images)
-    planes = [(2, int(f * pet.shape[2])) for f in (0.3, 0.5, 0.7)]
+    planes = [(2, int(f * pet.shape[2])) for f in (0.35, 0.55, 0.75)]
     columns = {"PET": pet, "synthetic CT": ct, "synthetic MR": mr, "real MR": t1}
+    x, y, _ = np.nonzero(ndimage.binary_dilation(head(t1), iterations=8))
+    box = np.s_[x.min() : x.max(), y.min() : y.max()]
+    columns = {title: image[box] for title, image in columns.items()}
     figure(out / "rire.png", columns, planes, spacing)
     return scores(pet, mr, t1, spacing)
 
@@ -182,14 +185,14 @@ def figure(path, columns: dict, planes, spacing):
     fig, axes = plt.subplots(
         len(planes), len(columns), figsize=(2.2 * len(columns), 2.4 * len(planes)), squeeze=False
     )
-    for row, (axis, index) in zip(axes, planes, strict=True):
+    for number, (row, (axis, index)) in enumerate(zip(axes, planes, strict=True)):
         across, up = (s for a, s in enumerate(spacing) if a != axis)
         for cell, (title, image) in zip(row, columns.items(), strict=True):
             low, high = (-200, 1200) if "CT" in title else (0, np.percentile(image, 99.7))
             plane = np.take(image, index, axis).T[::-1]
             cell.imshow(plane, cmap="gray", vmin=low, vmax=high, aspect=up / across)
             cell.axis("off")
-            if row is axes[0]:
+            if number == 0:
                 cell.set_title(title, fontsize=9)
     fig.tight_layout()
     fig.savefig(path, dpi=80)

@@ -691,7 +691,7 @@ def poisoned(poison: Poison):
 
 @contextlib.contextmanager
 def unguarded(_):
-    from cldm_jax.jobs import train
+    from cldm_jax.runs import steps
 
     def plain(step):
         def as_it_comes(state, first_bad, batch, rng):
@@ -700,7 +700,7 @@ def unguarded(_):
 
         return as_it_comes
 
-    with mock.patch.object(train, "guarded", plain):
+    with mock.patch.object(steps, "guarded", plain):
         yield
 
 

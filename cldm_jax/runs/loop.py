@@ -145,7 +145,7 @@ class Kept:
         """Gives the loop its hooks; returns the one that a resumed run may owe something at once."""
         every, clock = self.config.train, record.Clock(self.manifest)
         log = Log(every.log_every, writer, clock, progress, self.refuse)
-        keep = functools.partial(record.keep_best, self.workdir, self.manifest)
+        keep = functools.partial(record.keep_best, self.config, self.workdir, self.manifest)
         validate = Validate(every.val_every, log.settle, validation, writer, keep, self.saves)
         save = Save(every.save_every, log.settle, clock, self.saves)
         self.loop.hooks = [log, validate, save]

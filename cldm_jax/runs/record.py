@@ -198,11 +198,28 @@ def make_manifest(config, workdir, inputs, state, resolved) -> dict:
     }
 
 
-def keep_best(workdir, manifest: dict, step: int, scalars: dict, state) -> None:
+def first_whole_step(config) -> int:
+    """The first step of training `config` at which all that it learns is being learnt: a CLDM's noisy
+    rows may come after its one-step rows.
+    """
+    diffusion = config.recipe.get("diffusion", {})
+    first, last = diffusion.get("onestep_share", (0, 0))
+    return (
+        math.ceil(diffusion["onestep_ramp"][1] * config.train.num_train_steps)
+        if last < first
+        else 0
+    )
+
+
+def keep_best(config, workdir, manifest: dict, step: int, scalars: dict, state) -> None:
     """Keeps the averaged parameters of the best validation so far, by mean PSNR over targets.
 
-    A resumed run meets the same validations again and comes to the same choice.
+    What is validated is the mean image. Where samples are learnt after it, a step before they are is
+    none to keep: its samples would be noise. A resumed run meets the same validations again and comes to
+    the same choice.
     """
+    if step < first_whole_step(config):
+        return
     psnr = [v for k, v in scalars.items() if k.startswith("val/psnr_") and math.isfinite(v)]
     best = manifest["best"]
     if not psnr or (best is not None and best["psnr"] >= float(np.mean(psnr))):
