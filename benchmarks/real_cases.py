@@ -3,7 +3,7 @@
     .venv/bin/python -m benchmarks.real_cases --data DATA --out docs/results/real
 
 No benchmark and no tuning set: two cases, looked at. DATA holds (origins and licences:
-docs/results/real/README.md)
+docs/results/real.md)
 
   rire/sub-001/pet_space-t1w.nii.gz, t1w.nii.gz    one tumour patient: FDG, filtered back-projection with
                                                    streaks, resliced on the grid of her T1

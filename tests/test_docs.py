@@ -268,7 +268,8 @@ def test_every_shown_command_names_the_interpreter_of_the_setup():
 
 def pasted(page: pathlib.Path) -> list[str]:
     """The lines of a page's shell blocks, comments and blank ones left out."""
-    lines = "\n".join(b for _, b in FENCE.findall(page.read_text(encoding="utf-8"))).splitlines()
+    blocks = FENCE.findall(page.read_text(encoding="utf-8"))
+    lines = "\n".join(body for kind, body in blocks if kind != "python").splitlines()
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
