@@ -268,8 +268,8 @@ def test_every_shown_command_names_the_interpreter_of_the_setup():
 
 def pasted(page: pathlib.Path) -> list[str]:
     """The lines of a page's shell blocks, comments and blank ones left out."""
-    blocks = FENCE.findall(page.read_text(encoding="utf-8"))
-    lines = "\n".join(body for kind, body in blocks if kind != "python").splitlines()
+    text = re.sub(r"```python\n.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
+    lines = "\n".join(body for _, body in FENCE.findall(text)).splitlines()
     return [line for line in lines if line.strip() and not line.lstrip().startswith("#")]
 
 
