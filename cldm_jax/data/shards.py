@@ -1,8 +1,22 @@
 """Prepared data on disk: numpy shards of axial slices and one index.json. Latents use it as well.
 
 Volumes of one modality lie one after the other in `<modality>-00000.npy`, ...; a volume is never cut
-across two shards. index.json is written last: a folder without it is unfinished. docs/data.md
-describes every key.
+across two shards. index.json is written last: a folder without it is unfinished. Its keys:
+
+    format, version, kind      FORMAT, VERSION, "images" or "latents"
+    name, contrast             of the cohort; contrast "simulated", "acquired" or "unknown"
+    protocol                   "cldm", or "abstract-oracle": scores are not comparable
+    config, grid, encoding     settings; size, spacing, centre; value = stored * scale + offset
+    modalities                 {name: {code, units, normaliser}}
+    subjects                   [{id, group, split, n_slices, keep: [bool], grid_affine, volumes}];
+                               keep: the slices that count for every volume
+    subjects[].volumes         {name: {shard, offset, scale, origin, sha256 of the source file}}, keep of
+                               its own where other slices count; mask, and mask_<target> beside it
+    left_out                   where somebody was: [{id, person (or images), why, sha256 by volume}]
+    splits                     {mode, seed, hash, train, val, test}: ids
+    shards                     {file: {sha256, shape, dtype}}
+    inputs, fingerprint        hashes of the source files; of subjects, shards and modalities
+    statistics, images_fingerprint, autoencoder   of latents only
 """
 
 import os
