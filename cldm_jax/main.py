@@ -77,7 +77,6 @@ def main(argv) -> None:
         if _DRY_RUN.value:
             config = device.plan_for(config, _DRY_RUN_DEVICES.value)
         if JOBS[config.job]:
-            device.use_huge_pages()
             device.limit_arenas()
             device.enable_compilation_cache(_CACHE.value)
             device.choose_kernels(config.kernels)
@@ -118,9 +117,12 @@ def _run_distributed(run) -> None:
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-    """absl's parsing, with one line for what is misspelt or impossible: the flags_parser of `app.run`."""
+    """absl's parsing, with one line for what is misspelt or impossible: the flags_parser of `app.run`.
+
+    For a job that computes the process may start again (`device.use_huge_pages`).
+    """
     try:
-        return _parse(argv)
+        return _parse(argv, before_jax=device.use_huge_pages)
     except UserError as error:
         if "--debug" in argv:
             raise
@@ -132,7 +134,7 @@ def _refuse(error: UserError) -> None:
     sys.exit(2)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], before_jax=lambda: None) -> list[str]:
     argv = [re.sub("^--?dry-run", "--dry_run", a) for a in argv]
     if any(a in ("--help", "-help", "-h", "--helpshort") for a in argv[1:]):
         print(_help(argv))
@@ -159,6 +161,8 @@ def _parse(argv: list[str]) -> list[str]:
         remedy = "Settings look like --config.seed=1"
         raise UserError(repr(rest[1]), "neither a flag nor a setting", remedy)
     _expand_home(_CONFIG.value)
+    if JOBS.get(_CONFIG.value.get("job")):
+        before_jax()  # which a check may load: words are looked up where the code keeps them
     settings.check_settings(settings.names(_CONFIG.value), known)
     settings.check_sampling(_CONFIG.value, "")
     return rest

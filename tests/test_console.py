@@ -167,8 +167,7 @@ def test_every_job_that_uses_jax_looks_for_the_device_first(job, monkeypatch):
         called.append("check")
         raise UserError("device 'cuda'", "not found", "")
 
-    for name in ("use_huge_pages", "limit_arenas"):
-        monkeypatch.setattr(device, name, lambda: None)
+    monkeypatch.setattr(device, "limit_arenas", lambda: None)
     monkeypatch.setattr(device, "check", absent)
     fake = types.SimpleNamespace(run=lambda config, workdir: called.append("run"))
     monkeypatch.setattr(main.importlib, "import_module", lambda name: fake)
@@ -181,6 +180,23 @@ def test_every_job_that_uses_jax_looks_for_the_device_first(job, monkeypatch):
         else:
             main.main([])
     assert called == (["check"] if main.JOBS[job] else ["run"])
+
+
+FIRST = """
+import sys
+from cldm_jax import main
+from cldm_jax.runtime import device
+device.use_huge_pages = lambda: sys.exit(f"before JAX: {'jax' not in sys.modules}")
+main.parse_flags(["main", "--config=configs/" + sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("config, asks", [("ldm.py:tiny", True), ("prepare.py:tiny", False)])
+def test_huge_pages_are_asked_for_before_a_check_of_settings_loads_jax(config, asks):
+    """glibc reads the setting at the start, and with JAX loaded the process is somebody else's."""
+    command = [sys.executable, "-c", FIRST, config]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1:] == ["before JAX: True"] * asks, done.stderr
 
 
 # ---- the home ----

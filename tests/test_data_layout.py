@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import os
 import pathlib
 
 import pytest
@@ -128,6 +129,28 @@ def test_a_name_that_no_file_can_have_does_not_stop_the_others(tmp_path):
     said = left_out.counted([], len(cohort.subjects), cohort.left)
     assert said.startswith("left out: 1 of 2 people: sub-2 ")
     assert left_out.counted([], 1, [left._replace(is_error=False)]) == ""
+
+
+def test_a_folder_that_cannot_be_read_is_an_error_where_it_is_a_persons(tmp_path, monkeypatch):
+    """`lost+found` at the root of a disk is nobody's: said, and no exit status for it."""
+    whole(tmp_path, "sub-1")
+    (tmp_path / "sub-2").mkdir()
+    (tmp_path / "lost+found").mkdir()
+    listed = os.listdir
+
+    def refusing(folder):
+        if pathlib.Path(folder).name in ("sub-2", "lost+found"):
+            raise PermissionError(13, "Permission denied")
+        return listed(folder)
+
+    monkeypatch.setattr(layout.os, "listdir", refusing)
+    cohort = bids.find_cohort(tmp_path)
+    assert list(held(cohort)) == ["sub-1"]
+    found = {x.path.name: x.is_error for x in cohort.left if "cannot be read" in x.reason}
+    assert found == {"sub-2": True, "lost+found": False}
+    assert all(x.warn for x in cohort.left)
+    said = left_out.counted([], len(cohort.subjects), cohort.left)
+    assert said.startswith("left out: 1 of 2 people: sub-2 ")
 
 
 def test_a_link_to_a_folder_that_it_lies_in_is_not_followed(tmp_path):

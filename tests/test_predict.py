@@ -233,6 +233,24 @@ class TestPython:
         image.affine[0, 3] += 7
         assert nifti.from_image(image).affine[0, 3] == image.affine[0, 3]
 
+    def test_what_is_no_image_in_memory_is_one_line(self, bids):
+        """A kind that no header holds; two paths; and frames, before they are read."""
+        image = nib.load(pet_path(bids))
+        mask = np.ones(image.shape, bool)
+        with pytest.raises(UserError, match="memory: voxels are bool"):
+            nifti.from_image(nib.Nifti1Image(mask, image.affine, image.header), "memory")
+        with pytest.raises(UserError, match="memory: could not convert.*array of numbers"):
+            nifti.from_array("ct.nii.gz", "pet.nii.gz", "memory")
+
+        class Unread:
+            shape, dtype, ndim = (*image.shape, 40), np.dtype(np.int16), 4
+
+            def __array__(self, *args, **words):
+                raise AssertionError("read")
+
+        with pytest.raises(UserError, match="more than one frame"):
+            nifti.from_image(nib.Nifti1Image(Unread(), image.affine))
+
     def test_a_dataset_is_not_one_pet(self, study, bids):
         with pytest.raises(UserError, match="holds 4 PET images.*Give one, such as"):
             cldm_jax.synthesise(bids, checkpoint=study.ldm)

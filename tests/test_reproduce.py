@@ -27,6 +27,24 @@ def compared(study, tmp_path_factory):
     return root
 
 
+def test_whoever_was_left_out_is_told_in_the_end(tmp_path):
+    """From the index who has an error, from the audit what never became somebody."""
+    config = config_file.get_config("tiny")
+    config.cohort = "cohort"
+    files.write_json(tmp_path / "index.json", {})
+    found = {"severity": "warning", "subject": "", "what": "cohort/x", "reason": "not used"}
+    files.write_json(tmp_path / "audit.json", {"findings": [found]})
+    reproduce._tell_left_out(config, str(tmp_path))
+    found |= {"severity": "error", "what": "cohort/sub-9", "reason": "not used: cannot be read"}
+    own = {**found, "subject": "sub-1"}
+    files.write_json(tmp_path / "audit.json", {"findings": [found, own]})
+    files.write_json(tmp_path / "index.json", {"left_out": [{"id": "sub-1", "why": "pet: empty"}]})
+    with pytest.raises(UserError, match=r"2 people: sub-1 \(pet: empty\); sub-9 \(not used"):
+        reproduce._tell_left_out(config, str(tmp_path))
+    config.prepared = str(tmp_path)
+    reproduce._tell_left_out(config, str(tmp_path))
+
+
 def test_steps_of_two_latent_methods_are_measured_in_one_process(study):
     """Both read the untrained autoencoder, and a step donates its state."""
     config = make_config(study)

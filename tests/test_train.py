@@ -9,20 +9,22 @@ import struct
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from cldm_jax import files
+from cldm_jax import files, settings
 from cldm_jax.data import pipeline
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import encode, make, train
-from cldm_jax.runs import inputs
+from cldm_jax.runs import inputs, latents
 from cldm_jax.runs.latents import latents_folder
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from cldm_jax.runtime.writers import read_rows
+from configs import ldm
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -122,6 +124,24 @@ def test_sizes_that_cannot_be_halved_are_refused(name, size, multiple):
     with pytest.raises(UserError, match=f"multiples of {multiple}.*config.size"):
         inputs.check_size(config, size)
     inputs.check_size(config, (40, 32))
+
+
+def test_what_is_missing_is_refused_with_the_command_that_makes_it_there(tmp_path):
+    """Not with one that another run in the folder, or a default, would turn elsewhere."""
+    home = tmp_path / "ae"
+    with pytest.raises(UserError, match=f"no trained autoencoder.*ae.py:PRESET --workdir={home}"):
+        inputs.load_autoencoder(home)
+    files.write_json(home / "config.json", {"method": "unet", "name": "unet-x"})
+    with pytest.raises(UserError, match="a training of unet-x.*config.autoencoder.workdir"):
+        inputs.load_autoencoder(home)
+    prepared = types.SimpleNamespace(folder="/d/prepared", index={"fingerprint": "f" * 64})
+    with pytest.raises(UserError) as caught:
+        latents.open_latents(prepared, str(home), (None, {"x": np.ones(2)}, 7), ("ct",))
+    command = caught.value.remedy.partition("cldm_jax.main ")[2].split()
+    known = {f"--config.{name}" for name in settings.names(ldm.get_config("tiny"))}
+    assert {word.partition("=")[0] for word in command[1:]} < known
+    assert f"--config.autoencoder.workdir={home}" in command
+    assert "--config.data.prepared=/d/prepared" in command
 
 
 def test_an_autoencoder_trained_anew_gets_latents_of_its_own(study, tmp_path):

@@ -7,6 +7,7 @@ from scipy import ndimage
 from cldm_jax import Synthesiser
 from cldm_jax.data import nifti, whole_body
 from cldm_jax.errors import UserError
+from cldm_jax.report import volume_page
 from faults import corpus
 
 MM = 6.0
@@ -110,8 +111,10 @@ def test_no_head_is_one_line():
         whole_body.find_head(nifti.from_array(legs, np.diag([MM, MM, MM, 1])), "pet")
 
 
-def test_the_answer_is_the_heads_on_the_whole_grid():
-    """To the bit that of the head cut out by hand, at its place; air and 0 elsewhere; and it is said."""
+def test_the_answer_is_the_heads_on_the_whole_grid(tmp_path, monkeypatch):
+    """To the bit that of the head cut out by hand, at its place; air and 0 elsewhere; and it is said.
+    The report shows the head, and counts the file's voxels.
+    """
     array, affine = reordered(*make_body(FDG, "up"), "LPI")
     box = whole_body.find_head(nifti.from_array(array, affine), "pet").box
     by_hand = affine.copy()
@@ -135,3 +138,10 @@ def test_the_answer_is_the_heads_on_the_whole_grid():
     assert (
         sidecar["InputMeasures"] == alone["ct"].sidecar["InputMeasures"]
     )  # scaled by the head alone
+    pages = []
+    monkeypatch.setattr(volume_page, "write", lambda *args, **words: pages.append(args))
+    whole.save(tmp_path, report=True)
+    ((_, _, (pet, *_), (head, file), *_),) = pages
+    hottest = np.unravel_index(pet.array.argmax(), pet.array.shape)
+    voxel = np.linalg.solve(file, head @ [*hottest, 1])[:3].round().astype(int)
+    assert array[tuple(voxel)] == pet.array.max()

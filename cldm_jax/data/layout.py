@@ -69,8 +69,10 @@ def scan(root) -> Tree:
             if NIFTI.search(entry.name) and not _SIDE.match(entry.name):
                 tree.left.append(Left(entry, "lies beside the folders of people (sub-*)", True))
         elif entry.name.lower() not in _NO_PEOPLE and not _SIDE.match(entry.name):
-            if any(NIFTI.search(p.name) for p in _files_below(entry, 2, tree.left)):
-                tree.left.append(Left(entry, "holds images and is not called sub-*", True))
+            left: list[Left] = []  # of what may be nobody's, as lost+found is
+            if any(NIFTI.search(p.name) for p in _files_below(entry, 2, left)):
+                left.append(Left(entry, "holds images and is not called sub-*", True))
+            tree.left.extend(item._replace(is_error=False) for item in left)
     return tree
 
 

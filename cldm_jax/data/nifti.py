@@ -9,6 +9,7 @@ import dataclasses
 import gzip
 import hashlib
 import logging
+import math
 import pathlib
 import zlib
 
@@ -140,6 +141,8 @@ def from_image(image, name: str = "image") -> Volume:
     """A nibabel image as a checked volume: what `read_volume` refuses in a file is refused in it."""
     if image.affine is None:
         raise UserError(name, "has no affine", "Give an array with its affine")
+    if math.prod(image.shape[:3]) * 4 > MAX_BYTES or math.prod(image.shape[3:]) > 1:
+        _check_header(name, image.header, MAX_BYTES)  # before a voxel is read
     array = np.asanyarray(image.dataobj)
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one
         return from_array(array, image.affine, name)
@@ -152,12 +155,13 @@ def from_image(image, name: str = "image") -> Volume:
 
 def from_array(array, affine, name: str = "array") -> Volume:
     """Voxels [x, y, z] and the affine that takes their indices to world mm (RAS+), checked."""
-    array, affine = np.asanyarray(array), np.asarray(affine, np.float64)
+    try:
+        array, affine = np.asanyarray(array), np.asarray(affine, np.float64)
+    except (TypeError, ValueError) as e:  # ragged; words
+        raise UserError(name, str(e), "Give an array of numbers and its affine") from e
     if affine.shape != (4, 4) or not np.isfinite(affine).all():
         reason = f"an affine of shape {affine.shape}, or with NaN or infinity"
         raise UserError(name, reason, "Give 4 x 4 numbers: voxel index to world mm (RAS+)")
-    if array.dtype.names or array.dtype.kind not in "iuf":
-        raise UserError(name, f"voxels are {array.dtype}", "Give real numbers")
     if max(array.shape, default=0) > np.iinfo(np.int16).max:
         raise UserError(name, f"shape {array.shape} is too large", "Crop it to the head")
     try:
@@ -168,6 +172,8 @@ def from_array(array, affine, name: str = "array") -> Volume:
 
 
 def _from_memory(array: np.ndarray, header, name: str) -> Volume:
+    if array.dtype.names or array.dtype.kind not in "iuf":
+        raise UserError(name, f"voxels are {array.dtype}", "Give real numbers")
     header.set_data_dtype(array.dtype if array.dtype.kind != "f" else np.float32)
     shape = _check_header(name, header, MAX_BYTES)
     with np.errstate(over="ignore"):  # beyond float32 becomes inf and is refused

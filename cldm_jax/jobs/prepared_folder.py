@@ -71,8 +71,8 @@ def _still_out(root: pathlib.Path, rows, subjects) -> list[left_out.LeftOut]:
         s = known.get(row["id"])
         if s is None:
             continue
-        names = s.files if row["person"] else set(s.files) & set(row["sha256"])
-        item = left_out.LeftOut(s, tuple(names), row["person"], (row["why"],))
+        names = tuple(n for n in s.files if row["person"] or n in row["sha256"])
+        item = left_out.LeftOut(s, names, row["person"], (row["why"],))
         if any(_sha256(s.files[n]) != row["sha256"].get(n) for n in names):
             reason = f"was prepared without {item.name()}, whose files are others now"
             raise UserError(root, reason, "Give another workdir, or delete this folder")

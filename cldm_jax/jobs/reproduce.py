@@ -55,10 +55,16 @@ def run(config, workdir: str) -> None:
 
 def _tell_left_out(config, prepared: str) -> None:
     """An exit status for it, once everything else is done. Not of a folder that was given finished."""
-    out = [] if config.prepared else files.read_json(pathlib.Path(prepared, INDEX)).get("left_out")
+    if config.prepared:
+        return
+    rows = files.read_json(pathlib.Path(prepared, INDEX)).get("left_out", [])
+    out = [f"{row['id']} ({row['why']})" for row in rows]
+    # What never became somebody of the cohort, such as a folder that cannot be read.
+    found = files.read_json(pathlib.Path(prepared, "audit.json"))["findings"]
+    refused = [f for f in found if f["severity"] == "error" and not f["subject"]]
+    out += [f"{pathlib.Path(f['what']).name} ({f['reason']})" for f in refused]
     if out:
-        said = "; ".join(f"{row['id']} ({row['why']})" for row in out)
-        reason = f"left out, wholly or some images, of {len(out)} people: {said}"
+        reason = f"left out, wholly or some images, of {len(out)} people: {'; '.join(out)}"
         remedy = f"The comparison of the others is done. See {prepared}/audit.json"
         raise UserError(config.cohort, reason, remedy)
 

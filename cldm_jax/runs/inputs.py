@@ -110,15 +110,16 @@ def load_autoencoder(workdir) -> tuple[dict, dict, int]:
     """(model keywords, {"params", "patch"}, step) of a trained autoencoder."""
     from cldm_jax.runtime.checkpoint import restore_for_inference
 
-    config = read_run_config(workdir)
-    found = restore_for_inference(pathlib.Path(workdir) / "checkpoints")
-    if config["method"] != "autoencoder" or found is None:
-        raise UserError(
-            workdir,
-            "holds no trained autoencoder",
-            "Train one: "
-            + console.command("cldm_jax.main", "--config=configs/ae.py", f"--workdir={workdir}"),
-        )
+    is_run = (pathlib.Path(workdir) / "config.json").is_file()
+    config = read_run_config(workdir) if is_run else {}
+    if is_run and config["method"] != "autoencoder":
+        reason = f"is a training of {config['name']}, not of an autoencoder"
+        raise UserError(workdir, reason, "Give an autoencoder's as config.autoencoder.workdir")
+    found = restore_for_inference(pathlib.Path(workdir) / "checkpoints") if is_run else None
+    if found is None:
+        words = ("--config=configs/ae.py:PRESET", f"--workdir={workdir}")
+        remedy = "Train one, on the same data: " + console.command("cldm_jax.main", *words)
+        raise UserError(workdir, "holds no trained autoencoder", remedy)
     step, params, frozen = found
     return config["recipe"]["model"], {"params": params, **frozen}, step
 

@@ -39,10 +39,9 @@ def open_latents(
     folder = latents_folder(prepared, ae_workdir, autoencoder, modalities)
     if not (folder / "index.json").is_file():
         words = ("--config=configs/ldm.py", "--config.job=encode")
-        raise UserError(
-            folder,
-            "no latents here (index.json is missing)",
-            "Encode them, with the settings of the training: "
-            + console.command("cldm_jax.main", *words),
-        )
+        words += (f"--config.autoencoder.workdir={ae_workdir}",)
+        words += (f"--config.data.prepared={prepared.folder}",)
+        remedy = "Encode them, with the other settings of the training: "
+        remedy += console.command("cldm_jax.main", *words)
+        raise UserError(folder, "no latents here (index.json is missing)", remedy)
     return Prepared(folder)

@@ -221,7 +221,7 @@ def _write_page(names: Names, answer, provenance: dict, calibrated: int) -> None
         names.report(),
         names.found.name,
         views,
-        (ras.affine, pet.affine),
+        (ras.affine, answer.looked.pet.affine),
         np.clip(np.rint(centre), 0, last).astype(int),
         answer.looked.checks,
         facts | {"Software": f"cldm_jax {__version__}"},
