@@ -220,13 +220,6 @@ def to_canonical(array: np.ndarray, like: Volume) -> np.ndarray:
     return nib.apply_orientation(array, nib.io_orientation(like.affine))
 
 
-def from_canonical(array: np.ndarray, original: Volume) -> np.ndarray:
-    """`array` on `canonical(original)`'s grid, back in the voxel order of `original`."""
-    ras = nib.orientations.axcodes2ornt("RAS")
-    back = nib.orientations.ornt_transform(ras, nib.io_orientation(original.affine))
-    return nib.apply_orientation(array, back)
-
-
 def description(volume: Volume) -> str:
     """What the header's free text says, for looking at: it may name a person."""
     text = volume.header["descrip"] if "descrip" in volume.header else b""

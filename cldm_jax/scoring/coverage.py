@@ -34,16 +34,6 @@ def open_calibrated(config, entrants: list[Entrant]) -> dict[str, dict[str, Cali
     return found
 
 
-def why_not(entrants: list[Entrant]) -> list[str]:
-    """A line for every model that draws samples and is not calibrated."""
-    return [
-        f"{run.workdir}: no calibrated spread: {run.uncalibrated}"
-        for e in entrants
-        for run in {id(r): r for r in e.runs.values()}.values()
-        if run.calibration is None and spread.point_mode(run) is not None
-    ]
-
-
 def measure(config, prepared, entrants, calibrated, chosen, codes, specs) -> dict:
     """{"spread": rows, "points": rows}: of every calibrated model, and of every method's chosen read-out
     on the same slices; both {} where no model is calibrated.
