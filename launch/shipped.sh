@@ -32,6 +32,6 @@ job ae "$runs/ae" "--config.data.prepared=$runs/prepared" --config.recipe.model.
 job ldm "$runs/ldm" "--config.data.prepared=$runs/prepared" "--config.autoencoder.workdir=$runs/ae" \
   --config.data.context=5 --config.recipe.model.unet.base_channels=24 \
   --config.train.num_train_steps=24000 --config.recipe.optim.ema_decay=0.999 \
-  --config.train.val_every=4000 --config.train.log_every=200
+  --config.train.val_every=24000 --config.train.log_every=200  # the last step is the one exported
 job export "$out" "--config.run=$runs/ldm" --config.dtype=float16 --config.overwrite=True
 say "" "Finished in $(clock $SECONDS): $out"

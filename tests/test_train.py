@@ -20,7 +20,7 @@ from cldm_jax import files, settings
 from cldm_jax.data import pipeline
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import encode, make, train
-from cldm_jax.runs import inputs, latents
+from cldm_jax.runs import inputs, latents, record
 from cldm_jax.runs.latents import latents_folder
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from cldm_jax.runtime.writers import read_rows
@@ -167,6 +167,18 @@ def event_tags(workdir) -> set[str]:
             tags |= {value.tag for value in event.summary.value}
             at += 16 + length
     return tags
+
+
+def test_a_step_before_the_samples_are_learnt_is_never_the_best(study):
+    """The mean may be best before a noisy row was seen, and the samples are noise then."""
+    state = types.SimpleNamespace(ema_params={"w": np.zeros(1)}, frozen={})
+    config, manifest = study.config("ldm"), {"best": None, "step": 0}
+    assert config.recipe.diffusion.onestep_ramp == (0.5, 0.5)
+    record.keep_best(config, study.root, manifest, 14, {"val/psnr_ct": 99.0}, state)
+    assert manifest["best"] is None and record.first_whole_step(config) == 15
+    assert files.read_json(study.ldm / "run.json")["best"]["step"] == 20
+    config.recipe.diffusion.onestep_share = (0.5, 0.5)  # from the start
+    assert record.first_whole_step(config) == 0 == record.first_whole_step(study.config("unet"))
 
 
 def test_the_live_view(study):

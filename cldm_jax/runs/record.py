@@ -199,24 +199,23 @@ def make_manifest(config, workdir, inputs, state, resolved) -> dict:
 
 
 def first_whole_step(config) -> int:
-    """The first step of training `config` at which all that it learns is being learnt: a CLDM's noisy
-    rows may come after its one-step rows.
+    """The first step of training `config` that may be its best. A CLDM may learn its mean first and its
+    samples, from noisy rows, after it: half of those steps must be done.
     """
     diffusion = config.recipe.get("diffusion", {})
     first, last = diffusion.get("onestep_share", (0, 0))
-    return (
-        math.ceil(diffusion["onestep_ramp"][1] * config.train.num_train_steps)
-        if last < first
-        else 0
-    )
+    if last >= first:
+        return 0
+    begin = diffusion["onestep_ramp"][1]
+    return math.ceil((begin + 1) / 2 * config.train.num_train_steps)
 
 
 def keep_best(config, workdir, manifest: dict, step: int, scalars: dict, state) -> None:
     """Keeps the averaged parameters of the best validation so far, by mean PSNR over targets.
 
-    What is validated is the mean image. Where samples are learnt after it, a step before they are is
-    none to keep: its samples would be noise. A resumed run meets the same validations again and comes to
-    the same choice.
+    What is validated is the mean image, so a step whose samples are noise could win: those before
+    `first_whole_step` are passed over. A resumed run meets the same validations again and comes to the
+    same choice.
     """
     if step < first_whole_step(config):
         return
