@@ -18,6 +18,7 @@ Overrides people want:
                                  --config.recipe.diffusion.conditioning=bridge
                                  --config.recipe.diffusion.source_encoding=latent
                                  --config.recipe.diffusion.onestep_share='(0.0, 0.0)'
+                                 --config.recipe.diffusion.noise_weight_power=0.0
 """
 
 from configs import ae, common

@@ -5,7 +5,8 @@
 #   bash launch/reproduce.sh --preset cpu1mm --labels DIR --folds 3     virtual people from label volumes
 #   bash launch/reproduce.sh --preset cpu --bids DIR       your own people (or --manifest CSV)
 #   --methods unet,ldm   some of: unet unet-1slice attention_unet cyclegan-ct cyclegan-mr pix2pix
-#                        unet-cells latent_regression ldm ldm-plain (quick: all but the last)
+#                        unet-cells latent_regression energy-cells gaussian-cells ldm ldm-plain
+#                        sdedit bridge (quick: all but the last three)
 #   --seeds N            trainings of the U-Net and of the CLDM
 #   --folds K            cross-validation: everyone is tested once; --fold k: this one only
 #   --budget-minutes M   process CPU minutes of each training

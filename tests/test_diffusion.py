@@ -144,6 +144,14 @@ def test_onestep_is_the_posterior_mean(target):
     np.testing.assert_allclose(out, MEAN, atol=1e-5)
 
 
+@pytest.mark.parametrize("num_timesteps", [10, 1000])
+def test_the_bridge_has_no_negative_variance_at_its_end(num_timesteps):
+    t = jnp.arange(num_timesteps)
+    m, delta = jax.jit(lambda t: samplers.bridge_coefficients(t, num_timesteps, 1.0))(t)
+    assert bool((delta >= 0).all()) and float(delta[-1]) < 1e-6 and float(m[-1]) == 1.0
+    np.testing.assert_allclose(delta, 4 * m * (1 - m), atol=1e-6)
+
+
 def test_bridge_samples_the_gaussian_from_any_source():
     variance, num_timesteps = 1.0, 1000
     source = jnp.full((20000, 1), -1.5)

@@ -250,7 +250,7 @@ READINGS = {
     },
     "eps": {**PLAIN, "target": "eps"},
     "sdedit": {**PLAIN, "conditioning": "sdedit"},
-    "bridge": {**PLAIN, "conditioning": "bridge", "target": "x0"},
+    "bridge": {**PLAIN, "conditioning": "bridge", "target": "x0", "noise_weight_power": 0.0},
 }
 
 
@@ -290,6 +290,7 @@ def test_sdedit_starts_from_the_source_and_concat_does_not():
     [
         ({"conditioning": "sdedit"}, "source_encoding 'latent'"),
         ({**PLAIN, "conditioning": "bridge"}, "predicts x0"),
+        ({**PLAIN, "conditioning": "bridge", "target": "x0"}, "has no sigma"),
         ({"target": "eps"}, "onestep rows"),
         ({"conditioning": "film"}, "unknown conditioning"),
     ],

@@ -8,7 +8,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.jobs import budget, reproduce
 from configs import reproduce as config_file
 
-METHODS = "cyclegan-ct,cyclegan-mr,latent_regression,ldm,ldm-plain"
+METHODS = "cyclegan-ct,cyclegan-mr,latent_regression,ldm,ldm-plain,sdedit,bridge"
 
 
 def make_config(study, **fields):
@@ -64,7 +64,11 @@ def test_the_plain_recipe_has_its_own_autoencoder_and_is_left_out_of_45_minutes(
     plain, shared = (reproduce._autoencoder(config, n, "data") for n in ("ldm-plain", "ldm"))
     assert not plain.recipe.patch_skip and shared.recipe.patch_skip
     assert plain.name != shared.name and plain.train == shared.train
-    assert set(config.trainings) - set(config.methods.split(",")) == {"ldm-plain"}
+    assert set(config.trainings) - set(config.methods.split(",")) == {
+        "ldm-plain",
+        "sdedit",
+        "bridge",
+    }
     assert config_file.get_config("cpu1mm").methods == ""  # all
 
 
@@ -75,15 +79,16 @@ class TestReproduce:
         summary = files.read_json(compared / "report" / "summary.json")
         rows = {(r["method"], r["mode"], r["target"]): r for r in summary["rows"]}
         modes = {"cyclegan": "predict", "latent_regression": "onestep"}
-        for method, mode in {**modes, "ldm": "sample", "ldm-plain": "mean4"}.items():
+        sampled = {"ldm": "sample", "ldm-plain": "mean4", "sdedit": "sample", "bridge": "mean4"}
+        for method, mode in {**modes, **sampled}.items():
             for target in ("ct", "mr"):
                 assert np.isfinite(rows[method, mode, target]["psnr"]["mean"])
         assert ("latent_regression", "sample", "ct") not in rows
-        assert ("ldm-plain", "onestep", "ct") not in rows
+        assert not {(m, "onestep", "ct") for m in ("ldm-plain", "sdedit", "bridge")} & set(rows)
         ceilings = {r["name"] for r in summary["references"] if r["name"].startswith("ae_")}
         assert ceilings == {"ae_ceiling", "ae_ceiling:ldm-plain"}
         pairs = {(t["a"].split(":")[0], t["b"].split(":")[0]) for t in summary["tests"]}
-        assert pairs == {("ldm", rival) for rival in (*modes, "ldm-plain")}
+        assert pairs == {("ldm", rival) for rival in (*modes, "ldm-plain", "sdedit", "bridge")}
         assert {c["method"] for c in summary["controls"]} == {"ldm"}
 
     @pytest.mark.slow

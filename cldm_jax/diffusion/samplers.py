@@ -75,7 +75,8 @@ def bridge_coefficients(t, num_timesteps: int, variance: float):
     m = (t + 1)/T, delta = 4 * variance * m (1 - m): largest, `variance`, half way.
     """
     m = (t + 1) / num_timesteps
-    return m, 4 * variance * m * (1 - m)
+    # Compiled, m - m * m may round to less than 0 at m = 1, and its root would be NaN.
+    return m, jnp.maximum(4 * variance * m * (1 - m), 0.0)
 
 
 def bridge(

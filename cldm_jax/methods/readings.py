@@ -55,6 +55,8 @@ def _check_bridge(d) -> None:
         raise ValueError("conditioning 'bridge' predicts x0: set target to 'x0'")
     if d["min_snr_gamma"] > 0:
         raise ValueError("conditioning 'bridge' has no SNR to clip: set min_snr_gamma to 0")
+    if d.get("noise_weight_power", 0.0) > 0:
+        raise ValueError("conditioning 'bridge' has no sigma: set noise_weight_power to 0")
 
 
 def _diffused(d, z0, zs, t, eps):
