@@ -16,6 +16,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 device.enable_compilation_cache()
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook, and is asked first else
 def pytest_collection_modifyitems(items):
     """One worker per file, and one for all that uses the study, when run with `-n`."""
     for item in items:

@@ -219,6 +219,7 @@ for i in range(100):
 """
 
 
+@pytest.mark.slow
 def test_hundred_training_steps_have_the_losses_of_xla(native, tmp_path):
     """Float rounding grows from step to step; the losses stay together for all that."""
     losses = {}

@@ -37,6 +37,7 @@ def test_arithmetic_grows_with_the_batch_and_parts_save_memory():
     for batch, parts in ((16, 1), (32, 1), (32, 8)):
         config = unet.get_config("tiny")
         config.data.prepare.size = (64, 64)
+        config.recipe.model.unet.channel_mult = (1,)
         config.train.batch_size, config.recipe.optim.accumulate = batch, parts
         accounts.append(dry_run.run(config, "never"))
     small, big, split = accounts

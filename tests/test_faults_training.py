@@ -31,15 +31,14 @@ def assert_kept(outcome: Outcome) -> None:
     assert outcome.lost == 0 and outcome.negative_control is not False, outcome.notes
 
 
-QUICK = {
-    1: training.exact_resume,
-    3: checkpoints.damaged_checkpoints,
-    5: training.no_nan,
-    6: training.one_writer,
-}
+# What the suite says of the slow ones stands in test_train.py, test_saving.py and test_runtime.py.
+QUICK = {3: checkpoints.damaged_checkpoints}
 SLOW = {
+    1: training.exact_resume,
     2: training.saved_on_request,
     4: checkpoints.failed_saves,
+    5: training.no_nan,
+    6: training.one_writer,
     7: determinism.deterministic,
     15: soak.long_runs,
 }
@@ -64,6 +63,7 @@ def test_slow_promise(shared, number):
     assert_kept(run(SLOW, number, shared))
 
 
+@pytest.mark.slow
 def test_a_kill_in_a_save_beside_the_steps_repeats_itself(shared, tmp_path):
     """Before the manifest of the second save, while later steps are done: it goes on from the first."""
     truth = training.uninterrupted(shared, training.QUICK_STEPS)

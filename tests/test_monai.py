@@ -524,6 +524,7 @@ def test_exports_that_cannot_be_are_refused(study, tmp_path, fields, message):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_fine_tuning_resumes_bit_for_bit_and_imports_once(runs, study, tmp_path):
     config = ldm_config(study, runs, num_train_steps=6, save_every=3, val_every=100)
     weights = tmp_path / "unet.safetensors"

@@ -111,6 +111,7 @@ def sbatch(script: str, words: list[str], folder, **fakes: str):
     return subprocess.run(command, cwd=scale.ROOT, env=environment, capture_output=True, text=True)
 
 
+@pytest.mark.slow
 def test_two_tasks_of_slurm_train_as_one_process_does(study, tmp_path):
     """Real processes that find each other as on a cluster. Sums differ in their last bits."""
     words = ["--config=configs/unet.py:tiny", f"--config.data.root={study.data_root}"]
