@@ -68,7 +68,49 @@ def start(module: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    sys.stdout, sys.stderr = _Log(sys.stdout), _Log(sys.stderr)
     leave_on_interrupt()
+
+
+class _Log:
+    """A stream whose device may fill up (a log on a full disk): that loses what is said, never the work.
+
+    lost: the reason, once something could not be written.
+    """
+
+    def __init__(self, stream):
+        self._stream = stream
+        self.lost = None
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            self._lose(error)
+            return len(text)
+
+    def flush(self):
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._lose(error)
+
+    def _lose(self, error):
+        if isinstance(error, BrokenPipeError):
+            raise error
+        self.lost = error.strerror or str(error)
+        _discard(self._stream)
+
+
+def _discard(stream) -> None:
+    """Whatever is still to be flushed goes nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _open_closed_streams() -> None:
@@ -99,18 +141,25 @@ def _leave(signum, frame):
 
 
 def run(program) -> None:
-    """`program()`; whoever reads its output may stop doing so (`| head -1`), which ends it quietly."""
+    """`program()`; whoever reads its output may stop doing so (`| head -1`), which ends it quietly. Output
+    that could not be written is told in the end, with exit status 2.
+    """
     try:
         try:
             program()
         finally:
             sys.stdout.flush()
     except BrokenPipeError:
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        for stream in (sys.stdout, sys.stderr):  # whatever is still to be flushed
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(nowhere, stream.fileno())
+        for stream in (sys.stdout, sys.stderr):
+            _discard(stream)
         sys.exit(PIPE_CLOSED)
+    except SystemExit as end:
+        if end.code:
+            raise
+    if lost := getattr(sys.stdout, "lost", None):
+        done = "Part of it is lost, the work itself went on. Redirect it to where there is room"
+        print(f"error: standard output: cannot be written ({lost}). {done}", file=sys.stderr)
+        sys.exit(2)
 
 
 def expand_home(text: str) -> str:

@@ -130,6 +130,22 @@ def test_a_closed_pipe_ends_it_quietly():
         assert bool(error) != quiet
 
 
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no /dev/full")
+@pytest.mark.parametrize("starts", ["console.start('x'); ", ""])
+def test_a_full_log_does_not_end_the_work(tmp_path, starts):
+    work = "def work():\n    print('line', flush=True); print('line'); open('done', 'w').close()\n"
+    code = f"from cldm_jax import console; {starts}\n{work}console.run(work)"
+    words, env = [sys.executable, "-c", code], {**os.environ, "PYTHONPATH": str(ROOT)}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, cwd=tmp_path, env=env)
+    assert (tmp_path / "done").exists() == bool(starts)
+    if starts:
+        assert ended.returncode == 2
+        assert ended.stderr.count(b"\n") == 1 and b"standard output: cannot be" in ended.stderr
+    else:
+        assert b"Traceback" in ended.stderr
+
+
 def test_ctrl_c_ends_it_quietly():
     wait = "print('here', flush=True); import time; time.sleep(60)"
     code = f"from cldm_jax import console; console.start('x'); {wait}"

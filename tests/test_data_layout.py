@@ -132,14 +132,17 @@ def test_a_name_that_no_file_can_have_does_not_stop_the_others(tmp_path):
 
 
 def test_a_folder_that_cannot_be_read_is_an_error_where_it_is_a_persons(tmp_path, monkeypatch):
-    """`lost+found` at the root of a disk is nobody's: said, and no exit status for it."""
+    """`lost+found` at the root of a disk is nobody's: said, and no exit status for it. What lies below a
+    person of whom other images are used is nobody more.
+    """
     whole(tmp_path, "sub-1")
+    (tmp_path / "sub-1" / "mri").mkdir()
     (tmp_path / "sub-2").mkdir()
     (tmp_path / "lost+found").mkdir()
     listed = os.listdir
 
     def refusing(folder):
-        if pathlib.Path(folder).name in ("sub-2", "lost+found"):
+        if pathlib.Path(folder).name in ("sub-2", "lost+found", "mri"):
             raise PermissionError(13, "Permission denied")
         return listed(folder)
 
@@ -147,10 +150,10 @@ def test_a_folder_that_cannot_be_read_is_an_error_where_it_is_a_persons(tmp_path
     cohort = bids.find_cohort(tmp_path)
     assert list(held(cohort)) == ["sub-1"]
     found = {x.path.name: x.is_error for x in cohort.left if "cannot be read" in x.reason}
-    assert found == {"sub-2": True, "lost+found": False}
+    assert found == {"sub-2": True, "lost+found": False, "mri": True}
     assert all(x.warn for x in cohort.left)
     said = left_out.counted([], len(cohort.subjects), cohort.left)
-    assert said.startswith("left out: 1 of 2 people: sub-2 ")
+    assert said.startswith("left out: 1 of 2 people and images of 1 other: mri (cannot be read")
 
 
 def test_a_link_to_a_folder_that_it_lies_in_is_not_followed(tmp_path):

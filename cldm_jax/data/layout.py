@@ -30,12 +30,15 @@ _DEPTH = 3  # folders below a person's or session's that are looked into
 
 
 class Left(NamedTuple):
-    """What is not used. `warn`: whoever put it there may have meant it to be. `is_error`: surely did."""
+    """What is not used. `warn`: whoever put it there may have meant it to be. `is_error`: surely did.
+    `of_known`: part of what somebody has, of whom other images are used.
+    """
 
     path: pathlib.Path
     reason: str
     warn: bool
     is_error: bool = False
+    of_known: bool = False
 
 
 class Level(NamedTuple):
@@ -84,7 +87,7 @@ def counted(left: list[Left]) -> str:
 
 def _scan_person(folder: pathlib.Path, tree: Tree) -> None:
     sessions = [p for p in _entries(folder, []) if _is_session(p)]
-    found = False
+    found, known = False, len(tree.left)
     for level, session in [(folder, ""), *((p, p.name) for p in sessions)]:
         images: dict[str, list[pathlib.Path]] = {}
         foreign: collections.Counter = collections.Counter()
@@ -104,6 +107,8 @@ def _scan_person(folder: pathlib.Path, tree: Tree) -> None:
     if not found:
         reason = "no PET, CT or T1w image in it (a dataset that was not fetched?)"
         tree.left.append(Left(folder, reason, True))
+    else:
+        tree.left[known:] = [item._replace(of_known=True) for item in tree.left[known:]]
 
 
 def _is_session(path: pathlib.Path) -> bool:

@@ -97,10 +97,12 @@ def counted(out: list[LeftOut], total: int, aside: Iterable[Left] = ()) -> str:
     aside: what a folder holds besides, of which the errors are counted.
     """
     refused = [item for item in aside if item.is_error]
-    people = sum(item.is_person for item in out) + len(refused)
-    parts = [f"{people} of {total + len(refused)} people"] * bool(people)
+    unknown = sum(not item.of_known for item in refused)
+    people = sum(item.is_person for item in out) + unknown
+    parts = [f"{people} of {total + unknown} people"] * bool(people)
     if others := len(out) + len(refused) - people:
-        parts.append(f"images of {others}{' others' if people else f' of {total} people'}")
+        whose = f" other{'s' * (others > 1)}" if people else f" of {total} people"
+        parts.append(f"images of {others}{whose}")
     names = [f"{item.name()} ({item.why()})" for item in out]
     names += [f"{item.path.name} ({item.reason})" for item in refused]
     listed = names[:_SHOWN] + [f"and {len(names) - _SHOWN} more"] * (len(names) > _SHOWN)
