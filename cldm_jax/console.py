@@ -141,8 +141,8 @@ def _leave(signum, frame):
 
 
 def run(program) -> None:
-    """`program()`; whoever reads its output may stop doing so (`| head -1`), which ends it quietly. Output
-    that could not be written is told in the end, with exit status 2.
+    """`program()`; whoever reads its output may stop doing so (`| head -1`), which ends it quietly.
+    Output that could not be written is told in the end, with exit status 2.
     """
     try:
         try:
