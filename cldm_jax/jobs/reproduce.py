@@ -102,7 +102,12 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
     autoencoder = _on(config.autoencoder, prepared)
     data = open_prepared(autoencoder.data)
     names = _trainable(config, names, data)
-    recipes = {name: settled(_recipe(config, name, prepared))[0] for name in names}
+    recipes = {}
+    for name in names:
+        recipe = _recipe(config, name, prepared)
+        with recipe.unlocked():
+            recipe.data.targets = _held(recipe.data.targets, data)
+        recipes[name] = settled(recipe)[0]
     costs = _costs(config, root / COSTS, recipes, autoencoder)
     shares = {
         k: min(n, len(set(TARGETS) & set(data.held("train")))) for k, n in config.shares.items()
@@ -145,18 +150,24 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
 
 
 def _trainable(config, names: list[str], data) -> list[str]:
-    """The trainings whose targets training people have; the others are printed."""
-    held, left = data.held("train"), []
+    """The trainings of which training people have a target; the others are printed."""
+    left = []
     for name in names:
-        missing = [t for t in config.trainings[name].data.targets if t not in held]
-        if missing:
-            print(f"{name}: left out, no training person has {missing[0]}", flush=True)
+        targets = config.trainings[name].data.targets
+        if targets and not set(_held(targets, data)) & set(TARGETS):
+            missing = next(t for t in targets if t in TARGETS)
+            print(f"{name}: left out, no training person has {missing}", flush=True)
         else:
             left.append(name)
     if not left:
         reason = f"none of {', '.join(names)} has a target that training people of it have"
         raise UserError(data.folder, reason, "Name others with config.methods")
     return left
+
+
+def _held(targets, data) -> tuple[str, ...]:
+    """Those that a training names and training people have; none named = all that are there."""
+    return tuple(t for t in targets if t in data.held("train"))
 
 
 def _recipe(config, name: str, prepared: str):
