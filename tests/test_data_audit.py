@@ -16,9 +16,14 @@ def _findings(folder, *, allow_misaligned=False, mi_threshold=0.05):
     subject = Subject(
         "sub-1", "sub-1", "", {p.name.split(".")[0]: p for p in folder.glob("*.nii.gz")}
     )
-    return audit.audit_subject(
-        subject, allow_misaligned=allow_misaligned, mi_threshold=mi_threshold
-    )
+    found, volumes = audit.read_subject(subject)
+    if "pet" not in volumes:
+        return found, {}
+    found += audit.check_geometry(subject, volumes, allow_misaligned)
+    if any(f.severity == "error" for f in found):
+        return found, volumes
+    volumes = audit.align(volumes)
+    return [*found, *audit.check_overlap(subject, volumes, mi_threshold, audit.REGISTER)], volumes
 
 
 def _put(folder, name, array, affine=None):
@@ -210,7 +215,7 @@ def test_pixel_digest_ignores_packaging(tmp_path):
     array = make_head(0)["pet"]
     write_volume(tmp_path / "pet.nii", array, affine_of(), dtype=np.float64, description="x")
     subject = Subject("b", "b", "", {"pet": tmp_path / "pet.nii", "ct": tmp_path / "ct.nii.gz"})
-    copy = audit.load_aligned(subject)["pet"]
+    copy = audit.align(audit.load(subject))["pet"]
     assert copy.sha256 != base.sha256
     assert audit.pixel_digest(copy) == audit.pixel_digest(base)
     changed = copy.array.copy()

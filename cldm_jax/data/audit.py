@@ -54,24 +54,6 @@ class _Notes(list):
         self.append(Finding(severity, self.subject.id, what, reason, remedy, volume, is_choice))
 
 
-def audit_subject(
-    subject: bids.Subject, *, allow_misaligned: bool, mi_threshold: float
-) -> tuple[list[Finding], dict[str, nifti.Volume]]:
-    """(findings, volumes): every file read, in RAS order and on the PET's voxels, float32.
-
-    Never raises for bad data: what cannot be read is a finding and is left out of `volumes`.
-    `mi_threshold` bounds normalised mutual information (see `overlap`) from below.
-    """
-    found, volumes = read_subject(subject)
-    if "pet" not in volumes:
-        return found, {}
-    found += check_geometry(subject, volumes, allow_misaligned)
-    if any(f.severity == "error" for f in found):
-        return found, volumes
-    volumes = align(volumes)
-    return [*found, *check_overlap(subject, volumes, mi_threshold, REGISTER)], volumes
-
-
 def read_subject(subject: bids.Subject) -> tuple[list[Finding], dict[str, nifti.Volume]]:
     """(findings, volumes as given): each file by itself."""
     notes, volumes = _read(subject)
@@ -92,11 +74,6 @@ def check_geometry(subject: bids.Subject, volumes, allow_misaligned: bool) -> li
     for name in volumes:
         _check_geometry(notes, name, volumes, allow_misaligned)
     return list(notes)
-
-
-def load_aligned(subject: bids.Subject) -> dict[str, nifti.Volume]:
-    """The volumes of a subject that has passed: RAS order, on the PET's voxels."""
-    return align(load(subject))
 
 
 def load(subject: bids.Subject) -> dict[str, nifti.Volume]:
