@@ -24,6 +24,13 @@ def pytest_collection_modifyitems(items):
         item.add_marker(pytest.mark.xdist_group(group))
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _let_programs_go():
+    """A worker that keeps every compiled program grows to 5 GB."""
+    yield
+    jax.clear_caches()
+
+
 class Study:
     """Every phase of the tiny preset, run once: paths only."""
 
