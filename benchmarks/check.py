@@ -16,7 +16,7 @@ import torch
 from monai.networks.blocks import SpatialAttentionBlock
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import flops, nets_torch, parity, published, tasks_flax, tasks_torch
+from benchmarks import flops, nets_torch, parity, published, tasks_flax
 from benchmarks.compare import Row, carried, check_sizes, nhwc, normal, randomise
 from cldm_jax import files
 from cldm_jax.diffusion import schedule
@@ -81,8 +81,8 @@ def check_unet():
     reference = torch_flops(net, lambda: net(both, t, class_labels=code))
     yield Row("U-Net FLOPs", flops.forward_flops(module, *args), reference, 0)
     alphas_bar = schedule.cosine(1000)
-    yield Row("noise schedule", tasks_torch.cosine_alphas_bar(), alphas_bar, 0)
-    scheduler = nets_torch.sampling_scheduler(tasks_torch.cosine_alphas_bar(), STEPS)
+    yield Row("noise schedule", nets_torch.cosine_alphas_bar(), alphas_bar, 0)
+    scheduler = nets_torch.sampling_scheduler(nets_torch.cosine_alphas_bar(), STEPS)
     with torch.inference_mode():
         prediction = net(both, t, class_labels=code)
         sample = nets_torch.ddim(net, scheduler, start, source, code)
