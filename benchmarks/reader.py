@@ -16,7 +16,7 @@ from cldm_jax.data import pipeline, shards
 from configs import common
 
 CODES = {"pet": 0, "ct": 1, "mr": 2}
-SLICES, SHARD = 50, 4000  # of a person, of a file
+SLICES, SHARD = 100, 4000  # of a person, of a file
 BATCHES = 50  # per timed call
 SECONDS = 2.0  # of reading in `measure`
 FACTS = {"open_s": "s", "open_mb": "MB", "source_s": "s", "source_mb": "MB", "slices_per_s": ""}
@@ -55,7 +55,7 @@ def generate(folder, slices: int, size: int, images=None) -> shards.Prepared:
         place = {"offset": offset, "scale": 1.0}
         volumes = {name: {"shard": f"{name}-{shard}", **place} for name in types}
         person = {"id": f"sub-{i:06d}", "group": f"g{i}", "n_slices": SLICES}
-        subjects.append({**person, "keep": [z > 2 for z in range(SLICES)], "volumes": volumes})
+        subjects.append({**person, "keep": [z > 4 for z in range(SLICES)], "volumes": volumes})
     index = {
         "kind": kind,
         "name": "generated",

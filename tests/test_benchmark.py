@@ -316,13 +316,13 @@ def test_reader_reads_the_generated_datasets(tmp_path, monkeypatch):
     images = reader.generate(tmp_path / "images", 5 * reader.SLICES, 16)
     latents = reader.generate(tmp_path / "latents", 5 * reader.SLICES, 4, images)
     linked = [os.stat(p).st_ino for p in sorted((tmp_path / "images").glob("pet-*"))]
-    assert len(linked) == 3 and linked[0] == linked[1] != linked[2]  # 100, 100, 50 slices
+    assert len(linked) == 3 and linked[0] == linked[1] != linked[2]  # 200, 200, 100 slices
     for chosen, source, target in (
         (None, (2, 16, 16, 3), (2, 16, 16, 1)),
         (latents, (2, 4, 4, 4), (2, 4, 4, 4)),
     ):
         items = reader.open_source(images, chosen)
-        assert len(items) == 5 * (reader.SLICES - 3)
+        assert len(items) == 5 * (reader.SLICES - 5)
         with reader.open_batches(items, 2, 1) as batches:
             batch = next(batches)
         assert batch["source"].shape == source and batch["target"].shape == target
