@@ -85,10 +85,10 @@ def check_unet():
     yield Row(f"DDIM, {STEPS} steps", ddim(variables, z, s, args[2]), nhwc(sample))
 
 
-def main() -> int:
+def main(argv=None) -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--out", help="JSON file of the rows")
-    out, kept = parser.parse_args().out, []
+    out, kept = parser.parse_args(argv).out, []
     for row in (*check_autoencoder(), *check_unet(), *parity.rows(), *published.rows()):
         number = "" if row.count is None else f" {row.count:,}"
         verdict = "ok" if row.is_met else f"DIFFERS (allowed {row.allowed:g})"

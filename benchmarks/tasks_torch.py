@@ -8,6 +8,8 @@ import torch
 
 from benchmarks import nets_torch, tasks
 
+KINDS = ("ae_train", "ae_encode", "ae_decode", "ldm_train", "unet", "ddim")
+
 
 class Task(NamedTuple):
     call: Callable[[], None]
@@ -18,7 +20,11 @@ class Task(NamedTuple):
 def make_task(
     spec: tasks.Spec, *, bf16: bool = False, channels_last: bool = False, compiled: bool = False
 ) -> Task:
-    """bf16: autocast. channels_last: of weights and inputs. compiled: torch.compile."""
+    """bf16: autocast. channels_last: of weights and inputs. compiled: torch.compile. KeyError for an
+    unknown kind.
+    """
+    if spec.kind not in KINDS:
+        raise KeyError(spec.kind)
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     is_ae, trains = spec.kind.startswith("ae"), spec.kind.endswith("train")

@@ -47,7 +47,7 @@ from cldm_jax.models.monai import CentredDownsample
 from cldm_jax.runs import steps
 from cldm_jax.runtime import device, weights
 
-HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "monai"))
+HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "monai", "diffusers"))
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = {"quick": True}
 
@@ -578,3 +578,12 @@ def test_start_up_is_timed(study, tmp_path, monkeypatch):
     assert rows[0] == {"name": "--help", "wall_s": 2, "cpu_s": 1, "best_s": 2}
     caches = [k["CLDM_CACHE_DIR"][-1] for k in asked if k]
     assert "".join(caches) == "012000" and not tmp_path.exists()
+
+
+@pytest.mark.skipif(not HAS_TORCH, reason="PyTorch, MONAI, diffusers: benchmarks/requirements.txt")
+def test_both_sides_are_the_same_networks(tmp_path):
+    from benchmarks import check
+
+    assert check.main(["--out", str(tmp_path / "parity.json")]) == 0
+    rows = files.read_json(tmp_path / "parity.json")["rows"]
+    assert len(rows) == 60 and all(row["ok"] for row in rows)
