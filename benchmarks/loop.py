@@ -17,18 +17,18 @@ import time
 from unittest import mock
 
 from benchmarks import proc
-from benchmarks.race import is_met
+from benchmarks.race import judged
 from cldm_jax.runtime.device import HUGE_PAGES
 
 BOUND = 1.03  # loop / bare
 SKIPPED, TIMED = 20, 60  # steps of a loop before and between the two readings of the clock
 
 
-def make_config(folder: pathlib.Path):
-    """Preset quick's latent model on its phantom, kept in `folder`."""
+def make_config(folder: pathlib.Path, preset: str = "quick"):
+    """The preset's latent model on its phantom, kept in `folder`."""
     from configs import ldm
 
-    config = ldm.get_config("quick")
+    config = ldm.get_config(preset)
     config.data.root = str(folder / "data")
     config.autoencoder.workdir = str(folder / "ae")
     config.autoencoder.train.train.num_train_steps = 20  # its images do not matter here
@@ -53,25 +53,19 @@ def time_loop(config, workdir: pathlib.Path) -> float:
 
     # Steps are handed over ahead of the device, so only a fetched metric tells that one is finished.
     original = MetricWriter.write_scalars
-    no_validation = mock.patch.object(train, "make_validation", lambda *_: nothing)
-    try:
-        with (
-            mock.patch.object(MetricWriter, "write_scalars", write),
-            no_validation,
-            contextlib.redirect_stdout(sys.stderr),
-        ):
-            make.run(config, str(workdir))
-    finally:
-        shutil.rmtree(workdir, ignore_errors=True)
+    with contextlib.ExitStack() as during:
+        during.callback(shutil.rmtree, workdir, ignore_errors=True)
+        during.enter_context(mock.patch.object(MetricWriter, "write_scalars", write))
+        during.enter_context(mock.patch.object(train, "make_validation", lambda *_: nothing))
+        during.enter_context(contextlib.redirect_stdout(sys.stderr))
+        make.run(config, str(workdir))
     return (done[SKIPPED + TIMED] - done[SKIPPED]) / TIMED
 
 
 def make_bare(config):
     """() -> seconds of a compiled step on a batch that lies ready."""
-    from cldm_jax.jobs import make
     from cldm_jax.runs.steps import open_step
 
-    make.needs(config)
     step = open_step(config)
 
     def bare() -> float:
@@ -85,14 +79,21 @@ def make_bare(config):
     return bare
 
 
+def measure(config, workdir: pathlib.Path, rounds: int) -> dict[str, list[float]]:
+    """{"loop", "bare"}: seconds of a step by round."""
+    time_loop(config, workdir)  # makes the data and fills the compilation cache
+    bare = make_bare(config)
+    turns = [(time_loop(config, workdir), bare()) for _ in range(rounds)]
+    return dict(zip(("loop", "bare"), zip(*turns, strict=True), strict=True))
+
+
 def loop_rows(folder: pathlib.Path, threads: int, rounds: int) -> list[dict]:
     """One row {name, threads, loop_s, bare_s, ratio, ...}: medians over the rounds."""
     cpus = proc.pick_cpus(threads)
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": HUGE_PAGES}
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.loop", str(folder.absolute()), str(rounds)],
         cwd=proc.ROOT,
-        env=env,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "GLIBC_TUNABLES": HUGE_PAGES},
         capture_output=True,
         text=True,
         preexec_fn=lambda: os.sched_setaffinity(0, cpus),
@@ -100,35 +101,25 @@ def loop_rows(folder: pathlib.Path, threads: int, rounds: int) -> list[dict]:
     if done.returncode:
         last = (done.stderr.strip() or "no output").splitlines()[-1]
         raise RuntimeError(f"benchmarks.loop: status {done.returncode}: {last}")
-    times = json.loads(done.stdout.splitlines()[-1])
-    ratios = [a / b for a, b in zip(times["loop"], times["bare"], strict=True)]
-    ratio = statistics.median(ratios)
-    return [
-        {
-            "name": "training loop",
-            "threads": threads,
-            "loop_s": statistics.median(times["loop"]),
-            "bare_s": statistics.median(times["bare"]),
-            "ratio": ratio,
-            "ratio_range": [min(ratios), max(ratios)],
-            "bound": BOUND,
-            "met": is_met(ratio, BOUND),
-        }
-    ]
+    return [loop_row(threads, **json.loads(done.stdout.splitlines()[-1]))]
 
 
-def main(folder: pathlib.Path, rounds: int) -> None:
-    from cldm_jax.runtime import device
-
-    device.enable_compilation_cache()
-    config, times = make_config(folder), {"loop": [], "bare": []}
-    time_loop(config, folder / "run")  # makes the data and fills the compilation cache
-    bare = make_bare(config)
-    for _ in range(rounds):
-        times["loop"].append(time_loop(config, folder / "run"))
-        times["bare"].append(bare())
-    print(json.dumps(times))
+def loop_row(threads: int, loop: list[float], bare: list[float]) -> dict:
+    ratios = [a / b for a, b in zip(loop, bare, strict=True)]
+    row = {
+        "name": "training loop",
+        "threads": threads,
+        "loop_s": statistics.median(loop),
+        "bare_s": statistics.median(bare),
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+    }
+    return judged(row, BOUND)
 
 
 if __name__ == "__main__":
-    main(pathlib.Path(sys.argv[1]), int(sys.argv[2]))
+    from cldm_jax.runtime import device
+
+    device.enable_compilation_cache()
+    place = pathlib.Path(sys.argv[1])
+    print(json.dumps(measure(make_config(place), place / "run", int(sys.argv[2]))))

@@ -3,61 +3,44 @@
 Images and latents are NCHW. Defaults are the benchmark's; `tasks_flax` builds the same networks.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 from monai.networks.schedulers import DDIMScheduler, DDPMScheduler
 
-LATENT_CHANNELS = 4
-KL_WEIGHT = 1e-6
+from benchmarks import tasks
+from benchmarks.tasks import LATENT_CHANNELS
 
 
-def make_autoencoder(channels=(32, 64, 128), num_res_blocks: int = 2) -> AutoencoderKL:
-    """[B, 1, H, W] <-> latents [B, 4, H/f, W/f], f = 2^(levels - 1); attention in the middle only."""
-    return AutoencoderKL(
-        spatial_dims=2,
-        in_channels=1,
-        out_channels=1,
-        channels=channels,
-        latent_channels=LATENT_CHANNELS,
-        num_res_blocks=num_res_blocks,
-        norm_num_groups=16,
-        attention_levels=(False,) * len(channels),
-        use_flash_attention=True,
-    )
+def make_autoencoder(**changes) -> AutoencoderKL:
+    """[B, 1, H, W] <-> latents [B, 4, H/f, W/f], f = 2^(levels - 1). changes: to tasks.AUTOENCODER."""
+    keywords = dict(spatial_dims=2, in_channels=1, out_channels=1, use_flash_attention=True)
+    return AutoencoderKL(**keywords, **{**tasks.AUTOENCODER, **changes})
 
 
-def make_unet(
-    channels=(64, 128, 256),
-    num_classes: int = 4,
-    has_attention=None,
-    head_channels: int = 64,
-    num_res_blocks: int = 2,
-) -> DiffusionModelUNet:
+def make_unet(**changes) -> DiffusionModelUNet:
     """Noisy latent and source latent [B, 4 + 4, h, w], step [B], class [B] -> [B, 4, h, w].
 
-    has_attention: of every level; default all but the first.
+    changes: to tasks.UNET.
     """
-    has_attention = has_attention or (False,) + (True,) * (len(channels) - 1)
-    return DiffusionModelUNet(
-        spatial_dims=2,
-        in_channels=2 * LATENT_CHANNELS,
-        out_channels=LATENT_CHANNELS,
-        channels=channels,
-        num_res_blocks=num_res_blocks,
-        attention_levels=has_attention,
-        norm_num_groups=32,
-        num_head_channels=tuple(head_channels if a else 0 for a in has_attention),
-        num_class_embeds=num_classes,
-        use_flash_attention=True,
-    )
+    keywords = dict(spatial_dims=2, in_channels=2 * LATENT_CHANNELS, out_channels=LATENT_CHANNELS)
+    return DiffusionModelUNet(**keywords, use_flash_attention=True, **{**tasks.UNET, **changes})
+
+
+def cosine_alphas_bar(num_timesteps: int = tasks.TIMESTEPS) -> np.ndarray:
+    """The project's cosine schedule with zero terminal SNR, float32 [T] (checked to be the same)."""
+    u = np.arange(1, num_timesteps + 1, dtype=np.float64) / num_timesteps
+    alphas_bar = np.cos(0.5 * np.pi * u) ** 2
+    alphas_bar[-1] = 0.0
+    return alphas_bar.astype(np.float32)
 
 
 def autoencoder_loss(net, images):
     """L1 + 1e-6 KL (mean over the latent)."""
     reconstruction, mean, sigma = net(images)
     kl = 0.5 * (mean.pow(2) + sigma.pow(2) - torch.log(sigma.pow(2)) - 1).mean()
-    return F.l1_loss(reconstruction, images) + KL_WEIGHT * kl
+    return F.l1_loss(reconstruction, images) + tasks.KL_WEIGHT * kl
 
 
 def ldm_loss(net, scheduler, latents, source, code):
@@ -72,8 +55,8 @@ def ldm_loss(net, scheduler, latents, source, code):
 
 def make_optimizer(net, capturable: bool = False):
     """AdamW; `fused` is the fastest of torch's implementations. capturable: in a CUDA graph."""
-    settings = dict(lr=1e-4, weight_decay=1e-2, fused=True, capturable=capturable)
-    return torch.optim.AdamW(net.parameters(), **settings)
+    settings = dict(lr=tasks.LEARNING_RATE, weight_decay=tasks.WEIGHT_DECAY, capturable=capturable)
+    return torch.optim.AdamW(net.parameters(), fused=True, **settings)
 
 
 def set_schedule(scheduler, alphas_bar):

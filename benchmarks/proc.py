@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 import platform
@@ -12,13 +13,12 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 def busy_seconds(cpus, path: str = "/proc/stat") -> float:
     """CPU seconds used so far on these processors by everyone, time stolen by other guests included."""
-    names = {f"cpu{i}" for i in cpus}
-    ticks = 0
-    with open(path) as lines:
-        for name, *fields in map(str.split, lines):
-            if name in names:
-                user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
-                ticks += user + nice + system + irq + softirq + steal
+    names, ticks = {f"cpu{i}" for i in cpus}, 0
+    for line in pathlib.Path(path).read_text().splitlines():
+        name, *fields = line.split()
+        if name in names:
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, fields[:8])
+            ticks += user + nice + system + irq + softirq + steal
     return ticks / os.sysconf("SC_CLK_TCK")
 
 
@@ -49,12 +49,11 @@ def describe() -> dict:
     """Processor, memory and operating system."""
     info = cpu_info()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    vectors = [v for v in ("avx512f", "avx2") if v in info.get("flags", "").split()]
     return {
         "cpu": info.get("model name", "unknown"),
         "family_model": f"{info.get('cpu family', '?')}/{info.get('model', '?')}",
-        "vectors": next(
-            (v for v in ("avx512f", "avx2") if v in info.get("flags", "").split()), "128 bit"
-        ),
+        "vectors": [*vectors, "128 bit"][0],
         "bf16": has_bf16(),
         "processors": len(os.sched_getaffinity(0)),
         "memory_gb": round(memory / 2**30, 1),
@@ -70,10 +69,5 @@ def versions() -> dict[str, str]:
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in {".py", ".cc", ".h"}:
                 digest.update(path.read_bytes())
-    found = {}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return {**found, "code_sha256": digest.hexdigest()}
+    there = [name for name in PACKAGES if importlib.util.find_spec(name)]
+    return {n: importlib.metadata.version(n) for n in there} | {"code_sha256": digest.hexdigest()}

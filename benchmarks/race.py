@@ -1,4 +1,4 @@
-"""Workers of both sides taking turns on the same processors, and the row that comes out of it."""
+"""Workers of both sides taking turns on the same processors, and the rows that come out of it."""
 
 import json
 import os
@@ -16,6 +16,18 @@ from cldm_jax.runtime.device import HUGE_PAGES
 
 OURS = "ours"
 DISTURBED = 0.15  # cores' worth of other processes on our CPUs above which a sample is taken again
+COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "PJRT_NPROC")
+GEMM_SIZES = (1024, 2048, 4096)
+GEMMS = (("torch", "float32"), ("numpy", "float32"), ("flax", "float32"), ("torch", "bfloat16"))
+GROWTH_TOLERANCE = 0.1  # of an exponent: what counts as growing no faster than the arithmetic
+SERIES = {  # name: (against, sizes, task of a size)
+    "AE encode": ("image side", (64, 128, 256), lambda n: Spec("ae_encode", 1, n)),
+    "U-Net forward": ("latent side", (16, 32, 64), lambda n: Spec("unet", 1, n)),
+    "U-Net batch": ("batch", (1, 2, 4, 8, 16), lambda n: Spec("unet", n, 32)),
+    "DDIM": ("steps", (1, 2, 5, 10, 20), lambda n: Spec("ddim", 1, 32, steps=n)),
+    "volume, one step": ("slices", (8, 16, 32, 64), lambda n: Spec("volume", 8, 32, slices=n)),
+}
+QUICK_SERIES = ("U-Net forward", "DDIM")
 
 
 class WorkerError(Exception):
@@ -29,19 +41,22 @@ class Settings(NamedTuple):
     compiled: bool  # race torch.compile as well
 
 
+class Taken(NamedTuple):
+    """What one worker was seen doing."""
+
+    samples: list[Sample]
+    facts: dict  # of its setup, peak_mb, disturbed
+
+    def times(self, threads: int) -> list[float]:
+        return [stats.seconds(s, threads) for s in self.samples]
+
+
 class Worker:
     """A process of one side, confined to `threads` processors. Use as a context manager."""
 
     def __init__(self, side: str, threads: int):
         cpus = proc.pick_cpus(threads)
-        counts = (
-            "OMP_NUM_THREADS",
-            "MKL_NUM_THREADS",
-            "OPENBLAS_NUM_THREADS",
-            "NPROC",
-            "PJRT_NPROC",
-        )
-        env = {**os.environ, **dict.fromkeys(counts, str(threads))}
+        env = {**os.environ, **dict.fromkeys(COUNTS, str(threads))}
         env |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
         if side == "flax":  # as cldm_jax.main starts itself
             env["GLIBC_TUNABLES"] = HUGE_PAGES
@@ -60,12 +75,7 @@ class Worker:
 
     def ask(self, op: str, **request) -> dict:
         """The worker's answer; WorkerError if it reports an error or has died."""
-        try:
-            self._process.stdin.write(json.dumps({"op": op, **request}) + "\n")
-            self._process.stdin.flush()
-            line = self._process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
+        line = self.send(json.dumps({"op": op, **request}))
         if not line:
             raise WorkerError(f"the {self.side} worker died: {self._last_words()}")
         reply = json.loads(line)
@@ -73,8 +83,23 @@ class Worker:
             raise WorkerError(reply["error"])
         return reply
 
-    def sample(self, wall: float) -> Sample:
-        return Sample(**self.ask("time", wall=wall))
+    def send(self, line: str) -> str:
+        """Its answering line; empty where it has died."""
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            return self._process.stdout.readline()
+        except BrokenPipeError:
+            return ""
+
+    def take(self, settings: Settings) -> tuple[Sample, int]:
+        """A sample and how many disturbed ones were seen on the way."""
+
+        def measure():
+            wait_quiet(self.cpus)
+            return Sample(**self.ask("time", wall=settings.wall))
+
+        return stats.take_clean(measure, DISTURBED, settings.tries)
 
     def _last_words(self) -> str:
         self._log.seek(0)
@@ -109,28 +134,39 @@ def wait_quiet(cpus, patience: float = 3.0) -> None:
             return
 
 
-def take(worker: Worker, settings: Settings) -> tuple[Sample, int]:
-    """A sample and how many disturbed ones were seen on the way."""
+def take_turns(workers: dict[str, Worker], facts: dict[str, dict], settings) -> dict[str, Taken]:
+    """`settings.rounds` samples of each worker, round by round."""
+    taken = {name: Taken([], {**facts[name], "disturbed": 0}) for name in workers}
+    for _ in range(settings.rounds):
+        for name, worker in workers.items():
+            sample, disturbed = worker.take(settings)
+            taken[name].samples.append(sample)
+            taken[name].facts["disturbed"] += disturbed
+    for name, worker in workers.items():
+        taken[name].facts.update(worker.ask("rss"))
+    return taken
 
-    def measure():
-        wait_quiet(worker.cpus)
-        return worker.sample(settings.wall)
 
-    return stats.take_clean(measure, DISTURBED, settings.tries)
+def alone(side: str, threads: int, settings: Settings, save: str = "", **request) -> Taken:
+    """One worker and its task; its last result, an array, goes into the file `save`."""
+    with Worker(side, threads) as worker:
+        taken = take_turns({side: worker}, {side: worker.ask("setup", **request)}, settings)
+        if save:
+            worker.ask("save", path=save)
+    return taken[side]
 
 
-def race(spec: Spec, threads: int, settings: Settings) -> tuple[dict, dict, dict]:
-    """(samples by worker and round, facts by worker, errors by worker) of ours and every variant."""
-    variants = {
-        name: variant
+def race(spec: Spec, threads: int, settings: Settings) -> tuple[dict[str, Taken], dict[str, str]]:
+    """({worker: what it was seen doing}, {worker: error}) of ours and every variant."""
+    wanted = {
+        name: ("torch", variant)
         for name, variant in VARIANTS.items()
         if (settings.compiled or "compiled" not in variant)
         and (proc.has_bf16() or "bf16" not in variant)
     }
-    sides = {OURS: ("flax", {}), **{name: ("torch", kw) for name, kw in variants.items()}}
     workers, facts, failed = {}, {}, {}
     try:
-        for name, (side, variant) in sides.items():
+        for name, (side, variant) in {OURS: ("flax", {}), **wanted}.items():
             workers[name] = Worker(side, threads)
             try:
                 facts[name] = workers[name].ask("setup", spec=list(spec), **variant)
@@ -139,74 +175,107 @@ def race(spec: Spec, threads: int, settings: Settings) -> tuple[dict, dict, dict
                 workers.pop(name).close()
         if OURS in failed:
             raise WorkerError(failed[OURS])
-        samples = {name: [] for name in workers}
-        for fact in facts.values():
-            fact["disturbed"] = 0
-        for _ in range(settings.rounds):
-            for name, worker in workers.items():
-                sample, disturbed = take(worker, settings)
-                samples[name].append(sample)
-                facts[name]["disturbed"] += disturbed
-        for name, worker in workers.items():
-            facts[name] |= worker.ask("rss")
+        return take_turns(workers, facts, settings), failed
     finally:
         for worker in workers.values():
             worker.close()
-    return samples, facts, failed
 
 
-def make_rows(name: str, threads: int, samples, facts, failed, limit_gflops: float) -> list[dict]:
-    """One row per peer: ours against its best variant."""
+def race_rows(name: str, threads: int, taken: dict, failed: dict, limit: float) -> list[dict]:
+    """One row per peer: ours against its best variant. limit: GFLOP/s of the machine."""
     rows = []
     for peer in dict.fromkeys(key.split("/")[0] for key in VARIANTS):
-        times = {
-            key: [stats.seconds(s, threads) for s in values]
-            for key, values in samples.items()
-            if key.split("/")[0] in (peer, OURS)
+        variants = {
+            k: statistics.median(t.times(threads)) for k, t in taken.items() if k.startswith(peer)
         }
-        ours = times.pop(OURS)
-        if not times:
+        if not variants:
             continue
-        best = stats.best_variant(times)
-        ratios = stats.round_ratios(ours, times[best])
+        best = min(variants, key=variants.get)
+        ours, theirs = taken[OURS], taken[best]
+        pairs = zip(ours.times(threads), theirs.times(threads), strict=True)
         row = {
-            "name": name,
-            "threads": threads,
-            "peer": peer,
-            "ours_s": statistics.median(ours),
-            "peer_s": statistics.median(times[best]),
-            "ratio": statistics.median(ratios),
-            "ratio_range": [min(ratios), max(ratios)],
-            "mfu": facts[OURS]["flops"] / statistics.median(ours) / (limit_gflops * 1e9),
-            "compared": "cpu" if threads == 1 else "wall",
-            "peer_variant": best.split("/")[1],
-            "flops": facts[OURS]["flops"],
-            "params": facts[OURS]["params"],
-            "ours_compile_s": facts[OURS]["compile_s"],
-            "peer_compile_s": facts[best]["compile_s"],
-            **side_values("ours", samples[OURS], facts[OURS], ours),
-            **side_values("peer", samples[best], facts[best], times[best]),
-            "peer_variants_s": {k: statistics.median(v) for k, v in times.items()},
+            **versus(name, threads, best, ours, theirs, [a / b for a, b in pairs], limit),
+            "params": ours.facts["params"],
+            "ours_compile_s": ours.facts["compile_s"],
+            "peer_compile_s": theirs.facts["compile_s"],
+            "peer_variants_s": variants,
             "failed": {k: v for k, v in failed.items() if k.startswith(peer)},
-            "bound": bound(name, threads, peer),
         }
-        rows.append({**row, "met": is_met(row["ratio"], row["bound"])})
+        rows.append(judged(row, bound(name, threads, peer)))
     return rows
 
 
-def side_values(side: str, samples: list[Sample], facts: dict, times: list[float]) -> dict:
-    """The keys of one side in a row."""
-    middle = Sample(*(statistics.median(values) for values in zip(*samples, strict=True)))
+def versus(name, threads: int, best: str, ours: Taken, theirs: Taken, ratios, limit) -> dict:
+    """The keys of a row against the variant `best` of a peer; ratios: ours / theirs by round."""
+    ours_s, peer_s = (statistics.median(taken.times(threads)) for taken in (ours, theirs))
+    peer, variant = best.split("/")
     return {
-        f"{side}_samples": times,
-        f"{side}_wall_s": middle.wall_s,
-        f"{side}_cpu_s": middle.cpu_s,
-        f"{side}_cores": middle.cores,
-        f"{side}_rss_mb": round(facts["peak_mb"], 1),
-        f"{side}_disturbed": facts["disturbed"],
+        "name": name,
+        "threads": threads,
+        "peer": peer,
+        "peer_variant": variant,
+        "ours_s": ours_s,
+        "peer_s": peer_s,
+        "ratio": statistics.median(ratios),
+        "ratio_range": [min(ratios), max(ratios)],
+        "mfu": ours.facts["flops"] / ours_s / (limit * 1e9),
+        "compared": "cpu" if threads == 1 else "wall",
+        "flops": ours.facts["flops"],
+        **side_values("ours", ours, threads),
+        **side_values("peer", theirs, threads),
     }
 
 
-def is_met(ratio: float, highest: float | None) -> bool | None:
-    """Whether the ratio keeps its bound; None where there is none."""
-    return None if highest is None else ratio <= highest
+def side_values(side: str, taken: Taken, threads: int) -> dict:
+    """The keys of one side in a row."""
+    columns = zip(*taken.samples, strict=True)
+    middle = Sample(*(statistics.median(values) for values in columns))
+    return {
+        f"{side}_samples": taken.times(threads),
+        f"{side}_wall_s": middle.wall_s,
+        f"{side}_cpu_s": middle.cpu_s,
+        f"{side}_cores": middle.cores,
+        f"{side}_rss_mb": round(taken.facts["peak_mb"], 1),
+        f"{side}_disturbed": taken.facts["disturbed"],
+    }
+
+
+def judged(row: dict, highest: float | None) -> dict:
+    """The row with `bound` and `met`: whether its ratio keeps it; None where there is none."""
+    return {**row, "bound": highest, "met": None if highest is None else row["ratio"] <= highest}
+
+
+def measure_limit(threads: int, settings: Settings, sizes=GEMM_SIZES) -> dict:
+    """The machine's limit, the fastest matrix product of any library: {"f32_gflops", "bf16_gflops",
+    "by_case": {library/dtype/size: GFLOP/s}}, wall time.
+    """
+    by_case, best = {}, {"float32": 0.0, "bfloat16": 0.0}
+    for side, dtype in GEMMS if proc.has_bf16() else GEMMS[:-1]:
+        for size in sizes:
+            try:
+                taken = alone(side, threads, settings, gemm=[size, dtype])
+            except WorkerError:
+                continue  # a library without this type: the others set the limit
+            fastest = min(sample.wall_s for sample in taken.samples)
+            gflops = by_case[f"{side}/{dtype}/{size}"] = round(2 * size**3 / fastest / 1e9, 1)
+            best[dtype] = max(best[dtype], gflops)
+    return {"f32_gflops": best["float32"], "bf16_gflops": best["bfloat16"], "by_case": by_case}
+
+
+def growth_row(name: str, threads: int, settings: Settings) -> dict:
+    """Seconds and FLOPs of every size of a series, with fitted exponents."""
+    against, sizes, make_spec = SERIES[name]
+    taken = [alone("flax", threads, settings, spec=list(make_spec(n))) for n in sizes]
+    flops = [t.facts["flops"] for t in taken]
+    seconds = [statistics.median(t.times(threads)) for t in taken]
+    return grown(name, threads, against, sizes, seconds, stats.growth(sizes, flops), flops)
+
+
+def grown(name, threads, against: str, sizes, seconds, arithmetic: dict, flops=None) -> dict:
+    """A row of growth; `excess`: by how much its time's exponent passes its arithmetic's; `met`."""
+    found = stats.growth(sizes, seconds)
+    excess = found["exponent_upper"] - arithmetic["exponent_upper"]
+    what = {"name": name, "threads": threads, "against": against, "sizes": list(sizes)}
+    what |= {"seconds": seconds, "flops": flops, "excess": excess, **found}
+    exponents = {f"flops_{k}": v for k, v in arithmetic.items()}
+    return {**what, **exponents, "met": excess <= GROWTH_TOLERANCE}

@@ -28,6 +28,9 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from cldm_jax.metrics.anatomy import mu_511
+from cldm_jax.metrics.image import dice
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402
 
@@ -59,9 +62,7 @@ def predicted(pet: pathlib.Path, out: pathlib.Path, checkpoint: str) -> dict[str
     command = [sys.executable, "-m", "cldm_jax.predict", "-i", str(pet), "-o", str(out)]
     command += ["--checkpoint", checkpoint] if checkpoint else []
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return {
-        k: next(out.glob(f"*desc-synth_{s}.nii.gz")) for k, s in {"mr": "T1w", "ct": "ct"}.items()
-    }
+    return {k: next(out.glob(f"*desc-synth_{s}.nii.gz")) for k, s in (("mr", "T1w"), ("ct", "ct"))}
 
 
 def rire(data, folder, checkpoint, out) -> dict[str, float]:
@@ -93,7 +94,7 @@ def template(data, folder, checkpoint, out) -> dict[str, float]:
     return scores(pet, mr, t1, spacing) | {
         "bone_dice": dice(made_ct > MADE_BONE, ct > MEAN_BONE),
         "ct_head_dice": dice(made_ct > -300, ct > -300),
-        "mu_ratio": float(attenuation(made_ct)[tissue].sum() / attenuation(ct)[tissue].sum()),
+        "mu_ratio": float(mu_511(made_ct)[tissue].sum() / mu_511(ct)[tissue].sum()),
         "scale": scale,
     }
 
@@ -114,24 +115,14 @@ def scores(pet, made, real, spacing) -> dict[str, float]:
     def r(a, b):
         return float(np.corrcoef(a[brain], b[brain])[0, 1])
 
+    spikes = made[far] > TISSUE * np.percentile(made, 99)
     return {
         "head_dice": dice(outline, truth),
         "r_brain": r(made, real),
         "r_detail": r(fine(made), fine(real)),
         "r_detail_of_pet": r(fine(pet), fine(real)),
-        "spikes": float((made[far] > TISSUE * np.percentile(made, 99)).mean())
-        if far.any()
-        else 0.0,
+        "spikes": float(spikes.mean()) if far.any() else 0.0,
     }
-
-
-def dice(a, b) -> float:
-    return float(2 * (a & b).sum() / (a.sum() + b.sum()))
-
-
-def attenuation(hu):
-    """Linear attenuation at 511 keV, 1/cm, bilinear in HU (Carney et al. 2006)."""
-    return np.where(hu < 0, 0.096 * (1 + hu / 1000), 0.096 + 5.1e-5 * hu).clip(0)
 
 
 def head(image):

@@ -1,21 +1,18 @@
-"""summary.json: what was measured, kept after every row."""
+"""summary.json: what was measured, kept after every row; and as Markdown and one plot."""
 
 import pathlib
 
 from benchmarks import proc
 from cldm_jax import files
 
-SUMMARY = "summary.json"
-ROW_KEYS = (  # what readers of a row rely on; more are allowed. null: not applicable
-    "name",
-    "threads",
-    "ours_s",
-    "peer",
-    "peer_s",
-    "ratio",
-    "mfu",
-    "ours_rss_mb",
-    "peer_rss_mb",
+SUMMARY, TABLE, PLOT = "summary.json", "benchmark.md", "benchmark.png"
+# What readers of a row rely on; more are allowed. null: not applicable
+ROW_KEYS = ("name", "threads", "ours_s", "peer", "peer_s", "ratio", "mfu")
+ROW_KEYS += ("ours_rss_mb", "peer_rss_mb")
+COLOURS = {"torch_f32": "tab:blue", "torch_bf16": "tab:orange"}
+MEANING = (
+    "One thread: CPU time per call; two: wall time. Ratio: median over rounds. MFU: operations "
+    "of the direct convolution over time and limit; Winograd can pass 1."
 )
 
 
@@ -32,16 +29,9 @@ class Summary:
         old = files.read_json(self.path) if self.path.is_file() and not fresh else {}
         if (old.get("machine"), old.get("settings")) != (machine, settings):
             old = {}
-        new = {"machine": machine, "settings": settings, "limit_gflops": 0, "rows": []}
-        self.data = {
-            **new,
-            "limits": {},
-            "growth": [],
-            "loop": [],
-            "startup": [],
-            "failed": {},
-            **old,
-        }
+        new = {"machine": machine, "settings": settings, "limit_gflops": 0, "limits": {}}
+        empty = {"rows": [], "growth": [], "loop": [], "startup": [], "failed": {}}
+        self.data = {**new, **empty, **old}
 
     def save(self) -> None:
         files.write_json(self.path, self.data)
@@ -59,17 +49,16 @@ class Summary:
         self.save()
 
     def has(self, section: str, name: str, threads: int | None) -> bool:
-        """Whether `section` (rows, growth) has a row of this name and number of threads."""
+        """Whether `section` has a row of this name and number of threads."""
         rows = self.data[section]
         return any(r["name"] == name and r.get("threads") == threads for r in rows)
 
     def add(self, section: str, rows: list[dict]) -> None:
         """Appends rows; those of "rows" must have every key of ROW_KEYS."""
-        if section == "rows":
-            for row in rows:
-                missing = [key for key in ROW_KEYS if key not in row]
-                if missing:
-                    raise ValueError(f"row {row.get('name')}: no {', '.join(missing)}")
+        for row in rows if section == "rows" else ():
+            missing = [key for key in ROW_KEYS if key not in row]
+            if missing:
+                raise ValueError(f"row {row.get('name')}: no {', '.join(missing)}")
         self.data[section] += rows
         self.save()
 
@@ -77,3 +66,149 @@ class Summary:
         """Notes why something is missing."""
         self.data["failed"][what] = reason
         self.save()
+
+
+def number(value, digits: int = 2) -> str:
+    """Fixed digits, three significant ones below 0.1, "-" for what was not measured."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if 0 < abs(value) < 0.1 else f"{value:.{digits}f}"
+
+
+def milliseconds(seconds) -> str:
+    return "-" if seconds is None else number(seconds * 1e3, 1)
+
+
+def verdict(row: dict) -> str:
+    """How the row stands to its bound."""
+    if row["met"] is None:
+        return "reported"
+    return f"{'met' if row['met'] else 'not met'} ({number(row['bound'])})"
+
+
+def ratio_range(row: dict) -> str:
+    return " to ".join(map(number, row["ratio_range"]))
+
+
+def row_line(row: dict) -> str:
+    """A row on one line, as it is measured."""
+    return (
+        f"{row['name']}, {row['threads']} threads: ours {milliseconds(row['ours_s'])} ms, "
+        f"{row['peer']} {milliseconds(row['peer_s'])} ms, ratio {number(row['ratio'])} "
+        f"[{ratio_range(row)}] {verdict(row)}"
+    )
+
+
+# Section: {head of a column: what a row has there}.
+TABLES = {
+    "rows": {
+        "row": lambda r: r["name"],
+        "threads": lambda r: f"{r['threads']} ({r['compared']})",
+        "peer": lambda r: f"{r['peer']} {r['peer_variant']}".strip(),
+        "ours, ms": lambda r: milliseconds(r["ours_s"]),
+        "peer, ms": lambda r: milliseconds(r["peer_s"]),
+        "ours / peer": lambda r: f"**{number(r['ratio'])}**",
+        "range": ratio_range,
+        "bound": verdict,
+        "MFU": lambda r: number(r["mfu"]),
+        "cores": lambda r: f"{number(r['ours_cores'])} / {number(r['peer_cores'])}",
+        "peak RSS, MB": lambda r: f"{number(r['ours_rss_mb'], 0)} / {number(r['peer_rss_mb'], 0)}",
+    },
+    "growth": {
+        "cost of": lambda r: r["name"],
+        "threads": lambda r: r["threads"],
+        "against": lambda r: r["against"],
+        "sizes": lambda r: ", ".join(map(str, r["sizes"])),
+        "ms": lambda r: ", ".join(map(milliseconds, r["seconds"])),
+        "exponent": lambda r: number(r["exponent"]),
+        "upper half": lambda r: number(r["exponent_upper"]),
+        "of its arithmetic": lambda r: number(r["flops_exponent_upper"]),
+        "no faster": lambda r: "yes" if r["met"] else "NO",
+    },
+    "loop": {
+        "training": lambda r: r["name"],
+        "threads": lambda r: r["threads"],
+        "a step of the loop, ms": lambda r: milliseconds(r["loop_s"]),
+        "bare step, ms": lambda r: milliseconds(r["bare_s"]),
+        "loop / bare": lambda r: f"**{number(r['ratio'])}**",
+        "range": ratio_range,
+        "bound": verdict,
+    },
+    "startup": {
+        "start-up": lambda r: r["name"],
+        "wall, s": lambda r: number(r["wall_s"]),
+        "CPU, s": lambda r: number(r["cpu_s"]),
+        "best wall, s": lambda r: number(r["best_s"]),
+    },
+}
+
+
+def table(columns: dict, rows: list[dict]) -> str:
+    """Markdown."""
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[make(row) for make in columns.values()] for row in rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def volume_line(row: dict) -> str:
+    """What a row of the volume says beyond the table."""
+    line = (
+        f"{row['name']}, {row['threads']} threads, {row['peer']}: one step "
+        f"{1 / row['ratio']:.0f} times faster; PSNR {row['ours_psnr']:.2f} dB against "
+        f"{row['peer_psnr']:.2f} dB"
+    )
+    if "ours_ddim50_s" in row:
+        line += f"; our own DDIM-50: {row['ours_ddim50_s']:.1f} s, {row['ours_ddim50_psnr']:.2f} dB"
+    if row["peer_scaled_from_slices"]:
+        line += f"; the peer's time is scaled from {row['peer_scaled_from_slices']} slices"
+    return line
+
+
+def markdown(data: dict) -> str:
+    """Every section that has something in it."""
+    parts = [f"Machine: {data['machine']['cpu']}"]
+    for threads, v in data["limits"].items():
+        bf16 = f"{v['bf16_gflops']:.0f} GF/s bf16" if v["bf16_gflops"] else "no bf16"
+        parts[0] += f"\nLimit on {threads} threads: {v['f32_gflops']:.0f} GF/s f32, {bf16}"
+    for section, columns in TABLES.items():
+        if data[section]:
+            parts.append(table(columns, data[section]))
+        if data[section] and section == "rows":
+            parts += [MEANING, *(volume_line(row) for row in data["rows"] if "ours_psnr" in row)]
+    parts += [f"Failed: {what}: {reason}" for what, reason in data["failed"].items()]
+    return "\n\n".join(parts) + "\n"
+
+
+def write(folder, data: dict) -> str:
+    """Writes table and plot beside the summary and returns the table."""
+    text = markdown(data)
+    files.write_text(pathlib.Path(folder) / TABLE, text)
+    write_plot(folder, [row for row in data["rows"][::-1] if row["peer"] in COLOURS])
+    return text
+
+
+def write_plot(folder, rows: list[dict]) -> None:
+    """Ratios to PyTorch, their ranges and bounds on a logarithmic axis; below 1 we are faster."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    if not rows:
+        return
+    figure, axes = plt.subplots(figsize=(8, 1 + 0.28 * len(rows)), layout="constrained")
+    for y, row in enumerate(rows):
+        colour = COLOURS[row["peer"]]
+        axes.plot(row["ratio_range"], [y, y], color=colour, lw=3, alpha=0.4)
+        axes.plot(row["ratio"], y, "o", color=colour)
+        if row["bound"] is not None:
+            axes.plot(row["bound"], y, "|", color="black", ms=14)
+    names = [f"{r['name']}, {r['threads']} thr., {r['peer']}" for r in rows]
+    axes.set_yticks(range(len(rows)), names, fontsize=8)
+    axes.set_xscale("log")
+    axes.margins(y=0.05 if len(rows) > 4 else 0.3)
+    axes.axvline(1, color="0.6", lw=0.8)
+    axes.set_xlabel("time of ours / time of the peer (bar: all rounds; black line: bound)")
+    with files.atomic_path(pathlib.Path(folder) / PLOT) as tmp:
+        figure.savefig(tmp, dpi=120)
+    plt.close(figure)

@@ -6,13 +6,11 @@ import pathlib
 import subprocess
 import sys
 
-from benchmarks import data, growth, loop, proc, startup, tables, volume
-from benchmarks.limit import SIZES, measure_limit
-from benchmarks.race import Settings, WorkerError, make_rows, race
+from benchmarks import data, loop, proc, race, report, startup, volume
 from benchmarks.report import Summary
 from benchmarks.tasks import QUICK, RACES, SECTIONS
 
-EXPECTED = (WorkerError, RuntimeError, OSError, subprocess.CalledProcessError)  # noted, not fatal
+EXPECTED = (race.WorkerError, RuntimeError, OSError, subprocess.CalledProcessError)  # noted
 
 
 def parse(argv) -> argparse.Namespace:
@@ -48,17 +46,21 @@ class Benchmark:
     """One run: what was asked for, and the summary it goes into."""
 
     def __init__(self, args: argparse.Namespace):
-        self.args = args
-        self.settings = Settings(rounds=args.rounds, wall=1.0, tries=4, compiled=args.compile)
+        self.args, self.out = args, args.out
+        self.settings = race.Settings(args.rounds, wall=1.0, tries=4, compiled=args.compile)
+        self.brief = self.settings._replace(rounds=min(3, args.rounds), wall=0.5)
         kept = ("quick", "compile", "rounds", "volume_minutes")
         settings = {name: getattr(args, name) for name in kept}
         self.summary = Summary(args.out, settings, fresh=args.fresh)
 
-    def attempt(self, what: str, section: str, make) -> None:
-        """Adds the rows that make() returns, or notes why there are none."""
+    def attempt(self, section: str, first: str, threads: int | None, make, *args) -> None:
+        """Adds the rows of make(*args), or notes why there are none; not where `first` is there."""
+        if self.summary.has(section, first, threads):
+            return
+        what = first if threads is None else f"{first}, {threads} threads"
         print(f"benchmark: {what}", flush=True)
         try:
-            rows = make()
+            rows = make(*args)
         except EXPECTED as error:
             reason = str(error).splitlines()[0]
             self.summary.fail(what, reason)
@@ -67,95 +69,54 @@ class Benchmark:
         self.summary.data["failed"].pop(what, None)
         self.summary.add(section, rows)
         for row in rows if section == "rows" else ():
-            print(f"benchmark: {tables.row_line(row)}", flush=True)
+            print(f"benchmark: {report.row_line(row)}", flush=True)
 
-    def need_limit(self, threads: int) -> None:
+    def limit(self, threads: int) -> float:
         if not self.summary.has_limit(threads):
-            sizes = SIZES[:2] if self.args.quick else SIZES
-            settings = self.settings._replace(rounds=2, wall=0.5)
-            self.summary.set_limit(threads, measure_limit(threads, settings, sizes))
+            sizes = race.GEMM_SIZES[:2] if self.args.quick else race.GEMM_SIZES
+            settings = self.brief._replace(rounds=2)
+            self.summary.set_limit(threads, race.measure_limit(threads, settings, sizes))
+        return self.summary.limit(threads)
 
-    def race(self, name: str, threads: int) -> None:
-        def make():
-            results = race(RACES[name], threads, self.settings)
-            return make_rows(name, threads, *results, self.summary.limit(threads))
+    def race(self, name: str, threads: int) -> list[dict]:
+        limit, found = self.limit(threads), race.race(RACES[name], threads, self.settings)
+        return race.race_rows(name, threads, *found, limit)
 
-        if not self.summary.has("rows", name, threads):
-            self.need_limit(threads)
-            self.attempt(f"{name}, {threads} threads", "rows", make)
+    def volume(self, threads: int) -> list[dict]:
+        folder, quick = self.out / "volume", self.args.quick
+        self.limit(threads)
+        volume.ensure_trained(folder, self.args.volume_minutes, people=16 if quick else 40)
+        return volume.volume_rows(self.summary, folder, threads, self.settings, quick)
 
-    def data(self, threads: int) -> None:
-        def make():
-            folder = self.args.out / "data"
-            return data.data_rows(self.summary, folder, threads, self.settings)
+    def growth(self, name: str, threads: int) -> list[dict]:
+        return [race.growth_row(name, threads, self.brief)]
 
-        if not self.summary.has("rows", "data_images", threads):
-            self.attempt(f"data, {threads} threads", "rows", make)
-
-    def volume(self, threads: int) -> None:
-        folder, quick = self.args.out / "volume", self.args.quick
-
-        def make():
-            volume.ensure_trained(folder, self.args.volume_minutes, people=16 if quick else 40)
-            return volume.volume_rows(self.summary, folder, threads, self.settings, quick)
-
-        if quick and threads != max(self.args.threads):
-            return  # minutes that --quick does not have
-        if not self.summary.has("rows", "volume_150", threads):
-            self.need_limit(threads)
-            self.attempt(f"volume_150, {threads} threads", "rows", make)
-
-    def growth(self, threads: int) -> None:
-        settings = self.settings._replace(rounds=min(3, self.settings.rounds), wall=0.5)
-        for name in growth.QUICK_SERIES if self.args.quick else growth.SERIES:
-            if not self.summary.has("growth", name, threads):
-
-                def make(name=name):
-                    return [growth.judge(growth.growth_row(name, threads, settings))]
-
-                self.attempt(f"growth of {name}, {threads} threads", "growth", make)
-
-    def loop(self, threads: int) -> None:
-        def make():
-            rounds = min(3, self.settings.rounds)
-            return loop.loop_rows(self.args.out / "loop", threads, rounds)
-
-        if not self.summary.has("loop", "training loop", threads):
-            self.attempt(f"training loop, {threads} threads", "loop", make)
-
-    def cohort_growth(self) -> None:
-        def make():
-            cohorts = data.COHORTS[:2] if self.args.quick else data.COHORTS
-            rows = data.cohort_growth(self.args.out / "data", self.settings, cohorts)
-            return [growth.judge(row) for row in rows]
-
-        if not self.summary.has("growth", "reader open", 1):
-            self.attempt("growth of the reader", "growth", make)
-
-    def startup(self) -> None:
-        def make():
-            return startup.startup_rows(self.args.out / "startup")
-
-        if not self.summary.data["startup"]:
-            self.attempt("startup", "startup", make)
+    def run_threads(self, threads: int) -> None:
+        quick, asked = self.args.quick, self.args.names
+        for name in filter(asked.__contains__, RACES):
+            self.attempt("rows", name, threads, self.race, name, threads)
+        if "data" in asked:
+            parts = (self.summary, self.out / "data", threads, self.settings)
+            self.attempt("rows", "data_images", threads, data.data_rows, *parts)
+        # --quick has no minutes for the volume on every number of threads
+        if "volume_150" in asked and not (quick and threads != max(self.args.threads)):
+            self.attempt("rows", volume.name(), threads, self.volume, threads)
+        for name in race.QUICK_SERIES if quick else race.SERIES:
+            if "growth" in asked:
+                self.attempt("growth", name, threads, self.growth, name, threads)
+        if "loop" in asked:
+            parts = (self.out / "loop", threads, self.brief.rounds)
+            self.attempt("loop", "training loop", threads, loop.loop_rows, *parts)
 
     def run(self) -> None:
-        sections = {
-            "data": self.data,
-            "volume_150": self.volume,
-            "growth": self.growth,
-            "loop": self.loop,
-        }
         for threads in self.args.threads:
-            for name in self.args.names:
-                if name in RACES:
-                    self.race(name, threads)
-                elif name in sections:
-                    sections[name](threads)
+            self.run_threads(threads)
         if "growth" in self.args.names:
-            self.cohort_growth()
+            cohorts = data.COHORTS[:2] if self.args.quick else data.COHORTS
+            parts = (self.out / "data", self.brief, cohorts)
+            self.attempt("growth", "reader open", 1, data.cohort_growth, *parts)
         if "startup" in self.args.names:
-            self.startup()
+            self.attempt("startup", "--help", None, startup.startup_rows, self.out / "startup")
 
 
 def main(argv=None) -> int:
@@ -166,9 +127,8 @@ def main(argv=None) -> int:
         return 1
     benchmark = Benchmark(args)
     benchmark.run()
-    print("\n" + tables.write_table(args.out, benchmark.summary.data))
-    tables.write_plot(args.out, benchmark.summary.data)
-    print(f"Written: {args.out}/summary.json, {tables.TABLE}, {tables.PLOT}")
+    print("\n" + report.write(args.out, benchmark.summary.data))
+    print(f"Written: {args.out}/{report.SUMMARY}, {report.TABLE}, {report.PLOT}")
     return 1 if benchmark.summary.data["failed"] else 0
 
 

@@ -14,7 +14,6 @@ import shlex
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -23,10 +22,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks import data, reader
+from benchmarks.proc import ROOT
 from cldm_jax import console, files
 from cldm_jax.runtime.progress import Progress
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 STEPS = 100
 SAVE_EVERY = 50
 LOSS_LIMIT = 1e-5  # relative, over STEPS
@@ -38,9 +38,9 @@ SAVED = (1, 2, 4)  # devices that save, devices that restore
 PROBED = 8  # batches whose order and noise are looked at
 LAUNCH_SECONDS = 240
 GONE_SECONDS = 60  # that the others may live on when one is killed
-WIDTH, PER_PERSON, SHARD = 128, 100, 4096  # pixels and slices of the generated dataset
 COUNTS = (1_000, 10_000, 100_000, 1_000_000)  # slices
-OPEN_SECONDS, OPEN_MB, THROUGHPUT = 1.0, 200, 0.8
+JUDGED = {"open_s": 1.0, "open_mb": 200, "source_s": None, "source_mb": None}  # limits of the last
+THROUGHPUT, COMPARED = 0.8, 10_000  # at least, of the rate with so many slices
 READER_ROUNDS = 3
 
 
@@ -54,9 +54,18 @@ class Row(NamedTuple):
     unit: str
     ok: bool
 
+    def line(self) -> str:
+        measured = "-" if self.measured is None else f"{self.measured:.3g}"
+        limit = "" if self.limit is None else f"{self.limit:g}"
+        verdict = "ok" if self.ok else "FAIL"
+        return f"{self.check:24} {self.case:38} {measured:>9} {limit:>8} {self.unit:28} {verdict}"
 
-def bounded(check: str, case: str, measured: float, limit: float, unit: str) -> Row:
-    return Row(check, case, float(measured), float(limit), unit, bool(measured <= limit))
+
+def bounded(check: str, case: str, measured: float, limit: float | None, unit: str) -> Row:
+    ok = limit is None or measured <= limit
+    return Row(
+        check, case, float(measured), None if limit is None else float(limit), unit, bool(ok)
+    )
 
 
 class Group(NamedTuple):
@@ -79,17 +88,13 @@ def start(module: str, words: list[str], devices: int, processes: int, log: path
     flag = f"--xla_force_host_platform_device_count={devices}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flag, "CLDM_HUGE_PAGES": "0"}
     address = f"--coordinator=localhost:{free_port()}"
-    started, logs = [], []
-    for i in range(processes):
+    started, logs = [], [log.with_name(f"{log.name}.{i}") for i in range(processes)]
+    for i, path in enumerate(logs):
         joined = [address, f"--processes={processes}", f"--process={i}"] if processes > 1 else []
-        logs.append(log.with_name(f"{log.name}.{i}"))
-        with open(logs[-1], "w") as f:
-            command = [sys.executable, "-m", module, *words, *joined]
-            started.append(
-                subprocess.Popen(
-                    command, cwd=ROOT, env=environment, stdout=f, stderr=subprocess.STDOUT
-                )
-            )
+        command = [sys.executable, "-m", module, *words, *joined]
+        with open(path, "w") as f:
+            options = dict(cwd=ROOT, env=environment, stdout=f, stderr=subprocess.STDOUT)
+            started.append(subprocess.Popen(command, **options))
     return Group(started, logs)
 
 
@@ -124,12 +129,7 @@ class Study:
         self.alone = self.train("alone", 1, 1)
 
     def words(self, workdir: pathlib.Path, **train) -> list[str]:
-        given = {
-            "num_train_steps": STEPS,
-            "save_every": SAVE_EVERY,
-            "val_every": SAVE_EVERY,
-            **train,
-        }
+        given = dict(num_train_steps=STEPS, save_every=SAVE_EVERY, val_every=SAVE_EVERY) | train
         return [
             "--config=configs/ldm.py:tiny",
             f"--workdir={workdir}",
@@ -245,17 +245,14 @@ def stop_at(study: Study, workdir: pathlib.Path, processes: int, step: int) -> l
 
 def begin(study: Study, workdir: pathlib.Path, processes: int, step: int) -> Group:
     """The run, at `step` or a little later."""
-    words = study.words(workdir, save_every=10)
-    group = start(
-        "cldm_jax.main", words, 1, processes, workdir.with_name(workdir.name + ".stopped")
-    )
+    words, log = study.words(workdir, save_every=10), workdir.with_name(workdir.name + ".stopped")
+    group = start("cldm_jax.main", words, 1, processes, log)
     end, path = time.monotonic() + LAUNCH_SECONDS, workdir / "metrics.jsonl"
     while not path.is_file() or max(losses(workdir), default=0) < step:
         if time.monotonic() > end or group.processes[0].poll() is not None:
             finish(group, 1)
-            raise RuntimeError(
-                f"{workdir} never came to step {step}: {group.logs[0].read_text()[-2000:]}"
-            )
+            said = group.logs[0].read_text()[-2000:]
+            raise RuntimeError(f"{workdir} never came to step {step}: {said}")
         time.sleep(0.02)
     return group
 
@@ -357,110 +354,24 @@ def volumes(out: pathlib.Path) -> dict:
 
 
 def million(study: Study) -> list[Row]:
-    """Start-up, memory and reader throughput against the number of slices, each in its own process; the
-    sizes take turns, and medians count.
-    """
-    folders, samples = {}, {count: [] for count in COUNTS}
-    for count in COUNTS:
-        folders[count] = study.folder / f"slices-{count}"
-        generate(folders[count], count)
-    for _ in range(READER_ROUNDS):
-        for count, folder in folders.items():
-            command = [sys.executable, "-m", "benchmarks.scale_reader", str(folder)]
-            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-            samples[count].append(json.loads(done.stdout.splitlines()[-1]))
-    for folder in folders.values():
-        shutil.rmtree(folder)
-    found = {
-        count: {name: statistics.median(s[name] for s in each) for name in each[0]}
-        for count, each in samples.items()
-    }
-    rows = []
+    """Start-up, memory and reader throughput against the number of slices (`data.cohort_facts`)."""
+    found, rows = data.cohort_facts(study.folder / "slices", COUNTS, READER_ROUNDS), []
     for count, facts in found.items():
         case, is_judged = f"{count:,} slices", count == COUNTS[-1]
-        for name, unit, limit in (
-            ("open_seconds", "s", OPEN_SECONDS),
-            ("open_mb", "MB", OPEN_MB),
-            ("source_seconds", "s", None),
-            ("source_mb", "MB", None),
-        ):
+        for name, limit in JUDGED.items():
             limit = limit if is_judged else None
-            ok = limit is None or facts[name] <= limit
-            rows.append(
-                Row("index: " + name.replace("_", ", "), case, facts[name], limit, unit, ok)
-            )
-        rate = facts["slices_per_second"]
-        rows.append(Row("reader", case, rate, None, "slices/s", True))
-        if is_judged:
-            share = rate / found[10_000]["slices_per_second"]
-            ok = share >= THROUGHPUT
-            rows.append(Row("reader", "against 10,000 slices", share, THROUGHPUT, "at least", ok))
+            rows.append(bounded(f"index: {name}", case, facts[name], limit, reader.FACTS[name]))
+        rows.append(bounded("reader", case, facts["slices_per_s"], None, "slices/s"))
+    share = found[COUNTS[-1]]["slices_per_s"] / found[COMPARED]["slices_per_s"]
+    ok = share >= THROUGHPUT
+    rows.append(Row("reader", f"against {COMPARED:,} slices", share, THROUGHPUT, "at least", ok))
     return rows
-
-
-def generate(folder: pathlib.Path, count: int) -> None:
-    """A prepared folder of `count` slices, all zero. Its shards share their disk blocks (hard links): a
-    million slices of their own would be 115 GB, and what is asked here is not the disk's pace.
-    """
-    from cldm_jax.data import shards
-
-    people = count // PER_PERSON
-    per_shard = SHARD // PER_PERSON
-    folder.mkdir()
-    entries, subjects = {}, []
-    for first in range(0, people, per_shard):
-        length = min(per_shard, people - first) * PER_PERSON
-        for name, dtype in (
-            ("pet", "uint16"),
-            ("ct", "uint16"),
-            ("mr", "uint16"),
-            ("mask", "uint8"),
-        ):
-            file = f"{name}-{first // per_shard:05d}.npy"
-            shape = (length, WIDTH, WIDTH)
-            alike = next(
-                (k for k, e in entries.items() if k.startswith(name) and e["shape"] == list(shape)),
-                "",
-            )
-            if alike:
-                os.link(folder / alike, folder / file)
-            else:
-                np.save(folder / file, np.zeros(shape, dtype))
-            entries[file] = {"sha256": "", "shape": list(shape), "dtype": dtype}
-    for i in range(people):
-        place = {"offset": i % per_shard * PER_PERSON}
-        volumes = {
-            name: {"shard": f"{name}-{i // per_shard:05d}.npy", **place}
-            for name in ("pet", "ct", "mr", "mask")
-        }
-        keep = [z > 4 for z in range(PER_PERSON)]
-        subject = {"id": f"sub-{i:06d}", "group": f"g{i}", "n_slices": PER_PERSON, "keep": keep}
-        subjects.append({**subject, "volumes": volumes})
-    ids = [s["id"] for s in subjects]
-    codes = {"pet": 0, "ct": 1, "mr": 2}
-    index = {
-        "kind": "images",
-        "name": "generated",
-        "encoding": shards.ENCODINGS["uint16"],
-        "modalities": {name: {"code": code} for name, code in codes.items()},
-        "subjects": subjects,
-        "shards": entries,
-        "splits": {"train": ids, "val": [], "test": [], "hash": ""},
-    }
-    shards.write_index(folder, index)
 
 
 # ---- the table ----
 
-CHECKS = (
-    order_and_noise,
-    same_losses,
-    restored_elsewhere,
-    stopped_together,
-    killed_together,
-    same_read_outs,
-    million,
-)
+CHECKS = (order_and_noise, same_losses, restored_elsewhere, stopped_together, killed_together)
+CHECKS += (same_read_outs, million)
 
 
 def measure(out: pathlib.Path, argv: list[str], only: set[str]) -> int:
@@ -477,9 +388,8 @@ def measure(out: pathlib.Path, argv: list[str], only: set[str]) -> int:
                     rows += check(study)
                 except RuntimeError as error:
                     print(f"{check.__name__}: {error}", file=sys.stderr, flush=True)
-                    rows.append(
-                        Row(check.__name__, "ended early: see above", None, None, "", False)
-                    )
+                    why = "ended early: see above"
+                    rows.append(Row(check.__name__, why, None, None, "", False))
                 progress.update(check=check.__name__)
     report = {
         "command": console.command("benchmarks.scale", *argv),
@@ -489,11 +399,7 @@ def measure(out: pathlib.Path, argv: list[str], only: set[str]) -> int:
         "rows": [row._asdict() for row in rows],
     }
     files.write_json(out / "scale.json", report)
-    for row in rows:
-        measured = "-" if row.measured is None else f"{row.measured:.3g}"
-        limit = "" if row.limit is None else f"{row.limit:g}"
-        verdict = "ok" if row.ok else "FAIL"
-        print(f"{row.check:24} {row.case:38} {measured:>9} {limit:>8} {row.unit:28} {verdict}")
+    print("\n".join(row.line() for row in rows))
     failed = sum(not row.ok for row in rows)
     print(f"{len(rows) - failed} of {len(rows)} in {report['seconds']} s: {out / 'scale.json'}")
     return 1 if failed else 0
@@ -502,9 +408,8 @@ def measure(out: pathlib.Path, argv: list[str], only: set[str]) -> int:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     parser = argparse.ArgumentParser(prog=console.command("benchmarks.scale"), description=__doc__)
-    parser.add_argument(
-        "--out", default="runs/scale", type=pathlib.Path, help="folder of scale.json"
-    )
+    out = dict(default="runs/scale", type=pathlib.Path, help="folder of scale.json")
+    parser.add_argument("--out", **out)
     parser.add_argument("--only", default="", help=", ".join(c.__name__ for c in CHECKS))
     given = parser.parse_args(argv)
     only = set(filter(None, given.only.split(",")))

@@ -22,16 +22,11 @@ def digest(*arrays) -> str:
     return hashlib.sha256(joined).hexdigest()[:16]
 
 
-def probe(_) -> None:
-    config = flags.FLAGS.config
-    if flags.FLAGS.coordinator:
-        out = sys.stdout
-        processes.start(flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process)
-        sys.stdout = out
+def probe(config) -> dict[str, list]:
+    """{"rows": hash of every own row of every batch, "noise": hash of every batch's noise}."""
     make.needs(config)
     inputs = inputs_lib.open_inputs(config)
-    recipe = inputs.recipe
-    steps = config.train.num_train_steps
+    recipe, steps = inputs.recipe, config.train.num_train_steps
     cldm = _Cldm(None, None, recipe["diffusion"], recipe["sampling"], steps)
     rows, replicated = sharding.make_shardings()
 
@@ -44,14 +39,20 @@ def probe(_) -> None:
     with make_batches(config, inputs_lib.train_source(config, inputs), 0) as batches:
         for step in range(1, PROBED + 1):
             batch = next(batches)
-            names = sorted(batch)
-            found["rows"].append(
-                [digest(*(batch[n][i] for n in names)) for i in range(len(batch["label"]))]
-            )
+            own = zip(*(batch[name] for name in sorted(batch)), strict=True)
+            found["rows"].append([digest(*row) for row in own])
             noise = drawn(key, np.int32(step), sharding.put_batch(batch, rows))
             found["noise"].append(digest(*(np.asarray(noise[n]) for n in sorted(noise))))
-    print(json.dumps(found), flush=True)
+    return found
+
+
+def main(_) -> None:
+    if flags.FLAGS.coordinator:
+        out = sys.stdout
+        processes.start(flags.FLAGS.coordinator, flags.FLAGS.processes, flags.FLAGS.process)
+        sys.stdout = out
+    print(json.dumps(probe(flags.FLAGS.config)), flush=True)
 
 
 if __name__ == "__main__":
-    app.run(probe, flags_parser=door.parse_flags)
+    app.run(main, flags_parser=door.parse_flags)

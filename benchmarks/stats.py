@@ -1,4 +1,4 @@
-"""Arithmetic of the report: which samples count, ratios by round, fitted exponents."""
+"""Arithmetic of the report: which samples count, and fitted exponents."""
 
 import math
 import statistics
@@ -13,6 +13,9 @@ class Sample(NamedTuple):
     cpu_s: float  # of the worker, per call
     cores: float  # CPU seconds / wall seconds
     others: float  # cores' worth of other processes on the worker's CPUs meanwhile
+
+    def scaled(self, factor: float) -> "Sample":
+        return self._replace(wall_s=self.wall_s * factor, cpu_s=self.cpu_s * factor)
 
 
 def seconds(sample: Sample, threads: int) -> float:
@@ -33,30 +36,15 @@ def take_clean(measure: Callable[[], Sample], limit: float, tries: int) -> tuple
     return min(seen, key=lambda s: s.others), len(seen)
 
 
-def best_variant(rounds: dict[str, Sequence[float]]) -> str:
-    """The name with the lowest median."""
-    return min(rounds, key=lambda name: statistics.median(rounds[name]))
-
-
-def round_ratios(ours: Sequence[float], peer: Sequence[float]) -> list[float]:
-    """ours / peer of the same round; both were measured within seconds of each other."""
-    return [a / b for a, b in zip(ours, peer, strict=True)]
-
-
 def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
     """Slope of the least-squares line through log(values) over log(sizes): b in value = a * size^b."""
-    if len(sizes) < 2:
-        raise ValueError(f"{len(sizes)} points: an exponent needs two")
-    x, y = [math.log(s) for s in sizes], [math.log(v) for v in values]
-    mean_x, mean_y = statistics.fmean(x), statistics.fmean(y)
-    spread = sum((a - mean_x) ** 2 for a in x)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / spread
+    return statistics.linear_regression(
+        *([math.log(x) for x in xs] for xs in (sizes, values))
+    ).slope
 
 
 def growth(sizes: Sequence[float], values: Sequence[float]) -> dict[str, float]:
     """Exponents over the whole range and over its upper half, where fixed costs no longer hide it."""
     half = max(2, math.ceil(len(sizes) / 2))
-    return {
-        "exponent": exponent(sizes, values),
-        "exponent_upper": exponent(sizes[-half:], values[-half:]),
-    }
+    upper = exponent(sizes[-half:], values[-half:])
+    return {"exponent": exponent(sizes, values), "exponent_upper": upper}

@@ -9,16 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from benchmarks import flops
-from benchmarks.tasks import Spec
+from benchmarks import flops, tasks
 from cldm_jax.diffusion import parametrisation, samplers, schedule
 from cldm_jax.models.conv import prepare_params
 from cldm_jax.models.init import init_params
 from cldm_jax.models.monai import AutoencoderKL, DiffusionModelUNet
 from cldm_jax.runtime import device
 
-KL_WEIGHT = 1e-6
-OPTIMIZER = optax.adamw(1e-4, weight_decay=1e-2)
+OPTIMIZER = optax.adamw(tasks.LEARNING_RATE, weight_decay=tasks.WEIGHT_DECAY)
 
 
 class Task(NamedTuple):
@@ -28,29 +26,14 @@ class Task(NamedTuple):
     compile_s: float  # tracing and compiling
 
 
-def make_autoencoder(channels=(32, 64, 128)) -> AutoencoderKL:
+def make_autoencoder() -> AutoencoderKL:
     """The network of `nets_torch.make_autoencoder`."""
-    return AutoencoderKL(
-        channels=channels,
-        latent_channels=4,
-        num_classes=4,
-        num_res_blocks=2,
-        attention_levels=(False,) * len(channels),
-        norm_num_groups=16,
-    )
+    return AutoencoderKL(num_classes=tasks.NUM_CLASSES, **tasks.AUTOENCODER)
 
 
-def make_unet(channels=(64, 128, 256), num_classes: int = 4) -> DiffusionModelUNet:
+def make_unet() -> DiffusionModelUNet:
     """The network of `nets_torch.make_unet`."""
-    return DiffusionModelUNet(
-        latent_channels=4,
-        channels=channels,
-        num_res_blocks=2,
-        attention_levels=(False,) + (True,) * (len(channels) - 1),
-        norm_num_groups=32,
-        num_head_channels=64,
-        num_class_embeds=num_classes,
-    )
+    return DiffusionModelUNet(tasks.LATENT_CHANNELS, **tasks.UNET)
 
 
 def prepare_variables(variables):
@@ -79,15 +62,15 @@ def autoencoder_loss(net, params, images, key):
     eps = jax.random.normal(key, latent_shape(net, images))
     reconstruction, mean, logvar = net.apply({"params": params}, images, None, None, eps)
     kl = 0.5 * (jnp.square(mean) + jnp.exp(logvar) - logvar - 1).mean()
-    return jnp.abs(reconstruction - images).mean() + KL_WEIGHT * kl
+    return jnp.abs(reconstruction - images).mean() + tasks.KL_WEIGHT * kl
 
 
-def ldm_loss(net, alphas_bar, params, latents, source, code, key):
+def ldm_loss(net, params, latents, source, code, key):
     """Mean squared error of the v-prediction at random steps, as in `nets_torch`."""
     noise_key, step_key = jax.random.split(key)
     noise = jax.random.normal(noise_key, latents.shape)
-    t = jax.random.randint(step_key, latents.shape[:1], 0, alphas_bar.shape[0])
-    a, s = parametrisation.coefficients(alphas_bar, t, latents.ndim)
+    t = jax.random.randint(step_key, latents.shape[:1], 0, tasks.TIMESTEPS)
+    a, s = parametrisation.coefficients(schedule.cosine(tasks.TIMESTEPS), t, latents.ndim)
     noisy = parametrisation.add_noise(latents, noise, a, s)
     target = parametrisation.make_target("v", latents, noise, a, s)
     prediction = net.apply({"params": params}, noisy, t, code, source)
@@ -100,28 +83,53 @@ def ddim(net, variables, start, source, code, alphas_bar, num_sampling_steps: in
     def denoise(zt, t):
         return net.apply(variables, zt, t, code, source)
 
+    options = {"target": "v", "num_sampling_steps": num_sampling_steps, "eta": 0.0}
     return samplers.ddim(
-        denoise,
-        start,
-        alphas_bar,
-        target="v",
-        num_sampling_steps=num_sampling_steps,
-        eta=0.0,
-        noise_fn=lambda i: jnp.zeros_like(start),
+        denoise, start, alphas_bar, noise_fn=lambda i: jnp.zeros_like(start), **options
     )
 
 
-def onestep_latents(unet, params, source, code, alphas_bar):
-    """One evaluation at the last step from a zero latent. source [B, h, w, 4] -> latents of its shape."""
+def read_out(unet, autoencoder, variables, source, start, code, steps: int = 0):
+    """PET latents to images [B, H, W, 1]: DDIM from `start`, or with 0 steps one evaluation at the last
+    step from a zero latent. variables: "params" of both, "mean" and "std" [4] of the target's latents.
+    """
+    alphas_bar, params = schedule.cosine(tasks.TIMESTEPS), variables["params"]
+    own = {"params": params["unet"]}
+    if steps:
+        z = ddim(unet, own, start, source, code, alphas_bar, steps)
+    else:
+        one = lambda zt, t: unet.apply(own, zt, t, code, source)  # noqa: E731
+        z = samplers.onestep(one, source, alphas_bar, target="v")
+    z = z * variables["std"][None, None, None] + variables["mean"][None, None, None]
+    return decode(autoencoder, {"params": params["autoencoder"]}, z)
 
-    def denoise(zt, t):
-        return unet.apply({"params": params["unet"]}, zt, t, code, source)
 
-    return samplers.onestep(denoise, source, alphas_bar, target="v")
+def read_out_flops(unet, autoencoder, z, steps: int) -> int:
+    """Of `read_out` for latents z [B, h, w, 4]."""
+    code = jnp.zeros(len(z), jnp.int32)
+    evaluation = flops.forward_flops(unet, z, code, code, z)
+    decoding = flops.forward_flops(autoencoder, z, None, None, method="decode")
+    return max(1, steps) * evaluation + decoding
 
 
-def make_update(loss):
-    """(params, optimiser state, key, *data) -> (params, optimiser state, next key, loss)."""
+def make_task(spec: tasks.Spec) -> Task:
+    """Raises KeyError for an unknown kind."""
+    return _MAKERS[spec.kind](spec)
+
+
+def _compiled(function, *args, **options):
+    """(compiled function, seconds of compiling it)."""
+    began = time.perf_counter()
+    compiled = device.compile_step(jax.jit(function, **options), *args)
+    return compiled, time.perf_counter() - began
+
+
+def _count(params) -> int:
+    return sum(p.size for p in jax.tree.leaves(params))
+
+
+def _training(loss, params, data, forward: int) -> Task:
+    """One step of AdamW; loss(params, *data, key) -> scalar."""
 
     def update(params, opt_state, key, *data):
         key, used = jax.random.split(key)
@@ -129,138 +137,106 @@ def make_update(loss):
         updates, opt_state = OPTIMIZER.update(grads, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, key, value
 
-    return update
-
-
-def unet_inputs(batch: int, size: int):
-    """Latents, source latents [B, h, w, 4] and class codes [B]."""
-    rng = np.random.default_rng(0)
-    latents, source = rng.standard_normal((2, batch, size, size, 4)).astype(np.float32)
-    return jnp.asarray(latents), jnp.asarray(source), jnp.zeros(batch, jnp.int32)
-
-
-def unet_params(net, latents, code):
-    """Parameters for inputs of these shapes, and the FLOPs of one evaluation."""
-    args = (latents, code, code, latents)
-    return init_params(net, jax.random.key(0), *args), flops.forward_flops(net, *args)
-
-
-def make_task(spec: Spec) -> Task:
-    """Raises KeyError for an unknown kind."""
-    return _MAKERS[spec.kind](spec)
-
-
-def _training(loss, params, data, forward: int) -> Task:
     params = jax.tree.map(jnp.asarray, params)
-    count = sum(p.size for p in jax.tree.leaves(params))
     state = [params, OPTIMIZER.init(params), jax.random.key(1)]
-    began = time.perf_counter()
-    update = device.compile_step(
-        jax.jit(make_update(loss), donate_argnums=(0, 1, 2)), *state, *data
-    )
-    compile_s = time.perf_counter() - began
+    count = _count(params)
+    compiled, compile_s = _compiled(update, *state, *data, donate_argnums=(0, 1, 2))
 
     def call():
-        *state[:], value = update(*state, *data)
+        *state[:], value = compiled(*state, *data)
         value.block_until_ready()
+        return np.asarray(value)
 
     return Task(call, count, flops.TRAINING_FACTOR * forward, compile_s)
 
 
-def _inference(function, params, data, forward: int) -> Task:
-    count = sum(p.size for p in jax.tree.leaves(params))
-    variables = prepare_variables({"params": jax.tree.map(jnp.asarray, params)})
-    began = time.perf_counter()
-    compiled = jax.jit(function).lower(variables, *data).compile()
-    compile_s = time.perf_counter() - began
-    return Task(
-        lambda: jax.block_until_ready(compiled(variables, *data)), count, forward, compile_s
-    )
-
-
-def _ae_train(spec: Spec) -> Task:
-    net, images, params = _autoencoder(spec)
-    forward = flops.forward_flops(net, images, None, None, jnp.zeros(latent_shape(net, images)))
-
-    def loss(params, images, key):
-        return autoencoder_loss(net, params, images, key)
-
-    return _training(loss, params, (images,), forward)
-
-
-def _ae_encode(spec: Spec) -> Task:
-    net, images, params = _autoencoder(spec)
-    forward = flops.forward_flops(net, images, None, None, method="encode")
-    return _inference(lambda v, x: encode(net, v, x), params, (images,), forward)
-
-
-def _ae_decode(spec: Spec) -> Task:
-    net, images, params = _autoencoder(spec)
-    latents = jax.random.normal(jax.random.key(2), latent_shape(net, images))
-    forward = flops.forward_flops(net, latents, None, None, method="decode")
-    return _inference(lambda v, z: decode(net, v, z), params, (latents,), forward)
-
-
-def _autoencoder(spec: Spec):
-    net = make_autoencoder()
-    images = jax.random.uniform(jax.random.key(0), (spec.batch, spec.size, spec.size, 1))
-    eps = jnp.zeros(latent_shape(net, images))
-    return net, images, init_params(net, jax.random.key(0), images, None, None, eps)
-
-
-def _ldm_train(spec: Spec) -> Task:
-    net, data = make_unet(), unet_inputs(spec.batch, spec.size)
-    params, forward = unet_params(net, data[0], data[2])
-    alphas_bar = schedule.cosine(1000)
-
-    def loss(params, *data_and_key):
-        return ldm_loss(net, alphas_bar, params, *data_and_key)
-
-    return _training(loss, params, data, forward)
-
-
-def _unet(spec: Spec) -> Task:
-    net, (latents, source, code) = make_unet(), unet_inputs(spec.batch, spec.size)
-    params, forward = unet_params(net, latents, code)
-    data = (latents, code + 10, code, source)
-    return _inference(lambda v, *args: net.apply(v, *args), params, data, forward)
-
-
-def _ddim(spec: Spec) -> Task:
-    net, (latents, source, code) = make_unet(), unet_inputs(spec.batch, spec.size)
-    params, forward = unet_params(net, latents, code)
-    alphas_bar = schedule.cosine(1000)
-
-    def sample(variables, key, source, code):
-        start = jax.random.normal(key, source.shape)
-        return ddim(net, variables, start, source, code, alphas_bar, spec.steps)
-
-    return _inference(sample, params, (jax.random.key(1), source, code), spec.steps * forward)
-
-
-def _volume(spec: Spec) -> Task:
-    """The one-step read-out of `spec.slices` slices, `spec.batch` at a time."""
-    unet, decoder = make_unet(), make_autoencoder()
-    latents, source, code = unet_inputs(spec.batch, spec.size)
-    unet_tree, forward = unet_params(unet, latents, code)
-    decode_flops = flops.forward_flops(decoder, latents, None, None, method="decode")
-    decoder_tree = init_params(decoder, jax.random.key(0), latents, None, None, method="decode")
-    params = {"unet": unet_tree, "decoder": decoder_tree}
-    batches = -(-spec.slices // spec.batch)
-    alphas_bar = schedule.cosine(1000)
-
-    def read_out(variables, source, code):
-        params = variables["params"]
-        z = onestep_latents(unet, params, source, code, alphas_bar)
-        return decode(decoder, {"params": params["decoder"]}, z)
-
-    one = _inference(read_out, params, (source, code), forward + decode_flops)
+def _inference(function, variables, data, forward: int, calls: int = 1) -> Task:
+    """`calls` calls of function(variables, *data)."""
+    count = _count(variables["params"])
+    variables = prepare_variables(jax.tree.map(jnp.asarray, variables))
+    compiled, compile_s = _compiled(function, variables, *data)
 
     def call():
-        for _ in range(batches):
-            one.call()
+        for _ in range(calls):
+            last = jax.block_until_ready(compiled(variables, *data))
+        return last
 
-    return one._replace(call=call, flops=batches * one.flops)
+    return Task(call, count, calls * forward, compile_s)
+
+
+def _autoencoder(spec: tasks.Spec):
+    """The network, its parameters, images and noise of the posterior."""
+    net, key = make_autoencoder(), jax.random.key(0)
+    images = jax.random.uniform(key, (spec.batch, spec.size, spec.size, 1))
+    eps = jnp.zeros(latent_shape(net, images))
+    return net, init_params(net, key, images, None, None, eps), images, eps
+
+
+def _unet_and(spec: tasks.Spec):
+    """The network, its parameters, (latents, source latents, class codes), FLOPs of an evaluation."""
+    net, rng = make_unet(), np.random.default_rng(0)
+    shape = (2, spec.batch, spec.size, spec.size, tasks.LATENT_CHANNELS)
+    latents, source = jnp.asarray(rng.standard_normal(shape).astype(np.float32))
+    code = jnp.zeros(spec.batch, jnp.int32)
+    args = (latents, code, code, latents)
+    params = init_params(net, jax.random.key(0), *args)
+    return net, params, (latents, source, code), flops.forward_flops(net, *args)
+
+
+def _ae_train(spec: tasks.Spec) -> Task:
+    net, params, images, eps = _autoencoder(spec)
+    forward = flops.forward_flops(net, images, None, None, eps)
+    return _training(lambda *args: autoencoder_loss(net, *args), params, (images,), forward)
+
+
+def _ae_encode(spec: tasks.Spec) -> Task:
+    net, params, images, _ = _autoencoder(spec)
+    forward = flops.forward_flops(net, images, None, None, method="encode")
+    return _inference(lambda v, x: encode(net, v, x), {"params": params}, (images,), forward)
+
+
+def _ae_decode(spec: tasks.Spec) -> Task:
+    net, params, _, eps = _autoencoder(spec)
+    latents = jax.random.normal(jax.random.key(2), eps.shape)
+    forward = flops.forward_flops(net, latents, None, None, method="decode")
+    return _inference(lambda v, z: decode(net, v, z), {"params": params}, (latents,), forward)
+
+
+def _ldm_train(spec: tasks.Spec) -> Task:
+    net, params, data, forward = _unet_and(spec)
+    return _training(lambda *args: ldm_loss(net, *args), params, data, forward)
+
+
+def _unet(spec: tasks.Spec) -> Task:
+    net, params, (latents, source, code), forward = _unet_and(spec)
+    data = (latents, code + 10, code, source)
+    return _inference(net.apply, {"params": params}, data, forward)
+
+
+def _ddim(spec: tasks.Spec) -> Task:
+    net, params, (_, source, code), forward = _unet_and(spec)
+
+    def sample(variables, key, source, code):
+        start, alphas_bar = jax.random.normal(key, source.shape), schedule.cosine(tasks.TIMESTEPS)
+        return ddim(net, variables, start, source, code, alphas_bar, spec.steps)
+
+    data = (jax.random.key(1), source, code)
+    return _inference(sample, {"params": params}, data, spec.steps * forward)
+
+
+def _volume(spec: tasks.Spec) -> Task:
+    """The one-step read-out of `spec.slices` slices, `spec.batch` at a time."""
+    unet, params, (latents, source, code), _ = _unet_and(spec)
+    net = make_autoencoder()
+    decoder = init_params(net, jax.random.key(0), latents, None, None, method="decode")
+    standard = {"mean": jnp.zeros(tasks.LATENT_CHANNELS), "std": jnp.ones(tasks.LATENT_CHANNELS)}
+    variables = {"params": {"unet": params, "autoencoder": decoder}, **standard}
+
+    def one(variables, source, code):
+        return read_out(unet, net, variables, source, source, code)
+
+    forward = read_out_flops(unet, net, latents, 0)
+    return _inference(one, variables, (source, code), forward, -(-spec.slices // spec.batch))
 
 
 _MAKERS = {

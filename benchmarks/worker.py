@@ -8,7 +8,6 @@
 The parent sets threads and CPUs before Python starts (`race.Worker`).
 """
 
-import importlib
 import itertools
 import json
 import os
@@ -22,17 +21,64 @@ import numpy as np
 
 from benchmarks.proc import busy_seconds
 from benchmarks.stats import Sample
+from benchmarks.tasks import Spec
 
 MIN_CALLS = 3  # of a sample, where they fit into PATIENCE times its wall seconds
 PATIENCE = 6
 LONG = 20.0  # seconds: a first call that takes longer counts
 WARM_CALLS, WARM_SECONDS = 3, 6.0  # the heap grows to its size over the first calls
-SIDES = {
-    "flax": "benchmarks.side_flax",
-    "torch": "benchmarks.side_torch",
-    "numpy": "benchmarks.side_numpy",
-    "reader": "benchmarks.side_reader",
-}
+
+
+def flax_side(spec=None, gemm=None, volume=None):
+    """A task of `tasks_flax` (`spec`: its fields), a matrix product (`gemm`: size, dtype) or a read-out
+    of the volume (`volume`: keywords of `volume_sides.flax_setup`).
+    """
+    import jax
+
+    from benchmarks import tasks_flax, volume_sides
+
+    if gemm is not None:
+        a = jax.random.normal(jax.random.key(0), (gemm[0], gemm[0])).astype(gemm[1])
+        product = jax.jit(jax.numpy.matmul).lower(a, a).compile()
+        return lambda: product(a, a).block_until_ready(), {}
+    if volume is not None:
+        return volume_sides.flax_setup(**volume)
+    call, *facts = tasks_flax.make_task(Spec(*spec))
+    return call, dict(zip(("params", "flops", "compile_s"), facts, strict=True))
+
+
+def torch_side(spec=None, gemm=None, volume=None, **variant):
+    """As `flax_side`, for PyTorch; variant: one of tasks.VARIANTS."""
+    import torch
+
+    from benchmarks import tasks_torch, volume_sides
+
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+    if gemm is not None:
+        a = torch.randn(gemm[0], gemm[0]).to(getattr(torch, gemm[1]))
+        out = torch.empty_like(a)
+        return lambda: torch.mm(a, a, out=out), {}
+    if volume is not None:
+        return volume_sides.torch_setup(**volume)
+    call, *facts = tasks_torch.make_task(Spec(*spec), **variant)
+    return call, dict(zip(("params", "compile_s"), facts, strict=True))
+
+
+def numpy_side(gemm):
+    """Matrix products only, for the machine's limit."""
+    a = np.random.default_rng(0).standard_normal((gemm[0], gemm[0])).astype(gemm[1])
+    out = np.empty_like(a)
+    return lambda: np.matmul(a, a, out=out), {}
+
+
+def reader_side(**request):
+    """Batches of the project's own reader; never imports JAX."""
+    from benchmarks import reader
+
+    return reader.setup(**request)
+
+
+SIDES = {"flax": flax_side, "torch": torch_side, "numpy": numpy_side, "reader": reader_side}
 
 
 def measure(call, wall: float) -> Sample:
@@ -80,43 +126,46 @@ def clocks() -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def serve(setup, lines, answer) -> None:
-    """Answers every line until there are no more. setup(**request) -> (call, facts)."""
-    call, last = None, None
+class Side:
+    """A side and the task it holds. setup(**request) -> (call, facts)."""
 
-    def timed():
-        nonlocal last
-        last = call()
+    def __init__(self, setup):
+        self._setup, self._call, self._last = setup, None, None
 
-    for line in lines:
-        request = json.loads(line)
+    def answer(self, op: str, **request) -> dict:
+        if op == "setup":
+            warm = request.pop("warm", True)
+            self._call, facts = self._setup(**request)
+            if warm:
+                warm_up(self._call)
+            return facts
+        if op == "time":
+            return measure(self._timed, request["wall"])._asdict()
+        if op == "save":
+            np.save(request["path"], self._last)
+            return {}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"peak_mb": peak / 1024}  # Linux counts in KB
+
+    def _timed(self) -> None:
+        self._last = self._call()
+
+    def reply(self, line: str) -> str:
+        """The answer to a line; what goes wrong is told to the parent, which goes on without it."""
         try:
-            op = request.pop("op")
-            if op == "setup":
-                warm = request.pop("warm", True)
-                call, reply = setup(**request)
-                if warm:
-                    warm_up(call)
-            elif op == "time":
-                reply = measure(timed, request["wall"])._asdict()
-            elif op == "save":
-                np.save(request["path"], last)
-                reply = {}
-            else:
-                peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                reply = {"peak_mb": peak / 1024}  # Linux counts in KB
-        except Exception as error:  # told to the parent, which goes on without this task
+            return json.dumps(self.answer(**json.loads(line)))
+        except Exception as error:
             traceback.print_exc()
-            reply = {"error": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
-        answer(json.dumps(reply))
+            return json.dumps({"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]})
 
 
 def main() -> None:
     # What libraries print must not get between the answers: stdout becomes stderr for them.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
-    side = importlib.import_module(SIDES[sys.argv[1]])
-    serve(side.setup, sys.stdin, lambda text: print(text, file=replies))
+    side = Side(SIDES[sys.argv[1]])
+    for line in sys.stdin:
+        print(side.reply(line), file=replies)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,6 @@ def get_config(preset: str = "a6000"):
             ema_decay=common.pick(preset, tiny=0.9, quick=0.99, cpu=0.998, a6000=0.9999),
         ),
     }
-    # In one part it would not fit 48 GB (docs/scaling.md).
+    # In one part it would not fit 48 GB (docs/performance.md).
     c.recipe.optim.accumulate = common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2)
     return c

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import torch
 
-from benchmarks import nets_torch, tasks_torch
+from benchmarks import nets_torch
 from benchmarks.compare import nhwc, normal, numpy_state, randomise
 from benchmarks.gpu import lines, rows, sizes
 
@@ -31,7 +31,7 @@ class Side:
         torch.backends.cudnn.benchmark = True
         if self.device.type == "cpu":  # a rehearsal, perhaps beside other work: no barriers
             torch.set_num_threads(1)
-        self.alphas_bar = tasks_torch.cosine_alphas_bar()
+        self.alphas_bar = nets_torch.cosine_alphas_bar()
 
     def hello(self) -> dict:
         return {"torch": torch.__version__, "cuda": torch.version.cuda, "device": str(self.device)}
@@ -47,14 +47,22 @@ class Side:
 
     def autoencoder(self):
         torch.manual_seed(0)
-        return nets_torch.make_autoencoder(self.sizes.ae_channels, self.sizes.blocks)
+        channels, blocks = self.sizes.ae_channels, self.sizes.blocks
+        no_attention = (False,) * len(channels)
+        return nets_torch.make_autoencoder(
+            channels=channels, num_res_blocks=blocks, attention_levels=no_attention
+        )
 
     def unet(self, name: str):
         torch.manual_seed(0)
         channels = self.sizes.unets[name]
         attention = (False,) * (len(channels) - 1) + (True,)
-        heads, blocks = self.sizes.head_channels, self.sizes.blocks
-        return nets_torch.make_unet(channels, 4, attention, heads, blocks)
+        return nets_torch.make_unet(
+            channels=channels,
+            num_res_blocks=self.sizes.blocks,
+            attention_levels=attention,
+            num_head_channels=tuple(self.sizes.head_channels * a for a in attention),
+        )
 
     def latents(self, batch: int):
         h, w = (n // 2 ** (len(self.sizes.ae_channels) - 1) for n in self.sizes.image)
