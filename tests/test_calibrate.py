@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+import signal
 
 import data_heads
 import numpy as np
@@ -89,6 +90,22 @@ class TestTheFile:
     def test_a_second_command_does_not_measure_again(self, study, run, monkeypatch):
         monkeypatch.setattr(calibrate, "measure", None)  # would fail
         train.run(study.config("ldm", calibrate_samples=SAMPLES), str(run))
+
+    def test_a_signal_meanwhile_ends_the_process(self, study, run, monkeypatch, capsys):
+        config = study.config("ldm", calibrate_samples=SAMPLES)
+        for place, name in ((calibrate, "after_training"), (train, "_train")):
+            real = getattr(place, name)
+
+            def asked(*args, real=real):
+                done = real(*args)
+                signal.raise_signal(signal.SIGTERM)
+                return done
+
+            with monkeypatch.context() as patch, pytest.raises(SystemExit) as ended:
+                patch.setattr(place, name, asked)
+                train.run(config, str(run))
+            assert ended.value.code == 143
+            assert "stopped by signal 15; nothing new to save" in capsys.readouterr().out
 
     @pytest.mark.parametrize("name", ["ldm", "unet"])
     def test_nothing_where_it_is_off_or_there_are_no_samples(self, study, name, monkeypatch):

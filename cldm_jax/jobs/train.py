@@ -53,6 +53,7 @@ def run(config, workdir: str) -> None:
         method = make_method(config.method, **inputs.recipe)
         finished = _train(config, workdir, resolved, inputs, method, stop)
         if finished:
+            stop.release()
             calibrate.after_training(config, workdir, inputs.prepared)
     if not finished:
         print(f"stopped by signal {stop.signal}; the same command resumes", flush=True)

@@ -24,13 +24,23 @@ class StopRequest:
             signal.raise_signal(signum)
         self.signal = signum
         if not self._is_held:
-            print(f"stopped by signal {signum}; nothing new to save", flush=True)
-            processes.leave(self.exit_code)
-            sys.exit(self.exit_code)
+            self._end(signum)
+
+    def _end(self, signum) -> None:
+        print(f"stopped by signal {signum}; nothing new to save", flush=True)
+        processes.leave(self.exit_code)
+        sys.exit(self.exit_code)
 
     def hold(self) -> None:
         """From here on a signal waits in `signal` for the step to end."""
         self._is_held, self._vote = True, processes.Vote()
+
+    def release(self) -> None:
+        """There is nothing more to save: a signal ends the process at once, and so does one that came."""
+        asked = self.is_asked()
+        self._is_held = False
+        if asked:
+            self._end(self.signal)
 
     def is_asked(self) -> bool:
         """Whether a signal came, to whichever process of this run: all ask at the same places and hear
