@@ -57,10 +57,10 @@ def find_cohort(path) -> Cohort:
 
     BIDS: `sub-*/[ses-*/]{pet,ct,anat}/*_{pet,ct,T1w}.nii[.gz]` in letters of either case, a PET without
     attenuation correction as `*_rec-nac*_pet`; a person's own folder and each session become subjects of
-    one group. Flat: `sub-*/{pet,ct,mr,ct_reacq,mr_reacq,nac}.nii`, zipped or not. A folder without a PET, or whose PET has no target, or whose name no file can have, is
-    left. Files are not opened here. Raises UserError for anything ambiguous: repeated ids, ids of a
-    manifest that no file can have, several candidates for one image (all of them are listed), misspelt
-    columns.
+    one group. Flat: `sub-*/{pet,ct,mr,ct_reacq,mr_reacq,nac}.nii`, zipped or not. A folder without a PET,
+    or whose PET has no target, or whose name no file can have, is left. Files are not opened here. Raises
+    UserError for anything ambiguous: repeated ids, ids of a manifest that no file can have, several
+    candidates for one image (all of them are listed), misspelt columns.
     """
     path = pathlib.Path(path).expanduser()
     try:

@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-FLAT = ("pet", "ct", "mr", "ct_reacq", "mr_reacq", "nac")  # file names of one flat folder per person
+FLAT = ("pet", "ct", "mr", "ct_reacq", "mr_reacq", "nac")  # files of one flat folder per person
 _ENDS = {"pet": "pet", "ct": "ct", "t1w": "mr"}  # BIDS suffix -> modality
 _PLACES = ("", "pet", "ct", "anat", "mr", "mri")  # folders of a person or session that are read
 _OTHERS = set(

@@ -95,7 +95,8 @@ def make_source(
     volume's ends) or [h, w, context * C] ("latent"); target float32 [H, W, 1], or [h, w, C] when
     `latents` is given; label int32, the target's modality code; mask float32 [H, W, 1], the head as
     far as the target shows it; subject int32, its index; slice int32. `source`: the volume that is read
-    as such, "pet" or "nac". A subject without it has no items, one without a target modality no such items, nor have slices in which the target was not measured.
+    as such, "pet" or "nac". A subject without it has no items, one without a target modality no such
+    items, nor have slices in which the target was not measured.
     `slice_stride` keeps every n-th slice, `slice_run` of them together (neighbours);
     `people_per_group` the first so many of each group (0: all). Raises UserError if nothing is left,
     or if `latents` were made from other images.

@@ -65,8 +65,8 @@ class Drawer:
 def open_source(
     prepared, split: str, targets, data: Mapping, slice_stride: int, people: int = 0
 ) -> "KeyedRows":
-    """Every n-th slice of the first `people` groups' members (0: all) of a split, as the `data` block of a
-    training has it.
+    """Every n-th slice of the first `people` groups' members (0: all) of a split, as a training with this
+    `data` block reads them.
     """
     source = pipeline.make_source(
         prepared,

@@ -88,8 +88,8 @@ def score(
 
 
 def phantom_regions(labels, spacing) -> dict[str, np.ndarray]:
-    """Regions of a simulated person's truth/label.nii.gz [x, y, z], RAS: grey matter in eight blocks about
-    its centre, white matter, deep nuclei, and all within 10 mm of bone (brain that bone weighs on).
+    """Regions of a simulated person's truth/label.nii.gz [x, y, z], RAS: grey matter in eight blocks
+    about the brain's centre, white matter, deep nuclei, and the brain within 10 mm of bone.
     """
     brain = np.isin(labels, (2, 3, 12, 13))
     centre = [float(i.mean()) for i in np.nonzero(brain)]
@@ -127,7 +127,7 @@ def _mu(hu: np.ndarray, head: np.ndarray) -> np.ndarray:
 
 
 def _reconstructed(maps, pet, regions, spacing):
-    """({map: image}, activity, {region: share of each pixel}), all [x, y, z] on pixels of about WORK_MM."""
+    """({map: image}, activity, {region: share of each pixel}), [x, y, z] on pixels of about WORK_MM."""
     factor = tuple(max(1, int(WORK_MM / s + 1e-3)) for s in spacing[:2])
 
     def coarse(array):
