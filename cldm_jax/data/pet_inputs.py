@@ -54,16 +54,7 @@ def find_all(path, source: str = "pet") -> Inputs:
     of people as well as of their sessions. Names of DICOM inputs never come from the folder,
     which may be called after the patient. UserError where there is none.
     """
-    path = pathlib.Path(path).expanduser()
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        if path.is_symlink():
-            nifti.check_file(path)
-        raise UserError(path, "no such file or folder", "Check the path") from None
-    except (OSError, ValueError) as e:  # too long, links in a circle, no permission; a NUL byte
-        reason = f"cannot be read ({getattr(e, 'strerror', None) or e})"
-        raise UserError(repr(str(path))[1:-1], reason, "Check the path") from e
+    path = existing(path)
     if path.is_dir():
         inputs = _bids(path, source)
         if inputs.found:
@@ -78,6 +69,21 @@ def find_all(path, source: str = "pet") -> Inputs:
     if not layout.NIFTI.search(path.name) and _is_dicom(path):
         return Inputs([PetInput("pet", "", path, "dicom")], [])
     return Inputs([PetInput(_stem(path.name), "", path, "nifti")], [])
+
+
+def existing(path) -> pathlib.Path:
+    """The path, home expanded. UserError where nothing is there."""
+    path = pathlib.Path(path).expanduser()
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            nifti.check_file(path)
+        raise UserError(path, "no such file or folder", "Check the path") from None
+    except (OSError, ValueError) as e:  # too long, links in a circle, no permission; a NUL byte
+        reason = f"cannot be read ({getattr(e, 'strerror', None) or e})"
+        raise UserError(repr(str(path))[1:-1], reason, "Check the path") from e
+    return path
 
 
 def sha256(found: PetInput) -> str:

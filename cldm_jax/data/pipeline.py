@@ -121,7 +121,8 @@ def make_source(
             keep = keep[np.arange(len(keep)) % slice_stride < slice_run]
             rows += [(subject, target, keep)] if len(keep) else []
     if not rows:
-        reason = f"no {split} slices of {source} with target {' or '.join(targets)}"
+        of = "" if source == "pet" else f" of {source}"
+        reason = f"no {split} slices{of} with target {' or '.join(targets)}"
         raise UserError(prepared.folder, reason, "Check the split and the modalities of the cohort")
     source_is_latent = source_kind == "latent"
     source_folder = latents if source_is_latent else prepared
