@@ -1,5 +1,7 @@
 """PET without attenuation correction: its physics, its way through the data, what its CT is worth."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -106,6 +108,16 @@ def test_axes_label_arrays_and_a_holder_change_nothing(head):
             attenuation.score(**given)
 
 
+def test_the_phantoms_regions_part_grey_matter_and_know_bone():
+    labels = np.zeros((20, 20, 8), np.uint8)
+    labels[2:18, 2:18], labels[6:14, 6:14], labels[2, 2:18] = 2, 3, 7
+    found = attenuation.phantom_regions(labels, (2.0, 2.0, 4.0))
+    grey = [region for name, region in found.items() if name.startswith("grey")]
+    np.testing.assert_array_equal(np.sum(grey, 0), labels == 2)
+    assert found["grey, left back lower"][4, 3, 1] and found["grey, right front upper"][16, 16, 7]
+    assert found["near bone"][7, 10, 4] and not found["near bone"][8, 10, 4]  # 10 and 12 mm away
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """(cohort folder, prepared folder) of simulated people with NAC; the last one has lost his."""
@@ -178,7 +190,12 @@ def test_older_runs_and_data_stay_what_they_were(data, tmp_path):
     record.check_same_config(tmp_path, config)
     assert inputs.source_of(old["data"]) == "pet"
     config = unet.get_config("tiny")
-    config.data.update(prepared=str(data[1]), context=1)
+    nobody = types.SimpleNamespace(folder="old", held=lambda _: (), subjects=lambda _: [0])
+    nobody.has = lambda subject, name: name == "pet"
+    config.data.source = "nac"
+    with pytest.raises(UserError, match="no training person of old has nac"):
+        inputs.choose_targets(config, nobody)
+    config.data.update(prepared=str(data[1]), context=1, source="pet")
     assert set(inputs.train_source(config, inputs.open_inputs(config)).keys["label"]) == {1, 2}
 
 

@@ -224,9 +224,8 @@ def of_layout(left: Iterable[layout.Left]) -> list[Finding]:
 def holdings(subjects: Iterable[bids.Subject]) -> str:
     """ "5 subjects: 5 with CT, 0 with MR"."""
     subjects = list(subjects)
-    counts = ", ".join(
-        f"{sum(m in s.files for s in subjects)} with {m.upper()}" for m in ("ct", "mr")
-    )
+    said = ("ct", "mr", *(["nac"] if any("nac" in s.files for s in subjects) else ()))
+    counts = ", ".join(f"{sum(m in s.files for s in subjects)} with {m.upper()}" for m in said)
     return f"{len(subjects)} subjects: {counts}"
 
 

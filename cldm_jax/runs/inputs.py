@@ -74,7 +74,7 @@ def choose_targets(config, prepared: Prepared) -> tuple[str, ...]:
     """The targets of a training config on these data: see `settled`."""
     held, source = prepared.held("train"), source_of(config.data)
     asked = tuple(config.data.targets)
-    if source not in held:
+    if not any(prepared.has(s, source) for s in prepared.subjects("train")):
         reason = f"no training person of {prepared.folder} has {source}"
         raise UserError(f"config.data.source={source}", reason, "Give one that they have")
     for target in asked:
