@@ -132,7 +132,10 @@ def _digest(text: str) -> str:
 
 
 _OTHER = {  # source -> what is no input of a model that takes it, and why
-    "pet": ("nac", "without attenuation correction, and the model takes PETs that are corrected"),
+    "pet": (
+        "nac",
+        "without attenuation correction, the model takes corrected ones (or give it alone)",
+    ),
     "nac": ("pet", "the model takes PETs without attenuation correction (*_rec-nac*_pet)"),
 }
 
