@@ -220,7 +220,9 @@ def test_bids_names_it_by_its_reconstruction(tmp_path):
     for source, other in (("pet", "nac"), ("nac", "pet")):
         found = pet_inputs.find_all(tmp_path, source)
         assert [i.path for i in found.found] == [subject.files[source]]
-        assert [i.path for i in found.left if "the model takes" in i.reason] == [subject.files[other]]
+        assert [i.path for i in found.left if "the model takes" in i.reason] == [
+            subject.files[other]
+        ]
     subject.files["pet"].unlink()
     with pytest.raises(UserError, match="list it in a manifest.csv as pet"):
         bids.read_cohort(tmp_path)
