@@ -34,6 +34,7 @@ def data(preset: str) -> ml_collections.ConfigDict:
     c.simulate = simulate.get_config(preset)
     c.prepare = prepare.get_config(preset)
     c.kind = "images"  # "images" | "latents"
+    c.source = "pet"  # "pet" | "nac" (without attenuation correction, of people who have one)
     c.targets = ()  # of ct, mr: () = all that the training people have; the autoencoder adds pet
     c.source_kind = "image"  # "image" | "latent" (the source as the autoencoder's latent)
     c.context = 3  # PET slices given as source: z-1, z, z+1

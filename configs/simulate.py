@@ -161,6 +161,9 @@ def get_config(preset: str = "a6000") -> ml_collections.ConfigDict:
     config.shape = (96, 112, 24)  # voxels x, y, z; ignored with labels (their whole field of view)
     config.spacing_mm = (2.0, 2.0, 4.0)  # x, y, z
     config.pet_model = "fast"  # fast (blur + noise law) | osem (counts and reconstruction, slow)
+    # beside each PET of pet_model osem the image of the same counts without correction of attenuation,
+    # scatter and randoms (NAC), `nac`
+    config.nac = False
     # a second CT and MR of the same person (acquired ones): the noise ceiling of the scores
     config.reacquire = True
     # acquired: sequence, bias, gain and noise as on a scanner | canonical: one sequence, none of these

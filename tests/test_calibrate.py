@@ -75,7 +75,7 @@ class TestTheFile:
     def test_it_fits_the_people_it_was_made_on(self, study, run):
         """On them 90 % of pixels are covered at every scale; as sampled they are not."""
         opened, prepared = open_run(str(run)), Prepared(study.prepared)
-        source = spread.open_source(prepared, "val", ("ct", "mr"), 3, 2, 2)
+        source = spread.open_source(prepared, "val", ("ct", "mr"), {"context": 3}, 2, 2)
         drawer = spread.Drawer(opened, "mirror", SAMPLES, batch_size=4, seed=0)
         names, spacing = {1: "ct", 2: "mr"}, tuple(prepared.index["grid"]["spacing_mm"])
         judged = {"ct": [], "mr": []}
@@ -171,7 +171,7 @@ class TestTheFile:
 def test_members_are_samples_of_their_own(study, run):
     """Member 0 is the single sample; others differ; a member does not depend on how many there are."""
     opened = open_run(str(run))
-    source = spread.open_source(Prepared(study.prepared), "val", ("ct",), 3, 4, 1)
+    source = spread.open_source(Prepared(study.prepared), "val", ("ct",), {"context": 3}, 4, 1)
     one = Predictor(opened, "sample")
     options = dict(batch_size=4, seed=0)
     drawn = spread.Drawer(opened, "mirror", 3, **options).draw(source)

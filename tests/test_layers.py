@@ -23,7 +23,7 @@ RULES = {
     "settings": ("", "ml_collections"),
     "predict": ("jobs runtime", "absl"),
     "jobs": (
-        "runs scoring volumes methods models.monai_names data phantom metrics report runtime",
+        "runs scoring volumes methods models.monai_names data phantom metrics uses report runtime",
         "jax numpy clu",
     ),
     "volumes": ("runs data metrics report runtime.device runtime.progress", "jax numpy"),
@@ -37,6 +37,7 @@ RULES = {
     "data": ("", "numpy scipy grain nibabel pydicom SimpleITK"),
     "phantom": ("data.nifti", "numpy scipy"),
     "metrics": ("", "numpy scipy"),
+    "uses": ("data.mask metrics phantom", "numpy scipy"),
     "report": ("metrics", "numpy matplotlib jinja2"),
 }
 # A library whose interface may change is spoken to in one place.

@@ -141,7 +141,8 @@ def audit_cohort(
     for subject in subjects:
         for name, digest in pixels.get(subject.id, {}).items():
             owner, own = seen.get(digest, (None, ""))
-            if owner and not (name == own != "pet" and subject.group == owner.group):
+            shared = name == own not in intensity.SOURCES and subject.group == owner.group
+            if owner and not shared:
                 reason = f"the same image as {owner.id} {own}"
                 remedy = "Remove one; the same scan in two splits would leak"
                 what = str(subject.files[name])
@@ -200,9 +201,8 @@ def of_layout(left: Iterable[layout.Left]) -> list[Finding]:
 def holdings(subjects: Iterable[bids.Subject]) -> str:
     """ "5 subjects: 5 with CT, 0 with MR"."""
     subjects = list(subjects)
-    counts = ", ".join(
-        f"{sum(m in s.files for s in subjects)} with {m.upper()}" for m in ("ct", "mr")
-    )
+    said = ("ct", "mr", *(["nac"] if any("nac" in s.files for s in subjects) else ()))
+    counts = ", ".join(f"{sum(m in s.files for s in subjects)} with {m.upper()}" for m in said)
     return f"{len(subjects)} subjects: {counts}"
 
 
@@ -300,14 +300,14 @@ def _check_content(notes: _Notes, name: str, volume: nifti.Volume) -> None:
     if negative > 0.02 * total:
         reason = f"{negative / total:.0%} of its intensity is negative (set to 0)"
         notes.add("warning", name, reason, "Expected for some reconstructions; check the scaling")
-    if kind != "pet":
+    if kind not in intensity.SOURCES:
         return
     front = intensity.foreground(array)
     ml = float(front.sum() * np.prod(volume.spacing) / 1000)
     if ml < _MIN_HEAD_ML:
         reason = f"only {ml:.1f} ml stand out from the background: no brain uptake"
         notes.add("error", name, reason, "Check the series, or the single hot voxels")
-    elif (typical := float(np.median(array[front]))) > 100:
+    elif kind == "pet" and (typical := float(np.median(array[front]))) > 100:
         reason = f"a typical uptake of {typical:.3g} is not SUV (Bq/ml or counts?)"
         remedy = "Training is not affected (each PET is scaled by itself); the units shown are"
         notes.add("warning", name, reason, remedy)

@@ -14,7 +14,7 @@ from cldm_jax import files
 from cldm_jax.data import layout
 from cldm_jax.errors import UserError
 
-VOLUMES = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
+VOLUMES = ("pet", "ct", "mr", "ct_reacq", "mr_reacq", "nac")
 GAIN = "pet_gain"
 COLUMNS = ("subject", "group", "split", *VOLUMES, GAIN)
 SPLITS = ("train", "val", "test")
@@ -36,7 +36,7 @@ class Subject:
     id: str
     group: str
     split: str
-    files: dict[str, pathlib.Path]  # modality or "ct_reacq", "mr_reacq" -> file, given ones only
+    files: dict[str, pathlib.Path]  # one of VOLUMES -> file, given ones only
     pet_gain: float = 1.0
 
 
@@ -55,12 +55,12 @@ def read_cohort(path) -> list[Subject]:
 def find_cohort(path) -> Cohort:
     """The cohort at `path`: a CSV, a folder with manifest.csv, or a BIDS tree.
 
-    BIDS: `sub-*/[ses-*/]{pet,ct,anat}/*_{pet,ct,T1w}.nii[.gz]` in letters of either case; a person's own
-    folder and each session become subjects of one group. Flat: `sub-*/{pet,ct,mr,ct_reacq,mr_reacq}.nii`,
-    zipped or not. A folder without a PET, or whose PET has no target, or whose name no file can have, is
-    left. Files are not opened here. Raises UserError for anything ambiguous: repeated ids, ids of a
-    manifest that no file can have, several candidates for one image (all of them are listed), misspelt
-    columns.
+    BIDS: `sub-*/[ses-*/]{pet,ct,anat}/*_{pet,ct,T1w}.nii[.gz]` in letters of either case, a PET without
+    attenuation correction as `*_rec-nac*_pet`; a person's own folder and each session become subjects of
+    one group. Flat: `sub-*/{pet,ct,mr,ct_reacq,mr_reacq,nac}.nii`, zipped or not. A folder without a PET,
+    or whose PET has no target, or whose name no file can have, is left. Files are not opened here. Raises
+    UserError for anything ambiguous: repeated ids, ids of a manifest that no file can have, several
+    candidates for one image (all of them are listed), misspelt columns.
     """
     path = pathlib.Path(path).expanduser()
     try:
@@ -218,7 +218,10 @@ def _read_tree(root: pathlib.Path) -> Cohort:
         images = level.images
         if "pet" not in images:
             kinds = " and ".join(sorted(images)).upper()
-            reason = f"{kinds} without a PET beside it (pairs over sessions: list them in a manifest.csv)"
+            hint = "pairs over sessions: list them in a manifest.csv"
+            if "nac" in images:
+                hint = "to train on it alone, list it in a manifest.csv as pet"
+            reason = f"{kinds} without a PET beside it ({hint})"
             left.append(layout.Left(level.folder, reason, True))
         elif not {"ct", "mr"} & set(images):
             left.append(layout.Left(level.folder, "PET with neither CT nor MR beside it", True))

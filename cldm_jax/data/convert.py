@@ -111,7 +111,7 @@ def _clean(subject: bids.Subject, given: dict[str, nifti.Volume]):
     volumes, measured, found = dict(given), {}, []
     for name in given:
         seen = np.ones(given[name].array.shape, bool)
-        if name != "pet":
+        if name not in intensity.SOURCES:
             kind = intensity.base_modality(name)
             volumes[name], seen, fill = coverage.clean(given[name], kind)
             if fill is not None:
@@ -171,7 +171,7 @@ def _register(settings: Settings, subject: bids.Subject, volumes: dict[str, nift
     """(findings, registrations, digests of the targets as given)."""
     found, registered, digests = [], {}, {}
     pet = volumes["pet"]
-    for name in sorted(set(volumes) - {"pet"}):
+    for name in sorted(set(volumes) - set(intensity.SOURCES)):  # a NAC is its PET's own scan
         target = volumes[name]
         done = register.register_rigid(pet, target, intensity.base_modality(name))
         views = register.views(pet, target, done.matrix)
@@ -240,7 +240,8 @@ def make_slices(task: tuple[Settings, bids.Subject, Facts]) -> Slices:
     stored["mask"] = heads.mask.astype(np.uint8)
     for name, own in heads.by_target.items():
         stored[f"mask_{name}"] = own.astype(np.uint8)
-    keeps = {"pet": heads.keep} | {name: cover.keep for name, cover in heads.covers.items()}
+    keeps = {name: heads.keep for name in intensity.SOURCES if name in volumes}
+    keeps |= {name: cover.keep for name, cover in heads.covers.items()}
     # Whoever reads one list for all volumes finds nothing in it that was not measured.
     keep = np.all([k for name, k in keeps.items() if name in ("ct", "mr")], 0)
     keeps = {name: k.tolist() for name, k in keeps.items() if (k != keep).any()}

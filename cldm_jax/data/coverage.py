@@ -136,7 +136,7 @@ def judge(
     heads = {
         n: (mask.head_mask_ct if intensity.base_modality(n) == "ct" else mask.head_mask_mr)(a)
         for n, a in on_grid.items()
-        if n != "pet"
+        if n not in intensity.SOURCES
     }
     main = heads["ct"] if "ct" in heads else heads["mr"]
     has_pet = pet.max((1, 2)) > pet_empty * pet_scale

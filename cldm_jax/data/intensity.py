@@ -26,11 +26,15 @@ class Modality(NamedTuple):
     fill: float  # outside the field of view: air
 
 
+# Codes stay as they are: models are trained on them. A PET without attenuation correction (nac) takes
+# the PET's place as the source of a training, and its code.
 MODALITIES = {
     "pet": Modality(0, "SUV", 0.0),
     "ct": Modality(1, "HU", -1024.0),
     "mr": Modality(2, "a.u.", 0.0),
+    "nac": Modality(0, "a.u.", 0.0),
 }
+SOURCES = ("pet", "nac")  # of a training: PETs, scaled by one rule; all else is a target
 
 
 def base_modality(name: str) -> str:

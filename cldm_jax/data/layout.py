@@ -11,7 +11,7 @@ import re
 from typing import NamedTuple
 
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
-FLAT = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")  # file names of one flat folder per person
+FLAT = ("pet", "ct", "mr", "ct_reacq", "mr_reacq", "nac")  # files of one flat folder per person
 _ENDS = {"pet": "pet", "ct": "ct", "t1w": "mr"}  # BIDS suffix -> modality
 _PLACES = ("", "pet", "ct", "anat", "mr", "mri")  # folders of a person or session that are read
 _OTHERS = set(
@@ -25,6 +25,8 @@ _SIDE = re.compile(r"\.|~\$|(thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # at th
 _FOREIGN = re.compile(
     r"\.(dcm|ima|img|hdr|mgz|mgh|nrrd|nhdr|mha|mnc|zip|bz2|xz|zst|7z)$", re.IGNORECASE
 )
+# BIDS calls reconstructions of PET acstat, acdyn, nacstat and nacdyn: without attenuation correction.
+_NAC = re.compile(r"_rec-nac[a-z0-9]*_", re.IGNORECASE)
 SYNTHETIC = re.compile(r"_desc-synth(sd)?(_|$)", re.IGNORECASE)
 _DEPTH = 3  # folders below a person's or session's that are looked into
 
@@ -47,7 +49,7 @@ class Level(NamedTuple):
     person: str
     session: str  # "" where it is the person's own folder
     folder: pathlib.Path
-    images: dict[str, list[pathlib.Path]]  # by modality (or "ct_reacq", "mr_reacq"), sorted
+    images: dict[str, list[pathlib.Path]]  # by modality (or another name of FLAT), sorted
 
 
 class Tree(NamedTuple):
@@ -127,6 +129,8 @@ def _classify(path: pathlib.Path, below: pathlib.Path) -> tuple[str, Left | None
     if SYNTHETIC.search(stem):
         return "", Left(path, "images that this program made (desc-synth), not measured", False)
     kind = stem.lower() if stem.lower() in FLAT else _ENDS.get(end, "")
+    if kind == "pet" and _NAC.search(stem):
+        kind = "nac"
     if kind and str(below).lower().strip(".") in _PLACES:
         return kind, None
     if kind:

@@ -41,18 +41,38 @@ class Inputs(NamedTuple):
     without: tuple[str, ...] = ()
 
 
-def find_inputs(path) -> list[PetInput]:
+def find_inputs(path, source: str = "pet") -> list[PetInput]:
     """What `find_all` found."""
-    return find_all(path).found
+    return find_all(path, source).found
 
 
-def find_all(path) -> Inputs:
+def find_all(path, source: str = "pet") -> Inputs:
     """Every PET image of `path`: one, or all of a BIDS dataset.
 
     BIDS: `sub-*/[ses-*/]pet/*_pet.nii[.gz]` in letters of either case, several to a session where it has
-    them, and of people as well as of their sessions. Names of DICOM inputs never come from the folder,
+    them, with source "nac" those without attenuation correction (`*_rec-nac*_pet`, which are left else);
+    of people as well as of their sessions. Names of DICOM inputs never come from the folder,
     which may be called after the patient. UserError where there is none.
     """
+    path = existing(path)
+    if path.is_dir():
+        inputs = _bids(path, source)
+        if inputs.found:
+            return inputs
+        if _is_dicom(path):
+            return Inputs([PetInput("pet", "", path, "dicom")], [])
+        rec = "_rec-nac*" * (source == "nac")
+        reason = f"holds no BIDS PET (sub-*/[ses-*/]pet/*{rec}_pet.nii.gz) and no DICOM files"
+        for item in [item for item in inputs.left if item.warn][:3]:
+            reason += f"; {item.path.name}: {item.reason}"
+        raise UserError(path, reason, "Give a NIfTI file, a DICOM series or a BIDS dataset")
+    if not layout.NIFTI.search(path.name) and _is_dicom(path):
+        return Inputs([PetInput("pet", "", path, "dicom")], [])
+    return Inputs([PetInput(_stem(path.name), "", path, "nifti")], [])
+
+
+def existing(path) -> pathlib.Path:
+    """The path, home expanded. UserError where nothing is there."""
     path = pathlib.Path(path).expanduser()
     try:
         os.stat(path)
@@ -63,19 +83,7 @@ def find_all(path) -> Inputs:
     except (OSError, ValueError) as e:  # too long, links in a circle, no permission; a NUL byte
         reason = f"cannot be read ({getattr(e, 'strerror', None) or e})"
         raise UserError(repr(str(path))[1:-1], reason, "Check the path") from e
-    if path.is_dir():
-        inputs = _bids(path)
-        if inputs.found:
-            return inputs
-        if _is_dicom(path):
-            return Inputs([PetInput("pet", "", path, "dicom")], [])
-        reason = "holds no BIDS PET (sub-*/[ses-*/]pet/*_pet.nii.gz) and no DICOM files"
-        for item in [item for item in inputs.left if item.warn][:3]:
-            reason += f"; {item.path.name}: {item.reason}"
-        raise UserError(path, reason, "Give a NIfTI file, a DICOM series or a BIDS dataset")
-    if not layout.NIFTI.search(path.name) and _is_dicom(path):
-        return Inputs([PetInput("pet", "", path, "dicom")], [])
-    return Inputs([PetInput(_stem(path.name), "", path, "nifti")], [])
+    return path
 
 
 def sha256(found: PetInput) -> str:
@@ -123,18 +131,29 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
-def _bids(root: pathlib.Path) -> Inputs:
+_OTHER = {  # source -> what is no input of a model that takes it, and why
+    "pet": (
+        "nac",
+        "without attenuation correction, the model takes corrected ones (or give it alone)",
+    ),
+    "nac": ("pet", "the model takes PETs without attenuation correction (*_rec-nac*_pet)"),
+}
+
+
+def _bids(root: pathlib.Path, source: str) -> Inputs:
     tree = layout.scan(root)
     found, taken = [], set()
-    has_pet = {level.person for level in tree.levels if "pet" in level.images}
+    has_pet = {level.person for level in tree.levels if source in level.images}
     targets = ("looks like CT", "looks like MR")  # nothing that is looked for here
     left = [item for item in tree.left if not item.reason.startswith(targets)]
+    other, why = _OTHER[source]
     for level in tree.levels:
+        left += [layout.Left(path, why, True) for path in level.images.get(other, ())]
         if level.person not in has_pet:
             left.append(layout.Left(level.folder, "no PET image in it", True))
         parts = level.folder.relative_to(root).parts
         folder = pathlib.PurePosixPath(*map(_stem, parts)).as_posix()
-        for path in level.images.get("pet", ()):
+        for path in level.images.get(source, ()):
             base = layout.NIFTI.sub("", path.name)
             base = base[:-4] if base.lower().endswith("_pet") else "_".join((*parts, base))
             name = _stem(base)

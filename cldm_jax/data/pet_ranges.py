@@ -129,20 +129,21 @@ def _resolution(u, rim, spacing_mm) -> float | None:
     return math.sqrt(8 * math.log(2)) / (steep * math.sqrt(2 * math.pi))
 
 
-def of_people(prepared) -> dict | None:
-    """{"people", "percentiles", "measures": {name: [low, high]}} over training people's PETs, at most
-    MAX_PEOPLE of them; None where there are fewer than MIN_PEOPLE. prepared: `shards.Prepared`.
+def of_people(prepared, source: str = "pet") -> dict | None:
+    """{"people", "percentiles", "measures": {name: [low, high]}} over training people's PETs (`source`:
+    which of them), at most MAX_PEOPLE; None where there are fewer than MIN_PEOPLE. prepared:
+    `shards.Prepared`.
     """
-    people = prepared.subjects("train")
+    people = [s for s in prepared.subjects("train") if prepared.has(s, source)]
     if len(people) < MIN_PEOPLE:
         return None
     count = min(MAX_PEOPLE, len(people))
     chosen = [people[i * len(people) // count] for i in range(count)]
-    spec = intensity.from_json(prepared.index["modalities"]["pet"]["normaliser"])
+    spec = intensity.from_json(prepared.index["modalities"][source]["normaliser"])
     rows = []
     for subject in chosen:
         affine = np.array(prepared.index["subjects"][subject]["grid_affine"])
-        rows.append(measure(prepared.read(subject, "pet"), spec, spacing_of(affine)))
+        rows.append(measure(prepared.read(subject, source), spec, spacing_of(affine)))
     ranges = {}
     for name in MEASURES:
         values = [row[name] for row in rows if row[name] is not None]

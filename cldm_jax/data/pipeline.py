@@ -84,6 +84,7 @@ def make_source(
     context: int,
     latents: Prepared | None,
     source_kind: str,
+    source: str = "pet",
     slice_stride: int = 1,
     slice_run: int = 1,
     people_per_group: int = 0,
@@ -93,8 +94,9 @@ def make_source(
     Keys: source float32 [H, W, context] in [-1, 1] (source_kind "image"; neighbours clamp at the
     volume's ends) or [h, w, context * C] ("latent"); target float32 [H, W, 1], or [h, w, C] when
     `latents` is given; label int32, the target's modality code; mask float32 [H, W, 1], the head as
-    far as the target shows it; subject int32, its index; slice int32. A subject without a target modality
-    has no such items, nor have slices in which the target was not measured.
+    far as the target shows it; subject int32, its index; slice int32. `source`: the volume that is read
+    as such, "pet" or "nac". A subject without it has no items, one without a target modality no such
+    items, nor have slices in which the target was not measured.
     `slice_stride` keeps every n-th slice, `slice_run` of them together (neighbours);
     `people_per_group` the first so many of each group (0: all). Raises UserError if nothing is left,
     or if `latents` were made from other images.
@@ -109,6 +111,8 @@ def make_source(
     seen: dict[str, int] = {}
     for subject in prepared.subjects(split):
         entry = prepared.index["subjects"][subject]
+        if not prepared.has(subject, source):
+            continue
         seen[entry["group"]] = seen.get(entry["group"], 0) + 1
         if 0 < people_per_group < seen[entry["group"]]:
             continue
@@ -117,11 +121,12 @@ def make_source(
             keep = keep[np.arange(len(keep)) % slice_stride < slice_run]
             rows += [(subject, target, keep)] if len(keep) else []
     if not rows:
-        reason = f"no {split} slices with target {' or '.join(targets)}"
+        of = "" if source == "pet" else f" of {source}"
+        reason = f"no {split} slices{of} with target {' or '.join(targets)}"
         raise UserError(prepared.folder, reason, "Check the split and the modalities of the cohort")
     source_is_latent = source_kind == "latent"
     source_folder = latents if source_is_latent else prepared
-    records = _locate(rows, context, source_folder, latents or prepared, prepared)
+    records = _locate(rows, context, source, source_folder, latents or prepared, prepared)
     return SliceSource(prepared, latents, source_is_latent, records)
 
 
@@ -246,7 +251,9 @@ def _hw(source: np.ndarray) -> tuple[int, int, int]:
     return source.shape[0], source.shape[2], source.shape[3]
 
 
-def _locate(rows, context: int, source: Prepared, target: Prepared, images: Prepared) -> dict:
+def _locate(
+    rows, context: int, source_name: str, source: Prepared, target: Prepared, images: Prepared
+) -> dict:
     """Arrays over records [N] that say where each part lies: compact, and picklable to workers.
 
     rows: (subject, target, slice numbers), a volume at a time: a cohort may have a million slices.
@@ -263,7 +270,7 @@ def _locate(rows, context: int, source: Prepared, target: Prepared, images: Prep
     reach = np.arange(context) - context // 2
     out: dict[str, list] = {}
     for subject, name, z in rows:
-        source_shard, source_start = place(source, subject, "pet")
+        source_shard, source_start = place(source, subject, source_name)
         target_shard, target_start = place(target, subject, name)
         mask_shard, mask_start = place(images, subject, images.mask_of(subject, name))
         last = images.index["subjects"][subject]["n_slices"] - 1

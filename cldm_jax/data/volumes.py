@@ -7,7 +7,7 @@ from cldm_jax.data import intensity, layout, nifti
 from cldm_jax.errors import UserError
 
 # What a DICOM file may say of itself where a cohort lists it as this.
-_DICOM = {"pet": "PT", "ct": "CT", "mr": "MR"}
+_DICOM = {"pet": "PT", "nac": "PT", "ct": "CT", "mr": "MR"}
 
 
 def is_series(path) -> bool:

@@ -99,10 +99,10 @@ def _calibrate(opened: Run, prepared: Prepared, settings: Settings) -> None:
 
 def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
     """Factors by band, then with them the multipliers, all inside the heads of validation people."""
-    targets = tuple(t for t in opened.config["data"]["targets"] if t != "pet")
-    context = opened.config["data"]["context"]
+    data = opened.config["data"]
+    targets = tuple(t for t in data["targets"] if t not in intensity.SOURCES)
     source = spread.open_source(
-        prepared, "val", targets, context, settings.slice_stride, settings.people
+        prepared, "val", targets, data, settings.slice_stride, settings.people
     )
     point = spread.point_mode(opened)
     drawer = spread.Drawer(

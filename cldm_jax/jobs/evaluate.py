@@ -38,6 +38,7 @@ from cldm_jax.scoring.scorer import (
     is_cldm,
     main_methods,
     shared_data,
+    shared_source,
 )
 from cldm_jax.scoring.summary import REFERENCE, make_summary
 
@@ -107,8 +108,8 @@ def _evaluate(config, runs: list[Run], prepared):
     names = {prepared.index["modalities"][t]["code"]: t for t in targets}
     codes = {target: code for code, target in names.items()}
     entrants = make_entrants(runs, targets)
-    chosen = _choose_modes(config, entrants, prepared, names, codes)
-    scorer = Scorer(config, prepared, names)
+    chosen = _choose_modes(config, entrants, prepared, names, codes, shared_source(runs))
+    scorer = Scorer(config, prepared, names, reads=shared_source(runs))
     rows = scorer.source(runs[0].config["data"]["context"])
     # In network evaluations, so that the ETA knows that a mean of samples takes longest; the two
     # controls use the first read-out.
@@ -178,13 +179,14 @@ def _recentred(entrant, readouts) -> tuple[str, ReadOut] | None:
     return f"{spread.RECENTRED}{count}", ReadOut(images, None, total)
 
 
-def _choose_modes(config, entrants, prepared, names, codes) -> dict[str, dict[str, str]]:
+def _choose_modes(config, entrants, prepared, names, codes, reads) -> dict[str, dict[str, str]]:
     """{target: {method: read-out}}: what the tests compare, chosen by PSNR on validation people; the
     method's first read-out where none has the target. A method's first training decides for all of them.
     """
     scorer, held = None, prepared.held("val")
     if any(t in held for t in codes):
-        scorer = Scorer(config, prepared, {c: t for c, t in names.items() if t in held}, "val")
+        here = {c: t for c, t in names.items() if t in held}
+        scorer = Scorer(config, prepared, here, "val", reads=reads)
     chosen = {target: {} for target in codes}
     for e in entrants:
         base = aggregate.base_name(e.name)

@@ -21,6 +21,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.methods.base import Method
 from cldm_jax.models import monai_names
 from cldm_jax.runs import calibration
+from cldm_jax.runs.inputs import source_of
 from cldm_jax.runs.readouts import Stored, read_stored, stored_calibration, stored_method
 from cldm_jax.runtime import device, weights
 from cldm_jax.runtime.train_state import TrainState
@@ -107,7 +108,7 @@ def _with_pet_ranges(run: str, stored: Stored) -> Stored:
     if (folder / shards.INDEX).is_file():
         prepared, why = shards.Prepared(folder), f"{folder} holds other data now"
         if prepared.index["fingerprint"] == stored.manifest["data"]["fingerprint"]:
-            ranges, why = pet_ranges.of_people(prepared), "too few training people"
+            ranges, why = pet_ranges.of_people(prepared, source_of(data)), "too few training people"
     if ranges is None:
         print(f"{run}: PETs unlike the training people's will not be flagged: {why}", flush=True)
     return stored._replace(manifest={**stored.manifest, "pet_ranges": ranges})

@@ -40,9 +40,10 @@ def predict(request: Request) -> list[pathlib.Path]:
         raise UserError("input", "none given", "Give a NIfTI file, DICOM series or BIDS dataset")
     if pathlib.Path(request.input).resolve() == pathlib.Path(request.out).resolve():
         raise UserError(request.out, "is the input folder itself", "Give another output folder")
-    everything = pet_inputs.find_all(request.input)
-    inputs = _part(request.part, everything.found)
+    pet_inputs.existing(request.input)  # said before the model is read
     model = open_model(request)
+    everything = pet_inputs.find_all(request.input, model.setting.source)
+    inputs = _part(request.part, everything.found)
     if model.uncalibrated:
         words = "uncertainty: the plain SD over samples, not calibrated"
         print(f"{words}: {model.uncalibrated}", flush=True)

@@ -148,9 +148,10 @@ def _rules(config) -> dict[str, intensity.Normaliser]:
         return {name: intensity.from_json(m["normaliser"]) for name, m in known.items()}
     rules = {}
     for name in intensity.MODALITIES:
-        low, high = config.ct_window if name == "ct" else (0.0, config[f"{name}_high"])
-        percentile = None if name == "ct" else config[f"{name}_percentile"]
-        rule = config[f"{name}_rule"]
+        kind = "pet" if name in intensity.SOURCES else name
+        low, high = config.ct_window if name == "ct" else (0.0, config[f"{kind}_high"])
+        percentile = None if name == "ct" else config[f"{kind}_percentile"]
+        rule = config[f"{kind}_rule"]
         rules[name] = intensity.make(name, rule, low=low, high=high, percentile=percentile)
     return rules
 

@@ -21,9 +21,10 @@ SETTINGS = "simulate.json"  # written first: which settings an unfinished folder
 COLUMNS = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
 FREE = ("job", "workers")  # fields that do not change a single voxel
 RANDOMISED = ("randomised", "randomised_share", "pets_per_person")  # no part of other modes
-YOUNGER = dict.fromkeys(("mr_target", "ct_target"), "acquired")  # what older cohorts had, unsaid
+# What older cohorts had, unsaid.
+YOUNGER = {"mr_target": "acquired", "ct_target": "acquired", "nac": False}
 BYTES_PER_VOXEL = 14.0  # compressed, all volumes of a person with re-acquisition: measured 9 to 12
-BYTES_PER_PET = 4.0  # the most that one more PET of mode randomised takes
+BYTES_PER_PET = 4.0  # the most that one more PET takes
 
 
 def run(config, workdir: str) -> None:
@@ -95,7 +96,8 @@ def _check_disk(root: pathlib.Path, todo: list[Plan]) -> None:
                 grid = labels.covering_grid(labels.read_labels(plan.source).grid, plan.spacing)
             shapes[plan.source] = grid.shape
     need = sum(
-        (BYTES_PER_VOXEL + BYTES_PER_PET * (plan.pets - 1)) * math.prod(shapes[plan.source])
+        (BYTES_PER_VOXEL + BYTES_PER_PET * (plan.pets - 1 + ("nac" in plan.modalities)))
+        * math.prod(shapes[plan.source])
         for plan in todo
     )
     free = shutil.disk_usage(root).free
@@ -128,11 +130,15 @@ def _write_people(todo: list[Plan], root: pathlib.Path, total: int, workers: int
                 raise
 
 
-def _rows(plan: Plan) -> list[tuple[str, ...]]:
+def _columns(config) -> tuple[str, ...]:
+    return (*COLUMNS, "nac") if config.nac else COLUMNS
+
+
+def _rows(plan: Plan, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
     """The manifest's rows of a person: one per PET, each with the same targets."""
     rows = []
     for number, pet in enumerate(plan.pet_names(), 1):
-        names = [pet, *COLUMNS[1:]]
+        names = [pet, *columns[1:]]
         cells = [f"{plan.id}/{m}.nii.gz" if m in plan.modalities or m == pet else "" for m in names]
         gain = () if plan.ranges is None else (f"{plan.pet_gain(number):.4f}",)
         subject = plan.id if number == 1 else f"{plan.id}_pet{number}"
@@ -145,10 +151,11 @@ def _write_manifest(root: pathlib.Path, plans: list[Plan], config, settings: dic
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     gains = ("pet_gain",) if config.mode == "randomised" else ()
-    writer.writerow(("subject", "group", "split", *COLUMNS, *gains))
+    columns = _columns(config)
+    writer.writerow(("subject", "group", "split", *columns, *gains))
     files: dict[str, str] = {}
     for plan in plans:
-        for row in _rows(plan):
+        for row in _rows(plan, columns):
             writer.writerow(row)
         files |= hash_person(str(root), plan.id)
     write_text(root / "manifest.csv", table.getvalue())

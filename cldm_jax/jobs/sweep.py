@@ -12,7 +12,7 @@ from cldm_jax.runs.readouts import open_run, predict_rows
 from cldm_jax.runtime import device
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.scoring import through_plane
-from cldm_jax.scoring.scorer import Scorer, choose_targets, shared_data
+from cldm_jax.scoring.scorer import Scorer, choose_targets, shared_data, shared_source
 
 SHOWN = ("psnr", "ssim", "sharpness", "bone_edge", "sulcal_csf")
 
@@ -32,7 +32,7 @@ def run(config, workdir: str) -> None:
     prepared = shared_data(config, [own])
     targets = choose_targets(config, [own], prepared)
     names = {prepared.index["modalities"][t]["code"]: t for t in targets}
-    scorer = Scorer(config, prepared, names)
+    scorer = Scorer(config, prepared, names, reads=shared_source([own]))
     source = scorer.source(trained["data"]["context"])
     draws = {n: config.num_samples for n in config.num_sampling_steps}
     draws[config.main_steps] = config.main_samples

@@ -25,6 +25,10 @@ def check(config) -> None:
 
     require(config.mode in MODES, "mode", "is unknown", f"Use one of {', '.join(MODES)}")
     require(config.pet_model in PET_MODELS, "pet_model", "is unknown", f"Use one of {PET_MODELS}")
+    if config.nac:
+        osem = "pet_model", "makes none without counts, and nac is asked for", "Use osem"
+        require(config.pet_model == "osem", *osem)
+        require(config.mode != "randomised", "mode", "draws its own NAC", "Leave nac out")
     for field in ("mr_target", "ct_target"):
         require(config[field] in TARGETS, field, "is unknown", f"Use one of {', '.join(TARGETS)}")
     draws.check(config.randomised.to_dict())
@@ -106,8 +110,10 @@ def plan_cohort(config) -> list[Plan]:
             modalities, profile = (
                 (("pet", "mr"), "pet_mr") if has_mr[i] else (("pet", "ct"), "pet_ct")
             )
+        if config.nac:
+            modalities = ("pet", "nac", *modalities[1:])
         if config.reacquire:
-            again = (m for m in modalities if m != "pet" and m not in canonical)
+            again = (m for m in modalities if m in ("ct", "mr") and m not in canonical)
             modalities += tuple(f"{m}_reacq" for m in again)
         for twin in range(n_twins):
             number = i * n_twins + twin + 1

@@ -2,7 +2,10 @@
 
 Parallel-beam sinograms with attenuation, Poisson counts and a known background of scatter and
 randoms; the image after `ITERATIONS` x `SUBSETS` updates (Hudson and Larkin 1994) is post-filtered.
+Without correction (NAC) the same counts are taken as if nothing had been lost and nothing scattered.
 """
+
+import dataclasses
 
 import numpy as np
 from scipy import ndimage, sparse
@@ -50,19 +53,25 @@ def system_matrix(grid: Grid, support: np.ndarray) -> sparse.csr_matrix:
     return sparse.csr_matrix(entries, shape)
 
 
-def _reconstruct(matrix, counts, loss, background) -> np.ndarray:
-    """OSEM estimate [pixels, slices] from counts, attenuation factors and background [rays, slices]."""
-    bins = matrix.shape[0] // ANGLES
-    views = np.arange(matrix.shape[0]) // bins
-    subsets = []
+def subsets(matrix: sparse.csr_matrix) -> list[tuple]:
+    """[(rays, their rows of the matrix, those transposed)]: every SUBSETS-th view, for `reconstruct`."""
+    views = np.arange(matrix.shape[0]) // (matrix.shape[0] // ANGLES)
+    made = []
     for s in range(SUBSETS):
         rays = np.flatnonzero(views % SUBSETS == s)
         part = matrix[rays]
-        back = part.T.tocsr()
-        subsets.append((rays, part, back, back @ loss[rays]))
-    image = np.ones((matrix.shape[1], counts.shape[1]), np.float32)
+        made.append((rays, part, part.T.tocsr()))
+    return made
+
+
+def reconstruct(parts, counts, loss, background) -> np.ndarray:
+    """OSEM estimate float32 [pixels, slices] with the `subsets` of a system matrix, from counts,
+    attenuation factors and background [rays, slices]. A loss of 1 and a background of 0: no correction.
+    """
+    parts = [(*part, part[2] @ loss[part[0]]) for part in parts]
+    image = np.ones((parts[0][1].shape[1], counts.shape[1]), np.float32)
     for _ in range(ITERATIONS):
-        for rays, part, back, sensitivity in subsets:
+        for rays, part, back, sensitivity in parts:
             expected = loss[rays] * (part @ image) + background[rays]
             ratio = loss[rays] * counts[rays] / np.maximum(expected, 1e-6)
             image *= (back @ ratio) / np.maximum(sensitivity, 1e-6)
@@ -78,15 +87,53 @@ def _counts(grid: Grid, scan: PetScan, post_filter_mm: float) -> float:
     return COUNTS * grid.spacing[2] / (scan.cov**2 * area**1.5)
 
 
-def image(
-    rng: np.random.Generator, true: np.ndarray, hu: np.ndarray, grid: Grid, scan: PetScan
-) -> np.ndarray:
-    """Reconstructed activity float32 [grid.shape], from true activity and noise-free CT numbers.
+@dataclasses.dataclass(frozen=True)
+class Counted:
+    """What the scanner counted, for `corrected` and `uncorrected`. counts, loss and background
+    [rays, slices]; scale: counts per unit of activity; post_mm: FWHM of the post-filter.
+    """
+
+    grid: Grid
+    support: np.ndarray  # bool [x, y]
+    parts: list[tuple]
+    counts: np.ndarray
+    loss: np.ndarray
+    background: np.ndarray
+    scale: float
+    post_mm: float
+
+    def corrected(self) -> np.ndarray:
+        """Activity float32 [grid.shape]: attenuation, scatter and randoms are known."""
+        return self._image(self.loss, self.background)
+
+    def uncorrected(self) -> np.ndarray:
+        """The same counts without correction of attenuation, scatter and randoms (NAC)."""
+        return self._image(np.ones_like(self.loss), np.zeros_like(self.background))
+
+    def _image(self, loss, background) -> np.ndarray:
+        estimate = reconstruct(self.parts, self.counts, loss, background) / np.float32(self.scale)
+        volume = np.zeros(self.grid.shape, np.float32)
+        volume[self.support] = estimate
+        return np.maximum(blur(volume, self.grid, self.post_mm), 0)
+
+
+def acquire(
+    rng: np.random.Generator,
+    true: np.ndarray,
+    hu: np.ndarray,
+    grid: Grid,
+    scan: PetScan,
+    *,
+    whole: bool = False,
+) -> Counted:
+    """A scan of the true activity through noise-free CT numbers.
 
     cov = 0 gives noise-free data. Counts follow from scan.cov, so both PET models are comparable.
+    whole: pixels over the whole field of view and not only around the head, for `uncorrected`, whose air
+    is not empty: its edge would show where the head ends.
     """
     rest = np.sqrt(max(scan.fwhm_mm**2 - INTRINSIC_MM**2, 1.0))  # post-filter, FWHM mm
-    support = ndimage.binary_dilation((hu > -500).any(axis=2), iterations=3)
+    support = ndimage.binary_dilation((hu > -500).any(axis=2), iterations=3) | whole
     matrix = system_matrix(grid, support)
     blurred = point_spread(true, grid, INTRINSIC_MM)
     loss = np.exp(-(matrix @ attenuation(hu)[support])).astype(np.float32)
@@ -100,7 +147,13 @@ def image(
         scale = _counts(grid, scan, rest) / max(float(trues.sum(axis=0).max()), 1e-6)
     expected = scale * (trues + background)
     counts = rng.poisson(expected).astype(np.float32) if scan.cov else expected
-    estimate = _reconstruct(matrix, counts, loss, scale * background) / np.float32(scale)
-    volume = np.zeros(grid.shape, np.float32)
-    volume[support] = estimate
-    return np.maximum(blur(volume, grid, rest), 0)
+    return Counted(grid, support, subsets(matrix), counts, loss, scale * background, scale, rest)
+
+
+def image(
+    rng: np.random.Generator, true: np.ndarray, hu: np.ndarray, grid: Grid, scan: PetScan
+) -> np.ndarray:
+    """Reconstructed activity float32 [grid.shape], from true activity and noise-free CT numbers: see
+    `acquire`.
+    """
+    return acquire(rng, true, hu, grid, scan).corrected()

@@ -37,7 +37,8 @@ class Plan:
 
     key: random-stream key; acquisition: base of the acquisition stream (twins differ here only);
     source: label volume or "" for the embedded head; vary: deform the label volume; twin: 1 = thicker
-    skull; modalities: subset of pet, ct, mr, ct_reacq, mr_reacq; profile: PET scanner (pet.PROFILES);
+    skull; modalities: subset of pet, nac, ct, mr, ct_reacq, mr_reacq (nac: the PET's counts without
+    correction, pet_model osem only); profile: PET scanner (pet.PROFILES);
     canonical: the targets (ct, mr) without a scanner's noise and variation; pets: how many; ranges:
     config.randomised, or None in other modes, of which randomised_share of the PETs are drawn.
     """
@@ -166,9 +167,13 @@ def simulate(plan: Plan) -> tuple[dict[str, np.ndarray], Grid, dict]:
         _randomised_pets(plan, person, disease, grid, factor, volumes, scans)
     elif "pet" in plan.modalities:
         true = pet.activity(rng, disease, person, grid, factor, regional=not plan.easy)
-        volumes["pet"], scans["pet"] = _pet(plan, true, person, disease, grid, factor)
+        images, scans["pet"] = _pet(plan, true, person, disease, grid, factor)
+        volumes |= images
+        if "nac" in images:
+            corrections = {"attenuation": False, "scatter": False, "randoms": False}
+            scans["nac"] = scans["pet"] | {"counts": "those of pet", "corrections": corrections}
     for name in plan.modalities:
-        if name != "pet":
+        if name not in ("pet", "nac"):
             volumes[name], scans[name] = _scan(plan, name, disease, person, shown, grid, factor)
     volumes["label"] = majority(shown, factor, tissue.N_CODES)
     volumes["lesions"] = pathology.lesion_map(disease, factor)
@@ -197,7 +202,8 @@ def _randomised_pets(plan: Plan, person, disease, grid: Grid, factor, volumes, s
             rng = dice.rng("activity")
             own = tissue.draw_person(rng, person.age, vary=True)
             true = pet.activity(rng, disease, own, grid, factor, regional=True)
-            image, record = _scanned(plan, dice.rng("scan"), true, own, disease, grid, factor)
+            images, record = _scanned(plan, dice.rng("scan"), true, own, disease, grid, factor)
+            image = images["pet"]
             record |= {"suv_of_grey_matter": own.suv, "view": {"gain": 1.0}}
         else:
             image, record = randomised.pet(dice, plan.ranges, seen)
@@ -206,19 +212,25 @@ def _randomised_pets(plan: Plan, person, disease, grid: Grid, factor, volumes, s
         scans[name] = record
 
 
-def _pet(plan: Plan, true, person, disease, grid: Grid, factor) -> tuple[np.ndarray, dict]:
+def _pet(plan: Plan, true, person, disease, grid: Grid, factor) -> tuple[dict, dict]:
     rng = stream(plan.seed, plan.key, "acquisition", 0)  # the same for both twins
     return _scanned(plan, rng, true, person, disease, grid, factor)
 
 
-def _scanned(plan: Plan, rng, true, person, disease, grid: Grid, factor):
+def _scanned(plan: Plan, rng, true, person, disease, grid: Grid, factor) -> tuple[dict, dict]:
+    """({"pet" and, where planned, "nac"}, the scan's parameters)."""
     scan = pet.draw_scan(rng, plan.profile, noise=not plan.easy)
+    has_nac = "nac" in plan.modalities
     if plan.pet_model == "osem":
         numbers = ct.ct_numbers(person.hu, disease.labels, factor)
-        image = osem.image(rng, true, numbers, grid, scan)
+        counted = osem.acquire(rng, true, numbers, grid, scan, whole=has_nac)
+        images = {"pet": counted.corrected()}
+        if has_nac:
+            images["nac"] = counted.uncorrected()
     else:
-        image = pet.fast(rng, true, grid, scan)
-    return image * np.float32(person.suv), {"model": plan.pet_model, **dataclasses.asdict(scan)}
+        images = {"pet": pet.fast(rng, true, grid, scan)}
+    images = {name: image * np.float32(person.suv) for name, image in images.items()}
+    return images, {"model": plan.pet_model, **dataclasses.asdict(scan)}
 
 
 def _scan(plan: Plan, name: str, disease, person, shown, grid: Grid, factor):

@@ -18,6 +18,7 @@ _METHODS = {
     "pix2pix": "pix2pix",
     "ldm": "CLDM",
     "ldm-plain": "CLDM, plain recipe",
+    "nac": "CLDM, PET without attenuation correction",
 }
 _REFERENCES = {
     "floor_mean_image": "Floor: population mean image",

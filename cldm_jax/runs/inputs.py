@@ -11,6 +11,7 @@ import numpy as np
 
 from cldm_jax import console, files
 from cldm_jax.data import pipeline
+from cldm_jax.data.intensity import SOURCES
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.models import monai_names
@@ -25,6 +26,11 @@ class Inputs(NamedTuple):
     latents: Prepared | None
     frozen: dict[str, Any]  # constants for `Method.init`
     recipe: dict[str, Any]  # keywords of the method's `make`
+
+
+def source_of(data) -> str:
+    """The PET that the `data` block of a training reads, "pet" or "nac"; older ones do not say."""
+    return data.get("source", "pet")
 
 
 def prepared_folder(data) -> pathlib.Path:
@@ -66,11 +72,14 @@ def settled(config, *, say: bool = False):
 
 def choose_targets(config, prepared: Prepared) -> tuple[str, ...]:
     """The targets of a training config on these data: see `settled`."""
-    held = prepared.held("train")
+    held, source = prepared.held("train"), source_of(config.data)
     asked = tuple(config.data.targets)
+    if not any(prepared.has(s, source) for s in prepared.subjects("train")):
+        reason = f"no training person of {prepared.folder} has {source}"
+        raise UserError(f"config.data.source={source}", reason, "Give one that they have")
     for target in asked:
         if target not in held:
-            there = ", ".join(t for t in held if t != "pet") or "no target"
+            there = ", ".join(t for t in held if t not in SOURCES) or "no target"
             reason = f"no training person of {prepared.folder} has {target} (they have {there})"
             raise UserError(
                 f"config.data.targets={asked}",
@@ -84,7 +93,7 @@ def choose_targets(config, prepared: Prepared) -> tuple[str, ...]:
         reason = "no training person has a CT or an MR slice that counts"
         raise UserError(prepared.folder, reason, "Look at its audit.json, or change the split")
     if config.method == "autoencoder":
-        return ("pet", *found)
+        return (source, *found)
     return found[:1] if config.method == "cyclegan" else found
 
 
@@ -284,6 +293,7 @@ def train_source(config, inputs: Inputs):
         context=config.data.context,
         latents=inputs.latents,
         source_kind=config.data.source_kind,
+        source=source_of(config.data),
         slice_stride=config.data.train_slice_stride,
     )
 
@@ -297,5 +307,6 @@ def image_source(config, prepared: Prepared, split: str, targets: tuple, slice_s
         context=config.data.context,
         latents=None,
         source_kind="image",
+        source=source_of(config.data),
         slice_stride=slice_stride,
     )

@@ -69,8 +69,10 @@ ADDED |= {
         ("mr_target", "acquired"),
         ("ct_target", "acquired"),
         ("pets_per_person", 1),
+        ("nac", False),
     )
 }
+ADDED |= {f"{section}data.source": "pet" for section in ("", "autoencoder.train.")}
 # Settings of a mode that came later: they had no say.
 NO_SAY = tuple(f"{section}randomised" for section in SIMULATE)
 
@@ -162,7 +164,7 @@ def make_manifest(config, workdir, inputs, state, resolved) -> dict:
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     path = pathlib.Path(workdir) / "run.json"
     old = files.read_json(path) if path.is_file() else {}
-    index = inputs.prepared.index
+    index, source = inputs.prepared.index, config.data.source
     return {
         "method": config.method,
         "name": config.name,
@@ -193,7 +195,7 @@ def make_manifest(config, workdir, inputs, state, resolved) -> dict:
         # The weights it began with: {"file", "sha256", "key"}, or None.
         "imported": old.get("imported"),
         # What prediction compares a new PET with; None: too few people.
-        "pet_ranges": old.get("pet_ranges") or pet_ranges.of_people(inputs.prepared),
+        "pet_ranges": old.get("pet_ranges") or pet_ranges.of_people(inputs.prepared, source),
         "finished": False,
     }
 

@@ -1,7 +1,7 @@
 """A CLDM's samples around its point image, volume by volume, and what they are worth there."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +9,7 @@ import numpy as np
 from cldm_jax.data import intensity, mask, pipeline
 from cldm_jax.metrics import ensemble, regions
 from cldm_jax.runs.calibration import TargetCalibration
+from cldm_jax.runs.inputs import source_of
 from cldm_jax.runs.readouts import Predictor, Rows, Run
 
 RECENTRED = "recentred"  # read-out: RECENTRED + K
@@ -61,15 +62,20 @@ class Drawer:
         return np.stack([np.clip(images, -1, 1) for images in drawn])
 
 
-def open_source(prepared, split: str, targets, context: int, slice_stride: int, people: int = 0):
-    """Every n-th slice of the first `people` groups' members (0: all) of a split."""
+def open_source(
+    prepared, split: str, targets, data: Mapping, slice_stride: int, people: int = 0
+) -> "KeyedRows":
+    """Every n-th slice of the first `people` groups' members (0: all) of a split, as a training with this
+    `data` block reads them.
+    """
     source = pipeline.make_source(
         prepared,
         split=split,
         targets=targets,
-        context=context,
+        context=data["context"],
         latents=None,
         source_kind="image",
+        source=source_of(data),
         slice_stride=slice_stride,
     )
     subject = source.keys["subject"]

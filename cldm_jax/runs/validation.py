@@ -42,11 +42,12 @@ def make_validation(config, prepared, method) -> Validation:
         config, prepared, "val", targets, config.train.val_slice_stride
     )
     batches = list(pipeline.make_eval_batches(source, config.train.batch_size))
-    names = {m["code"]: name for name, m in prepared.index["modalities"].items()}
+    known = prepared.index["modalities"].items()
+    names = {m["code"]: name for name, m in known if name in targets}
     predict = sharding.over_devices(next(iter(method.predict.values())))
     rng = sharding.replicate(jax.random.key(config.seed))
 
-    codes = [code for code, name in names.items() if name in targets]
+    codes = list(names)
     if len(codes) < 2 or config.method == "autoencoder":  # which gives every image back
         codes = []
 

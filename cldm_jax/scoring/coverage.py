@@ -63,8 +63,8 @@ def _stride(calibrated, prepared) -> int:
 
 
 def _rows(config, prepared, name, made, targets, codes, specs, stride, spacing) -> list[dict]:
-    facts, context = made.run.calibration, made.run.config["data"]["context"]
-    source = spread.open_source(prepared, config.split, targets, context, stride)
+    facts, data = made.run.calibration, made.run.config["data"]
+    source = spread.open_source(prepared, config.split, targets, data, stride)
     height = stride * spread.slice_mm(prepared)
     judged = {t: [] for t in targets}
     asked = {t: [] for t in targets}
@@ -145,8 +145,8 @@ def _points(config, prepared, entrants, chosen, codes, specs, stride, spacing) -
     out = []
     for e in entrants:
         targets = tuple(e.runs)
-        context = e.first.config["data"]["context"]
-        source = spread.open_source(prepared, config.split, targets, context, stride)
+        data = e.first.config["data"]
+        source = spread.open_source(prepared, config.split, targets, data, stride)
         batch = source.read(np.arange(len(source)))
         real, head = batch["target"][..., 0], batch["mask"][..., 0] > 0
         by_mode = {}

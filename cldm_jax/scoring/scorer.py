@@ -9,7 +9,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.metrics import aggregate, statistics
 from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
 from cldm_jax.metrics.scores import Context
-from cldm_jax.runs.inputs import TARGETS, open_prepared
+from cldm_jax.runs.inputs import TARGETS, open_prepared, source_of
 from cldm_jax.runs.readouts import Entrant, Run
 from cldm_jax.scoring import references
 
@@ -39,6 +39,15 @@ def shared_data(config, runs: list[Run]) -> Prepared:
     return prepared
 
 
+def shared_source(runs: list[Run]) -> str:
+    """The PET that all runs read: "pet" or "nac". UserError where they differ: people may lack one."""
+    reads = {source_of(r.config["data"]): r.workdir for r in runs}
+    if len(reads) > 1:
+        reason = " and ".join(f"{where} reads {name}" for name, where in reads.items())
+        raise UserError("config.runs", reason, "Evaluate runs of one source (config.data.source).")
+    return next(iter(reads))
+
+
 def choose_targets(config, runs: list[Run], prepared: Prepared) -> tuple[str, ...]:
     """What is scored: `config.targets`, else all that the runs make and people of the split have. What
     is left out then is printed. UserError where nobody has one that is named, or nothing is left.
@@ -65,8 +74,17 @@ def choose_targets(config, runs: list[Run], prepared: Prepared) -> tuple[str, ..
 class Scorer:
     """Scores images by the protocol and keeps one row per patient, method, target and metric."""
 
-    def __init__(self, config, prepared, names: dict[int, str], split: str | None = None):
-        self.config, self.prepared, self.names = config, prepared, names
+    def __init__(
+        self,
+        config,
+        prepared,
+        names: dict[int, str],
+        split: str | None = None,
+        *,
+        reads: str = "pet",
+    ):
+        """names: {class code: target}. reads: the source of all runs, see `shared_source`."""
+        self.config, self.prepared, self.names, self.reads = config, prepared, names, reads
         self.split = split or config.split
         self.cohort = find_truth(prepared)
         self.contexts: dict[tuple[int, int], Context] = {}
@@ -87,6 +105,7 @@ class Scorer:
             context=context,
             latents=None,
             source_kind="image",
+            source=self.reads,
             slice_stride=self.config.slice_stride,
             slice_run=self.config.slice_run,
             people_per_group=self.config.people_per_group,

@@ -6,6 +6,7 @@ import numpy as np
 
 from cldm_jax.data import pipeline
 from cldm_jax.metrics import anatomy, image
+from cldm_jax.runs.inputs import source_of
 from cldm_jax.runs.readouts import Rows, open_run, predict_rows
 
 
@@ -28,6 +29,7 @@ def measure(config, trained: dict, prepared, names: dict[int, str]) -> ThroughPl
         context=trained["data"]["context"],
         latents=None,
         source_kind="image",
+        source=source_of(trained["data"]),
         people_per_group=1,
     )
     subject = int(source.keys["subject"][0])

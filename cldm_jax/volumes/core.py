@@ -59,7 +59,7 @@ def look(model: Model, pet: nifti.Volume, facts: dict, where, began: float | Non
     head = pet if crop is None else crop.head
     source = synthesis.make_source(head, model.setting)
     spacing = pet_ranges.spacing_of(source.affine)
-    measured = pet_ranges.measure(source.slices, model.setting.normalisers["pet"], spacing)
+    measured = pet_ranges.measure(source.slices, model.setting.of_source, spacing)
     pet_ranges.refuse_no_head(where, measured)
     outside = pet_ranges.outside(measured, model.pet_ranges)
     checks = [] if crop is None else [_said(crop)]

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 
 from cldm_jax.data import pet_ranges
+from cldm_jax.data.intensity import SOURCES
 from cldm_jax.errors import UserError
 from cldm_jax.runs import spread
 from cldm_jax.runs.readouts import Run, open_run
@@ -139,7 +140,7 @@ def _why_uncalibrated(request: Request, opened: Run) -> str:
 
 
 def _targets(request: Request, opened: Run) -> tuple[str, ...]:
-    made = tuple(t for t in opened.config["data"]["targets"] if t != "pet")
+    made = tuple(t for t in opened.config["data"]["targets"] if t not in SOURCES)
     for target in request.targets:
         if target not in made:
             known = ", ".join(made)

@@ -8,6 +8,7 @@ import numpy as np
 
 from cldm_jax.data import convert, grid, intensity, nifti
 from cldm_jax.runs import spread
+from cldm_jax.runs.inputs import source_of
 from cldm_jax.runs.readouts import ReadOut, Run, predict_rows
 from cldm_jax.runs.spread import RECENTRED
 from cldm_jax.volumes import uncertainty
@@ -23,6 +24,11 @@ class Setting(NamedTuple):
     center: str
     normalisers: dict[str, intensity.Normaliser]
     codes: dict[str, int]
+    source: str = "pet"  # which PET it takes: the corrected one, or "nac"
+
+    @property
+    def of_source(self) -> intensity.Normaliser:
+        return self.normalisers[self.source]
 
 
 def read_setting(run: Run) -> Setting:
@@ -33,6 +39,7 @@ def read_setting(run: Run) -> Setting:
         data["grid"]["center"],
         {name: intensity.from_json(m["normaliser"]) for name, m in modalities.items()},
         {name: m["code"] for name, m in modalities.items()},
+        source_of(run.config["data"]),
     )
 
 
@@ -86,7 +93,7 @@ def make_source(pet: nifti.Volume, setting: Setting) -> Source:
     """The PET as the run saw its training people's. Slices below and above the PET are not predicted:
     training had none of them.
     """
-    spec = setting.normalisers["pet"]
+    spec = setting.of_source
     slices, affine = convert.source_slices(pet, setting.grid, setting.center, spec)
     empty = intensity.to_model(spec, np.float32(convert.PET_EMPTY), 1.0)
     filled = np.flatnonzero(slices.max((1, 2)) > empty)

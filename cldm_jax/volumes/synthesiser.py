@@ -108,7 +108,7 @@ class Synthesiser:
     def __call__(self, pet, *, series: str = "", progress: bool = False) -> Synthesis:
         """pet, series, progress: see `synthesise`."""
         began = time.monotonic()
-        found, volume, facts = _read(pet, series)
+        found, volume, facts = _read(pet, series, self._model.setting.source)
         looked = core.look(self._model, volume, facts, found.path, began)
         if progress:
             total = core.evaluations(self._model, looked)
@@ -162,9 +162,9 @@ def synthesise(
     return model(pet, series=series, progress=progress)
 
 
-def _read(pet, series: str) -> tuple[pet_inputs.PetInput, nifti.Volume, dict]:
+def _read(pet, series: str, source: str) -> tuple[pet_inputs.PetInput, nifti.Volume, dict]:
     if isinstance(pet, str | os.PathLike):
-        inputs = pet_inputs.find_inputs(pet)
+        inputs = pet_inputs.find_inputs(pet, source)
         if len(inputs) > 1:
             reason = f"holds {len(inputs)} PET images"
             raise UserError(pet, reason, f"Give one, such as {inputs[0].path}")

@@ -1,0 +1,1 @@
+"""What synthetic images are for, and what they are worth there."""
