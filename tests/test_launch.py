@@ -237,3 +237,9 @@ def test_a_training_that_crashes_is_started_again_so_often(clone):
     assert failed.returncode == 1 and len(clone.calls()) == 3
     assert "status 1 after 3 tries" in failed.stderr and "try 3 of 3 resumes" in failed.stdout
     assert clone.launch("train.sh", "--tries", "often").returncode == 1 and not clone.calls()
+
+
+@pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="not run by several workers")
+def test_a_worker_is_given_whole_files(request):
+    """Else each makes every fixture, and the suite takes twice as long."""
+    assert request.node.nodeid.endswith("@test_launch.py")
