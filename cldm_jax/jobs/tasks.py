@@ -19,6 +19,7 @@ from cldm_jax.metrics import aggregate
 from cldm_jax.report import uses_page
 from cldm_jax.report.page import SCORE_COLUMNS, json_ready
 from cldm_jax.runs.readouts import Predictor, Rows, make_entrants, open_run
+from cldm_jax.runs.spread import RECENTRED
 from cldm_jax.runtime import device
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.scoring import references
@@ -49,7 +50,7 @@ def run(config, workdir: str) -> None:
     What fails (a registration that finds nothing) is named and counted; UserError at the end then.
     """
     uses = _chosen_uses(config)
-    runs = [open_run(w.strip(), _sampling(config)) for w in config.runs.split(",") if w.strip()]
+    runs = [open_run(w, _sampling(config)) for w in _words(config.runs)]
     if not runs:
         raise UserError("config.runs", "empty", "Give the workdirs of trainings, comma-separated.")
     opened, uses = _open(config, runs, uses)
@@ -70,17 +71,21 @@ def run(config, workdir: str) -> None:
         raise UserError(what, f"could not be made: {first['why']}", f"All: {folder / 'tasks.json'}")
 
 
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def _sampling(config):
     return config.sampling.to_dict() if config.replace_sampling else None
 
 
 def _chosen_uses(config) -> list[Use]:
-    for name in config.uses:
+    for name in _words(config.uses):
         if name not in USES:
             raise UserError(
                 f"config.uses={name}", "no such use", f"Known: {', '.join(sorted(USES))}"
             )
-    return [USES[name] for name in config.uses]
+    return [USES[name] for name in _words(config.uses)]
 
 
 def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
@@ -103,9 +108,9 @@ def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
     entrants = make_entrants(
         [r for r in runs if {*targets} & {*r.config["data"]["targets"]}], targets
     )
-    for mode in config.modes:
+    for mode in _words(config.modes):
         known = {m for e in entrants for m in e.first.method.predict}
-        if mode not in known:
+        if mode not in known and not mode.startswith(RECENTRED):
             known = ", ".join(sorted(known))
             raise UserError(f"config.modes={mode}", "no such read-out", f"Known: {known}")
     scorer = Scorer(config, prepared, names)
@@ -165,19 +170,19 @@ def _predict(opened: Opened, entrant, target: str, own) -> dict[tuple, np.ndarra
     """{(method, read-out): images of the rows `own`}, in model range."""
     config, run = opened.config, entrant.runs[target]
     source = Rows(opened.sources[run.config["data"]["context"]], own)
-    found = {}
-    for mode in run.method.predict:
+    found, wanted = {}, _words(config.modes)
+    with_parts = not wanted or any(mode.startswith(RECENTRED) for mode in wanted)
+    for mode in (m for m in run.method.predict if with_parts or m in wanted):
         key = id(run), mode
         if key not in opened.predictors:
             opened.predictors[key] = Predictor(run, mode)
         found[entrant.name, mode] = opened.predictors[key](
             source, batch_size=config.batch_size, seed=config.seed
         )
-    made = recentred(entrant, found)
+    made = recentred(entrant, found) if with_parts else None
     if made is not None:
         found[entrant.name, made[0]] = made[1]
-    wanted = config.modes or [mode for _, mode in found]
-    return {key: readout.images for key, readout in found.items() if key[1] in wanted}
+    return {k: readout.images for k, readout in found.items() if not wanted or k[1] in wanted}
 
 
 def _case(opened: Opened, subject: int, code: int, own) -> Case:
@@ -290,7 +295,9 @@ def _tests(opened: Opened, use: Use, rows, seed: int) -> list[dict]:
     firsts = {}
     for e in (e for e in opened.entrants if use.target in e.runs):
         modes = [
-            m for m in opened.config.modes or e.first.method.predict if m in e.first.method.predict
+            m
+            for m in _words(opened.config.modes) or e.first.method.predict
+            if m in e.first.method.predict
         ]
         if modes:
             firsts.setdefault(

@@ -33,7 +33,8 @@ class _Pair(NamedTuple):
 def mr_scan(values, spacing) -> Scan:
     """An MR with its own head: what is known of a synthetic one too."""
     values = np.asarray(values, np.float32)
-    return Scan(values, mask.head_mask_mr(values), spacing)
+    head = mask.head_mask_mr(values) if np.ptp(values) else np.zeros(values.shape, bool)
+    return Scan(values, head, spacing)
 
 
 def pet_scan(values, spacing) -> Scan:
