@@ -233,6 +233,6 @@ USE = Use(
         "pet_to_pet": "Rival: the PET to the mean training PET",
         "pet_to_mr": "Rival: the PET straight to the MR template (mutual information, rigid)",
     },
-    ("pet_to_pet", "pet_to_mr"),
+    ("pet_to_pet",),  # the other can be worse than no registration: to beat it says nothing
     start,
 )
