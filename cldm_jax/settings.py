@@ -23,6 +23,7 @@ JOBS = {
     "report": True,
     "export": True,
     "calibrate": True,
+    "tasks": True,
 }
 # What a setting may be, by the end of its name, so that hours are not spent before it is refused:
 # lowest and highest number, or the words there are. Jobs check the rest themselves.
@@ -32,6 +33,8 @@ LIMITS = {
     **dict.fromkeys(("batch_size", "steps", "weight_decay", "people_per_group", "folds"), _ANY),
     **dict.fromkeys(("calibrate_samples", "calibrate_people", "people", "samples"), _ANY),
     "sharpness": _ANY,
+    "max_people": _ANY,
+    "template_people": _COUNT,
     "calibrate_slice_stride": _COUNT,
     **dict.fromkeys(("train.batch_size", "encode_batch_size"), _COUNT),
     **dict.fromkeys(("log_every", "val_every", "save_every", "num_threads", "init_items"), _COUNT),

@@ -4,6 +4,7 @@ Nothing is installed: the interpreters are small shell scripts, in a PATH that h
 the system's basic tools, and they log what they are asked to do.
 """
 
+import os
 import shutil
 import subprocess
 from pathlib import Path

@@ -134,7 +134,7 @@ def _evaluate(config, runs: list[Run], prepared):
                     progress=progress,
                 )
                 scorer.add(e.name, mode, readouts[e.name, mode].images, targets=e.runs)
-            made = _recentred(e, readouts)
+            made = recentred(e, readouts)
             if made is not None:
                 mode, readout = made
                 readouts[e.name, mode] = readout
@@ -163,7 +163,7 @@ def _evaluate(config, runs: list[Run], prepared):
     return summary, scorer.scores, gallery
 
 
-def _recentred(entrant, readouts) -> tuple[str, ReadOut] | None:
+def recentred(entrant, readouts) -> tuple[str, ReadOut] | None:
     """(name, read-out) of a CLDM's point image with one sample's deviation from the mean of K, out of
     what it has predicted already: the samples are the same. None for a method that lacks one of them.
     """

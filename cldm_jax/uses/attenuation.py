@@ -12,9 +12,11 @@ import numpy as np
 from scipy import ndimage
 
 from cldm_jax.data import mask
+from cldm_jax.data.warp import NoMatch
 from cldm_jax.metrics.scores import AIR_HU, BONE_HU
 from cldm_jax.phantom import osem
 from cldm_jax.phantom.fields import Grid, block_mean
+from cldm_jax.uses.base import AGAIN, FLOOR, Case, Cohort, Judge, Measure, Use, boxes
 
 WORK_MM = 2.0  # finer pixels are averaged: no PET resolves them
 LARGE_ML = 2.0  # smaller regions are not scored
@@ -171,3 +173,52 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
     """NaN where both are empty."""
     total = int(a.sum() + b.sum())
     return float(2 * (a & b).sum() / total) if total else float("nan")
+
+
+def _start(cohort: Cohort):
+    del cohort
+    return _judge
+
+
+def _judge(case: Case) -> Judge:
+    regions = boxes(case.brain)
+
+    def compared(hu) -> dict:
+        try:
+            return score(hu, case.real, case.pet, case.spacing, regions, slice_axis=0)
+        except ValueError as error:
+            raise NoMatch(str(error)) from error
+
+    def judged(hu):
+        found = compared(hu)
+        air, parts = found["air"], {k: found[k] for k in ("bone_dice", "mae_hu")}
+        values = {**_percents(found["pet_error"]["synthetic"]), **parts, "air_dice": air["dice"]}
+        return values, (osem.attenuation(hu[len(hu) // 2]) / 0.016).clip(0, 1)
+
+    water = _percents(compared(case.real)["pet_error"]["water"])
+    return Judge(judged, {"water": ({**dict.fromkeys(_MEASURES, np.nan), **water}, None)})
+
+
+def _percents(error: dict) -> dict[str, float]:
+    return {"pet_error": error["mean_absolute"], "pet_worst": abs(error["worst"])}
+
+
+_MEASURES = {
+    "pet_error": Measure("regional PET error", "%", "low", "of 12 boxes of the brain, either way"),
+    "pet_worst": Measure("worst region", "%", "low", "the largest of them"),
+    "bone_dice": Measure("Dice bone", "", "high", f"above {BONE_HU:g} HU in the head"),
+    "mae_hu": Measure("MAE of the CT", "HU", "low", "in the head"),
+    "air_dice": Measure("Dice air", "", "high", "sinuses and mastoid cells"),
+}
+USE = Use(
+    "attenuation",
+    "ct",
+    "Attenuation correction of the PET",
+    "The person is scanned through the real CT, without noise or scatter, and reconstructed with the map "
+    "of each row. A use only for a network that reads a PET without attenuation correction.",
+    _MEASURES,
+    (FLOOR, AGAIN),
+    {"water": "Floor: water in the real head's outline"},
+    ("water", FLOOR),
+    _start,
+)

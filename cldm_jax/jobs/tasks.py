@@ -1,0 +1,322 @@
+"""Scores trained runs by what their images are used for: whole volumes, one person at a time.
+
+A use is an entry of USES (`uses/base.py` says what that is); nothing else here knows one from another.
+"""
+
+import csv
+import io
+import pathlib
+from typing import NamedTuple
+
+import numpy as np
+
+from cldm_jax import files
+from cldm_jax.data import intensity, mask
+from cldm_jax.data.warp import NoMatch
+from cldm_jax.errors import UserError
+from cldm_jax.jobs.evaluate import recentred
+from cldm_jax.metrics import aggregate
+from cldm_jax.report import uses_page
+from cldm_jax.report.page import SCORE_COLUMNS, json_ready
+from cldm_jax.runs.readouts import Predictor, Rows, make_entrants, open_run
+from cldm_jax.runs.spread import RECENTRED
+from cldm_jax.runtime import device
+from cldm_jax.runtime.progress import Progress
+from cldm_jax.scoring import references
+from cldm_jax.scoring.scorer import Scorer, choose_targets, main_methods, shared_data, shared_source
+from cldm_jax.scoring.summary import REFERENCE
+from cldm_jax.uses import attenuation, normalisation, tissue
+from cldm_jax.uses.base import AGAIN, FLOOR, REAL, Case, Cohort, Use
+
+USES: dict[str, Use] = {
+    use.name: use for use in (normalisation.USE, tissue.TISSUE, tissue.BONE, attenuation.USE)
+}
+COLUMNS = ("use", *SCORE_COLUMNS)
+
+
+class Opened(NamedTuple):
+    """What the scores of all people have in common."""
+
+    config: object
+    prepared: object
+    scorer: Scorer
+    entrants: list
+    predictors: dict  # {(id of a run, read-out): Predictor}
+    sources: dict  # {number of slices seen at once: source}
+    images: dict[str, np.ndarray]  # {FLOOR, AGAIN, REAL: all rows [N, H, W], model range}
+
+
+def run(config, workdir: str) -> None:
+    """Scores `config.runs` by `config.uses` into `workdir`: tasks.json (last), tasks.csv, index.html.
+
+    What fails (a registration that finds nothing) is named and counted; UserError at the end then.
+    """
+    uses = _chosen_uses(config)
+    runs = [open_run(w, _sampling(config)) for w in _words(config.runs)]
+    if not runs:
+        raise UserError("config.runs", "empty", "Give the workdirs of trainings, comma-separated.")
+    opened, uses = _open(config, runs, uses)
+    rows, pictures, failures, people = _score(opened, uses)
+    summary = _summary(opened, uses, rows, failures, people)
+    folder = pathlib.Path(workdir)
+    files.write_text(folder / "tasks.csv", _csv(rows))
+    page = uses_page.make_page(summary, pictures, title=config.title)
+    files.write_text(folder / "index.html", page)
+    files.write_json(folder / "tasks.json", json_ready(summary))
+    for use in summary["uses"]:
+        for line in uses_page.text_lines(use):
+            print(line)
+    print(f"report: {folder / 'index.html'}")
+    if failures:
+        first = failures[0]
+        what = f"{len(failures)} of the scores ({first['use']}, {first['row']}, {first['patient']})"
+        raise UserError(what, f"could not be made: {first['why']}", f"All: {folder / 'tasks.json'}")
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _sampling(config):
+    return config.sampling.to_dict() if config.replace_sampling else None
+
+
+def _chosen_uses(config) -> list[Use]:
+    for name in _words(config.uses):
+        if name not in USES:
+            raise UserError(
+                f"config.uses={name}", "no such use", f"Known: {', '.join(sorted(USES))}"
+            )
+    return [USES[name] for name in _words(config.uses)]
+
+
+def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
+    if config.slice_stride != 1:
+        raise UserError(
+            f"config.slice_stride={config.slice_stride}",
+            "a use needs whole volumes",
+            "Leave it at 1; --config.max_people=2 makes it shorter",
+        )
+    prepared = shared_data(config, runs)
+    made = choose_targets(config, runs, prepared)
+    for use in uses:
+        if use.target not in made:
+            print(f"{use.name}: nothing makes {use.target} here, so it is not scored", flush=True)
+    uses = [use for use in uses if use.target in made]
+    if not uses:
+        raise UserError("config.uses", f"none is of {' or '.join(made)}", "Name another use")
+    targets = tuple(t for t in made if any(use.target == t for use in uses))
+    names = {prepared.index["modalities"][t]["code"]: t for t in targets}
+    entrants = make_entrants(
+        [r for r in runs if {*targets} & {*r.config["data"]["targets"]}], targets
+    )
+    for mode in _words(config.modes):
+        known = {m for e in entrants for m in e.first.method.predict}
+        if mode not in known and not mode.startswith(RECENTRED):
+            known = ", ".join(sorted(known))
+            raise UserError(f"config.modes={mode}", "no such read-out", f"Known: {known}")
+    scorer = Scorer(config, prepared, names, reads=shared_source(runs))
+    rows = scorer.source(1)
+    images = {REAL: scorer.real, AGAIN: references.reacquired(prepared, rows, names)}
+    if prepared.subjects("train"):
+        images[FLOOR] = references.population_mean(prepared, rows, names)
+    images = {name: found for name, found in images.items() if found is not None}
+    sources = {k: scorer.source(k) for k in {e.first.config["data"]["context"] for e in entrants}}
+    return Opened(config, prepared, scorer, entrants, {}, sources, images), uses
+
+
+def _score(opened: Opened, uses: list[Use]):
+    """(score rows, {use: (person, its pictures)}, failures, ids of people) of everybody."""
+    config, scorer, index = opened.config, opened.scorer, opened.prepared.index
+    everybody = list(dict.fromkeys(s for s, _, _ in scorer.patients()))
+    people = everybody[: config.max_people or None]
+    volumes = [v for v in scorer.patients() if v[0] in people]
+    starts = _start(opened, uses)
+    rows, pictures, failures = [], {}, []
+    with Progress(len(volumes), "score volumes", "volume") as progress:
+        for subject, code, own in volumes:
+            entry, target = index["subjects"][subject], scorer.names[code]
+            images = {}
+            for entrant in (e for e in opened.entrants if target in e.runs):
+                images |= _predict(opened, entrant, target, own)
+            case = _case(opened, subject, code, own)
+            who = {"patient": entry["id"], "group": entry["group"], "split": scorer.split}
+            for use in (u for u in uses if u.target == target):
+                found, failed = _judge(
+                    opened, use, starts[use.name], case, images, subject, code, own
+                )
+                rows += _rows(use, who, found, len(own))
+                drawn = {key: picture for key, (_, picture) in found.items() if picture is not None}
+                if drawn and use.name not in pictures:
+                    pictures[use.name] = entry["id"], drawn
+                failures += [
+                    {"use": use.name, "patient": entry["id"], "row": row, "why": why}
+                    for row, why in failed
+                ]
+            progress.update()
+    return rows, pictures, failures, [index["subjects"][s]["id"] for s in people]
+
+
+def _start(opened: Opened, uses: list[Use]) -> dict:
+    """{use: its judge of a case}."""
+    config = opened.config
+    count = min(len(opened.prepared.subjects("train")), config.template_people)
+    count *= 1 if config.template else normalisation.ROUNDS
+    count *= any(use.name == normalisation.USE.name for use in uses)
+    with Progress(count, "template", "registration") as progress:
+        cohort = Cohort(opened.prepared, config.template, config.template_people, progress.update)
+        return {use.name: use.start(cohort) for use in uses}
+
+
+def _predict(opened: Opened, entrant, target: str, own) -> dict[tuple, np.ndarray]:
+    """{(method, read-out): images of the rows `own`}, in model range."""
+    config, run = opened.config, entrant.runs[target]
+    source = Rows(opened.sources[run.config["data"]["context"]], own)
+    found, wanted = {}, _words(config.modes)
+    with_parts = not wanted or any(mode.startswith(RECENTRED) for mode in wanted)
+    for mode in (m for m in run.method.predict if with_parts or m in wanted):
+        key = id(run), mode
+        if key not in opened.predictors:
+            opened.predictors[key] = Predictor(run, mode)
+        found[entrant.name, mode] = opened.predictors[key](
+            source, batch_size=config.batch_size, seed=config.seed
+        )
+    made = recentred(entrant, found) if with_parts else None
+    if made is not None:
+        found[entrant.name, made[0]] = made[1]
+    return {k: readout.images for k, readout in found.items() if not wanted or k[1] in wanted}
+
+
+def _case(opened: Opened, subject: int, code: int, own) -> Case:
+    prepared, scorer = opened.prepared, opened.scorer
+    z, context = scorer.keys["slice"][own], scorer.context(subject, code)
+    spec = intensity.from_json(prepared.index["modalities"]["pet"]["normaliser"])
+    pet = intensity.metric_units(spec, prepared.read(subject, "pet")[z])
+    spacing = normalisation.voxel_mm(prepared, subject)
+    return Case(
+        spacing,
+        _whole(pet, z, 0.0),
+        _whole(scorer.units(code, subject, scorer.real[own]), z, _air(scorer.names[code])),
+        _whole(scorer.masks[own], z, False),
+        mask.brain_mask_pet(_whole(pet, z, 0.0), spacing[1:]),
+        *(None if v is None else _whole(v, z, 0) for v in (context.labels, context.lesions)),
+    )
+
+
+def _whole(values, z, fill):
+    """Slices `z` in their places from the first to the last: those between are `fill`."""
+    out = np.full((z[-1] - z[0] + 1, *values.shape[1:]), fill, values.dtype)
+    out[z - z[0]] = values
+    return out
+
+
+def _air(target: str) -> float:
+    return intensity.MODALITIES[target].fill
+
+
+def _judge(opened: Opened, use: Use, start, case: Case, images, subject: int, code: int, own):
+    """({(method, mode): (values, picture)}, [(row, why it failed)]) of one person.
+
+    A row that fails has NaN for every value. Where the real image does, the person has no rows at all.
+    """
+    try:
+        judge = start(case)
+    except NoMatch as error:
+        return {}, [("the real image, so the person is left out", str(error))]
+    z = opened.scorer.keys["slice"][own]
+    asked = {(REFERENCE, n): opened.images[n][own] for n in use.images if n in opened.images}
+    nothing = dict.fromkeys(use.measures, np.nan), None
+    found, failed = {}, []
+    for key, image in {**images, **asked}.items():
+        units = opened.scorer.units(code, subject, np.clip(image, -1, 1))
+        try:
+            found[key] = judge.score(_whole(units, z, _air(use.target)))
+        except NoMatch as error:
+            found[key] = nothing
+            failed.append((" ".join(key), str(error)))
+    for name, own_row in judge.own.items():
+        found[REFERENCE, name] = nothing if isinstance(own_row, str) else own_row
+        if isinstance(own_row, str):
+            failed.append((f"{REFERENCE} {name}", own_row))
+    return found, failed
+
+
+def _rows(use: Use, who: dict, found: dict, count: int) -> list[dict]:
+    return [
+        {"use": use.name, **who, "method": method, "mode": mode, "target": use.target}
+        | {"metric": metric, "value": float(value), "n_slices": count}
+        for (method, mode), (values, _) in found.items()
+        for metric, value in values.items()
+    ]
+
+
+def _summary(opened: Opened, uses: list[Use], rows, failures, people) -> dict:
+    """The schema of tasks.json (docs/uses.md)."""
+    seed, data = opened.config.seed, opened.prepared.index
+    first = opened.entrants[0].first
+    return {
+        "uses": [
+            {
+                "name": use.name,
+                "target": use.target,
+                "title": use.title,
+                "about": use.about,
+                "measures": {name: m._asdict() for name, m in use.measures.items()},
+                "labels": use.own,
+                "rows": aggregate.summarise_scores(own, seed=seed),
+                "tests": _tests(opened, use, own, seed),
+                "failures": [f for f in failures if f["use"] == use.name],
+            }
+            for use in uses
+            for own in [[r for r in rows if r["use"] == use.name]]
+        ],
+        "people": people,
+        "data": {
+            "name": data["name"],
+            "contrast": data["contrast"],
+            "fingerprint": data["fingerprint"],
+            "split": opened.scorer.split,
+            "template": opened.config.template or "mean of training people",
+        },
+        "run": {
+            "command": device.command_line(),
+            "preset": first.config["preset"],
+            "hardware": device.describe(),
+            "seed": seed,
+            "git": first.manifest["git"],
+            "read_outs_tested": "first of each method",
+        },
+    }
+
+
+def _tests(opened: Opened, use: Use, rows, seed: int) -> list[dict]:
+    """Every method's first read-out against the use's rivals, and the CLDM's against the other methods';
+    the measure that stands first; Holm over the use.
+    """
+    there = {f"{r['method']}:{r['mode']}" for r in aggregate.average_seeds(rows)}
+    firsts = {}
+    for e in (e for e in opened.entrants if use.target in e.runs):
+        modes = [
+            m
+            for m in _words(opened.config.modes) or e.first.method.predict
+            if m in e.first.method.predict
+        ]
+        if modes:
+            firsts.setdefault(
+                aggregate.base_name(e.name), f"{aggregate.base_name(e.name)}:{modes[0]}"
+            )
+    main = main_methods(opened.entrants, (use.target,))
+    pairs = [(a, f"{REFERENCE}:{b}") for a in firsts.values() for b in use.rivals]
+    pairs += [(firsts[a], firsts[b]) for a in main & {*firsts} for b in firsts if b not in main]
+    pairs = [p for p in pairs if there.issuperset(p)]
+    return aggregate.paired_tests(
+        aggregate.average_seeds(rows), pairs, metrics=(next(iter(use.measures)),), seed=seed
+    )
+
+
+def _csv(rows: list[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,0 +1,171 @@
+"""One self-contained page of what synthetic images are good for (jobs/tasks.py)."""
+
+import base64
+import io
+import math
+
+import numpy as np
+
+from cldm_jax.metrics.statistics import power_caveat
+from cldm_jax.report import figures, labels, page
+from cldm_jax.report.tables import Cell, Row, Table, mean_of, people_of
+
+_DECIMALS = {"%": 1, "mm": 2, "mL": 0, "HU": 0, "": 3}
+_LABELS = {"real_image": "Ceiling: the real image itself"}
+_ACROSS = 6  # panels of a row
+
+
+def make_page(summary: dict, pictures: dict, *, title: str) -> str:
+    """HTML. summary: of jobs/tasks.py. pictures: {use: (person, {(method, mode): [H, W]})}."""
+    run, data = summary["run"], summary["data"]
+    tests = sum(len(use["tests"]) for use in summary["uses"])
+    independent = max(
+        (row["n_independent"] for use in summary["uses"] for row in use["rows"]), default=0
+    )
+    facts = [
+        ("Command", run["command"]),
+        ("Preset", run["preset"]),
+        ("Hardware", page._hardware(run["hardware"])),
+        ("Seed", run["seed"]),
+        ("Git revision", run["git"]),
+        ("Data", f"{data['name']}, {data['split']} people, contrast {data['contrast']}"),
+        ("Template", data["template"]),
+    ]
+    context = {
+        "title": title,
+        "simulated": data["contrast"] == "simulated",
+        "caveat": power_caveat(independent, tests),
+        "run": [(name, str(text)) for name, text in facts],
+        "uses": [_section(use, pictures.get(use["name"])) for use in summary["uses"]],
+    }
+    return page.render("uses.html", context)
+
+
+def _section(use: dict, drawn) -> dict:
+    patient, images = drawn or ("", {})
+    return {
+        "name": use["name"],
+        "title": use["title"],
+        "about": use["about"],
+        "people": people_of(use["rows"]),
+        "failures": use["failures"],
+        "scores": score_table(use),
+        "tests": test_table(use),
+        "patient": patient,
+        "image": _strip(use, images) if images else "",
+        "measures": list(use["measures"].values()),
+    }
+
+
+def row_label(use: dict, row: dict) -> str:
+    if row["method"] != "reference":
+        return labels.method_label(labels.row_key(row))
+    known = {**_LABELS, **use["labels"]}
+    return known.get(row["mode"]) or labels.reference_label(row["mode"])
+
+
+def score_table(use: dict) -> Table:
+    """Methods, then reference rows: mean ± SD with 95 % CI of every measure that anybody has."""
+    rows = sorted(use["rows"], key=lambda row: row["method"] == "reference")
+    shown = {
+        name: m
+        for name, m in use["measures"].items()
+        if any(mean_of(r, name) is not None for r in rows)
+    }
+    best = {name: _best(rows, name, m["better"]) for name, m in shown.items()}
+
+    def cells(row):
+        for name, measure in shown.items():
+            entry, places = row.get(name), _DECIMALS[measure["unit"]]
+            detail = labels.interval((entry or {}).get("ci95"), places)
+            yield Cell(labels.mean_sd(entry, places), detail, row is best[name])
+
+    return Table(
+        ["Method", *map(_head, shown.values())],
+        [
+            Row(
+                "reference" if row["method"] == "reference" else "method",
+                [Cell(row_label(use, row)), *cells(row)],
+            )
+            for row in rows
+        ],
+    )
+
+
+def test_table(use: dict) -> Table | None:
+    """The paired tests; None where there are none."""
+    if not use["tests"]:
+        return None
+    header = ["A − B", "Score", "Mean difference [95 % CI]", "n", "p (Wilcoxon)", "p (Holm)"]
+    rows = []
+    for test in use["tests"]:
+        measure = use["measures"][test["metric"]]
+        places = _DECIMALS[measure["unit"]]
+        keys = (dict(zip(("method", "mode"), test[k].split(":", 1), strict=True)) for k in "ab")
+        cells = [
+            Cell(" − ".join(row_label(use, key) for key in keys)),
+            Cell(_head(measure)),
+            Cell(
+                labels.number(test["mean_diff"], places, signed=True),
+                labels.interval(test["ci95"], places, signed=True),
+            ),
+            Cell(str(test["n"])),
+            Cell(labels.p_value(test["p_wilcoxon"])),
+            Cell(labels.p_value(test["p_holm"])),
+        ]
+        rows.append(Row("method", cells))
+    return Table(
+        [*header, "Reading"], [_read(r, t, use) for r, t in zip(rows, use["tests"], strict=True)]
+    )
+
+
+def text_lines(use: dict) -> list[str]:
+    """For a terminal: the first measure of every row."""
+    table = score_table(use)
+    lines = [f"{use['title']}: {table.header[1] if len(table.header) > 1 else 'nothing scored'}"]
+    for row in table.rows:
+        lines.append("  " + "  ".join(f"{c.text} {c.detail}".strip() for c in row.cells[:2]))
+    lines += [f"  failed: {f['patient']}, {f['row']}: {f['why']}" for f in use["failures"]]
+    return lines
+
+
+def _read(row: Row, test: dict, use: dict) -> Row:
+    p, difference = test["p_holm"], test["mean_diff"]
+    better = use["measures"][test["metric"]]["better"]
+    if not labels.is_number(p) or not labels.is_number(difference):
+        text = "not tested"
+    elif p >= 0.05:
+        text = "no difference shown"
+    else:
+        text = "A better" if (difference > 0) == (better == "high") else "B better"
+    return Row(row.kind, [*row.cells, Cell(text)])
+
+
+def _best(rows: list[dict], name: str, better: str) -> dict | None:
+    scored = [r for r in rows if r["method"] != "reference" and mean_of(r, name) is not None]
+    if len(scored) < 2 or better not in ("high", "low"):
+        return None
+    return (max if better == "high" else min)(scored, key=lambda row: mean_of(row, name))
+
+
+def _head(measure: dict) -> str:
+    unit = f" ({measure['unit']})" if measure["unit"] else ""
+    arrow = {"high": "\u00a0↑", "low": "\u00a0↓", "": ""}[measure["better"]]
+    return f"{measure['label']}{unit}{arrow}"
+
+
+def _strip(use: dict, images: dict) -> str:
+    """A data URL: every row's picture beside the others, one window."""
+    rows = math.ceil(len(images) / _ACROSS)
+    figure = figures.new_figure(1.6 * _ACROSS, 2.1 * rows)
+    grid = figure.subplots(rows, _ACROSS, squeeze=False).ravel()
+    top = max(float(np.max(image)) for image in images.values()) or 1.0
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, ((method, mode), image) in zip(grid, images.items(), strict=False):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=top)
+        label = row_label(use, {"method": method, "mode": mode})
+        axes.set_title(figures.fold_text(label, 24), fontsize=6, color=figures.INK)
+    data = io.BytesIO()
+    figure.savefig(data, dpi=110, format="png")
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()

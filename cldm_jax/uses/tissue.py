@@ -1,0 +1,120 @@
+"""Segmentation: the same simple segmenter on the real and on the synthetic image.
+
+MR: three classes by k-means of the intensities inside the brain (`anatomy.class_limits`); CT: a limit.
+"""
+
+import numpy as np
+
+from cldm_jax.metrics import anatomy, image
+from cldm_jax.metrics.scores import BONE_HU
+from cldm_jax.uses.base import AGAIN, FLOOR, REAL, Case, Cohort, Judge, Measure, Use
+
+TISSUES = {"csf": anatomy.CSF, "grey": anatomy.GREY, "white": anatomy.WHITE}
+
+
+def segment(mr, brain) -> np.ndarray:
+    """uint8 [Z, H, W]: 0 outside the brain, 1 dark (CSF), 2 middle (grey), 3 bright (white matter)."""
+    found = np.zeros(brain.shape, np.uint8)
+    if brain.any():
+        limits = anatomy.class_limits(mr[brain])
+        found[brain] = 1 + np.searchsorted(limits, mr[brain])
+    return found
+
+
+def truth(case: Case) -> np.ndarray:
+    """The same codes from the true labels; without them the real MR's segmentation in the PET's brain."""
+    if case.labels is None:
+        return segment(case.real, case.brain)
+    found = np.zeros(case.labels.shape, np.uint8)
+    for i, codes in enumerate(TISSUES.values()):
+        found[np.isin(case.labels, codes)] = i + 1
+    return found
+
+
+def _judge_mr(case: Case) -> Judge:
+    true = truth(case)
+    brain, voxel = true > 0, float(np.prod(case.spacing)) / 1000  # mL
+    middle = len(true) // 2
+
+    def score(mr):
+        found, values = segment(mr, brain), {}
+        for i, name in enumerate(TISSUES):
+            a, b = found == i + 1, true == i + 1
+            values[f"dice_{name}"] = _dice(a, b)
+            values[f"volume_{name}"] = a.sum() * voxel
+            values[f"error_{name}"] = _percent(a.sum(), b.sum())
+        if case.lesions is not None:
+            for name in ("missed", "invented"):
+                count = getattr(anatomy, f"lesions_{name}")
+                values[f"lesions_{name}"] = 100 * count(mr, case.real, case.lesions, case.labels)
+        return values, found[middle] / 3
+
+    return Judge(score, {})
+
+
+def _judge_ct(case: Case) -> Judge:
+    def score(hu):
+        a, b = hu > BONE_HU, case.real > BONE_HU
+        values = {"dice_bone": float(image.dice(a, b, mask=case.head))}
+        values["error_bone"] = _percent((a & case.head).sum(), (b & case.head).sum())
+        return values, (a & case.head)[len(a) // 2].astype(np.float32)
+
+    return Judge(score, {})
+
+
+def _dice(a, b) -> float:
+    total = a.sum() + b.sum()
+    return float(2 * (a & b).sum() / total) if total else float("nan")
+
+
+def _percent(found, true) -> float:
+    return float(100 * abs(found - true) / true) if true else float("nan")
+
+
+def _start(judge):
+    def start(cohort: Cohort):
+        del cohort
+        return judge
+
+    return start
+
+
+_NAMES = {"csf": "CSF", "grey": "grey matter", "white": "white matter"}
+_MR = {f"dice_{k}": Measure(f"Dice {v}", "", "high", "overlap") for k, v in _NAMES.items()}
+_MR = {k: _MR[k] for k in ("dice_grey", "dice_white", "dice_csf")}  # grey matter is tested
+_MR |= {
+    f"error_{k}": Measure(f"{v}, volume error", "%", "low", "of the volume, either way")
+    for k, v in _NAMES.items()
+}
+_MR |= {f"volume_{k}": Measure(f"{v}, volume", "mL", "", "as segmented") for k, v in _NAMES.items()}
+_MR |= {
+    "lesions_missed": Measure("lesions missed", "%", "low", "tumours, white-matter lesions"),
+    "lesions_invented": Measure("lesions invented", "%", "low", "PET-only defects that appear"),
+}
+TISSUE = Use(
+    "tissue",
+    "mr",
+    "Tissue segmentation of the MR",
+    "Three classes by k-means of the intensities inside the brain, the same on every row. Compared with "
+    "the phantom's true labels in their brain; of real people with the segmentation of the real MR in "
+    "the PET's brain.",
+    _MR,
+    (FLOOR, REAL, AGAIN),
+    {},
+    (FLOOR,),
+    _start(_judge_mr),
+)
+BONE = Use(
+    "bone",
+    "ct",
+    "Bone of the CT",
+    f"Above {BONE_HU:g} HU inside the real head, against the real CT.",
+    {
+        "dice_bone": Measure("Dice bone", "", "high", "overlap"),
+        "error_bone": Measure("bone, volume error", "%", "low", "of the volume, either way"),
+    },
+    (FLOOR, AGAIN),
+    {},
+    (FLOOR,),
+    _start(_judge_ct),
+)

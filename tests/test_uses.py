@@ -1,0 +1,223 @@
+"""What synthetic images are used for: known warps and tissues, negative controls, the job on a study."""
+
+import csv
+import importlib.util
+
+import numpy as np
+import pytest
+from data_heads import make_head
+from scipy import ndimage
+
+from cldm_jax import files
+from cldm_jax.data import mask, warp
+from cldm_jax.errors import UserError
+from cldm_jax.jobs import tasks
+from cldm_jax.uses import attenuation, base, normalisation, tissue
+from configs import tasks as tasks_config
+
+needs_itk = pytest.mark.skipif(
+    importlib.util.find_spec("SimpleITK") is None, reason="SimpleITK is an optional extra"
+)
+SPACING = (8.0, 7.0, 7.0)
+
+
+def head(seed) -> dict[str, np.ndarray]:
+    """{"pet", "mr", "ct"} [Z, H, W] on SPACING."""
+    made = make_head(seed, (29, 34, 20), SPACING[::-1])
+    volumes = {k: np.ascontiguousarray(v.transpose(2, 1, 0)[:, ::-1]) for k, v in made.items()}
+    return {k: v if k == "ct" else v / np.percentile(v, 99.5) for k, v in volumes.items()}
+
+
+def case(volumes, target="mr", labels=None, lesions=None) -> base.Case:
+    pet = volumes["pet"]
+    brain = mask.brain_mask_pet(pet, SPACING[1:])
+    return base.Case(SPACING, pet, volumes[target], pet > 0.05, brain, labels, lesions)
+
+
+def apart(a, b, where) -> float:
+    return float(np.linalg.norm(a - b, axis=-1)[where].mean())
+
+
+@needs_itk
+def test_a_known_affine_and_a_known_warp_are_found_again():
+    fixed = normalisation.mr_scan(head(0)["mr"], SPACING)
+    turn = np.array([[1.03, 0.06, 0.0], [-0.06, 0.97, 0.03], [0.0, -0.03, 1.02]])
+    middle = warp.centre(fixed)
+    true = np.eye(4)
+    true[:3, :3], true[:3, 3] = turn, middle - turn @ middle + [6.0, -5.0, 4.0]
+    back = warp.moved(np.linalg.inv(true), fixed)
+    moving = normalisation.mr_scan(np.nan_to_num(warp.sample(fixed.values, back, SPACING)), SPACING)
+    found = warp.affine(fixed, moving, same_kind=True)
+    goal = warp.moved(true, fixed)
+    assert apart(warp.moved(np.eye(4), fixed), goal, fixed.head) > 8
+    assert apart(warp.moved(found, fixed), goal, fixed.head) < 1
+
+    # Where an image is even, nothing tells how it moved: texture, so that the whole warp can be seen.
+    texture = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=fixed.head.shape), 1.5)
+    fixed = fixed._replace(values=np.where(fixed.head, 0.5 + 0.2 * texture / texture.std(), 0.0))
+    place = warp.points(fixed.values.shape, SPACING)
+    bend = np.zeros_like(place)
+    bend[..., 0] = 8 * np.exp(-np.square((place - middle - [20, 10, 0]) / 35).sum(-1))
+    bent = np.nan_to_num(warp.sample(fixed.values, place + bend, SPACING))
+    answer = warp.warp(normalisation.mr_scan(bent, SPACING), fixed, np.eye(4))
+    strong = np.linalg.norm(bend, axis=-1) > 3
+    assert apart(answer, place + bend, strong) < 0.5 * np.linalg.norm(bend[strong], axis=-1).mean()
+
+
+@needs_itk
+def test_the_true_mr_normalises_perfectly_and_another_persons_does_not(monkeypatch):
+    monkeypatch.setattr(normalisation, "CUBE_MM", 7.0)
+    monkeypatch.setattr(normalisation, "MIN_VOXELS", 5)
+    volumes = [head(seed) for seed in range(3)]
+    pairs = [
+        normalisation._Pair(
+            normalisation.mr_scan(v["mr"], SPACING), normalisation.pet_scan(v["pet"], SPACING)
+        )
+        for v in volumes[1:]
+    ]
+    steps = []
+    frame = normalisation._mean_of_centres(pairs)
+    template = normalisation.make_template(pairs, frame, False, lambda: steps.append(1))
+    assert len(steps) == 2 * normalisation.ROUNDS and len(template.regions) == 24
+    judge = normalisation.make_judge(case(volumes[0]), template)
+    perfect, picture = judge.score(volumes[0]["mr"])
+    assert perfect == {k: 0.0 for k in normalisation.USE.measures}
+    assert picture.shape == template.mr.values.shape[1:]
+    wrong = np.roll(volumes[1]["mr"], 3, axis=2)  # another person, lying elsewhere
+    for name, value in judge.score(wrong)[0].items():
+        assert value > 1, name
+    assert judge.own["centres"][0]["displacement"] > 1
+    with pytest.raises(warp.NoMatch):
+        judge.score(np.zeros_like(wrong))
+
+
+def test_regional_errors_are_percent_and_empty_regions_are_left_out():
+    true = np.full((4, 8, 8), 2.0)
+    pet = true * 1.1
+    pet[0, 0, 0] = np.nan
+    regions = {"all": true > 0, "few": np.indices(true.shape).sum(0) < 2}
+    np.testing.assert_allclose(normalisation.region_errors(pet, true, regions), [10.0])
+
+
+def test_boxes_part_the_brain():
+    brain = head(0)["pet"] > 0.3
+    found = base.boxes(brain)
+    assert len(found) == 12
+    assert (sum(b.astype(int) for b in found.values()) == brain).all()
+    columns = [np.nonzero(found[f"{side} front upper"])[2].mean() for side in ("left", "right")]
+    assert columns[0] < columns[1]
+    assert base.boxes(np.zeros_like(brain)) == {}
+
+
+def test_three_levels_are_segmented_without_error_and_a_shifted_image_is_not():
+    labels = np.zeros((6, 40, 40), np.uint8)
+    labels[:, 4:36, 4:36], labels[:, 10:30, 10:30], labels[:, 15:25, 15:25] = 1, 2, 3
+    mr = np.array([0.0, 0.2, 0.5, 0.9])[labels]
+    for known in (labels, None):  # without labels the real MR's own segmentation is the truth
+        own = base.Case((4.0, 2.0, 2.0), mr, mr, mr > 0, labels > 0, known, None)
+        judge = tissue.TISSUE.start(None)(own)
+        good, _ = judge.score(mr)
+        assert [good[f"dice_{k}"] for k in tissue.TISSUES] == [1.0] * 3
+        assert [good[f"error_{k}"] for k in tissue.TISSUES] == [0.0] * 3
+        assert good["volume_white"] == pytest.approx(6 * 100 * 16 / 1000)
+        assert judge.score(np.roll(mr, 5, axis=2))[0]["dice_grey"] < 0.8
+
+
+def test_bone_has_its_limit():
+    hu = np.where(np.arange(20) < 5, 300.0, 40.0) * np.ones((4, 20, 1))
+    own = base.Case((4.0, 2.0, 2.0), hu, hu, hu > -500, hu > 0, None, None)
+    judge = tissue.BONE.start(None)(own)
+    assert judge.score(hu)[0] == {"dice_bone": 1.0, "error_bone": 0.0}
+    half = np.where(np.arange(4)[:, None, None] < 2, hu, 200.0)
+    found = judge.score(half)[0]
+    assert found == {"dice_bone": pytest.approx(2 / 3), "error_bone": pytest.approx(50.0)}
+
+
+def test_the_real_ct_corrects_perfectly_and_water_does_not():
+    own = case(head(0), "ct")
+    judge = attenuation.USE.start(None)(own)
+    perfect, picture = judge.score(own.real)
+    assert (perfect["pet_error"], perfect["bone_dice"], perfect["mae_hu"]) == (0, 1, 0)
+    assert perfect.keys() == attenuation.USE.measures.keys() and picture.shape == own.pet.shape[1:]
+    water, _ = judge.own["water"]
+    assert water["pet_error"] > 1 and water["pet_worst"] > water["pet_error"]
+    assert np.isnan(water["bone_dice"])
+    with pytest.raises(warp.NoMatch, match="no region"):
+        attenuation.USE.start(None)(own._replace(pet=np.zeros_like(own.pet)))
+
+
+@pytest.fixture
+def config(study):
+    made = tasks_config.get_config("tiny")
+    made.runs = f"{study.unet},{study.ldm}"
+    made.modes = "predict,onestep"
+    return made
+
+
+def test_the_job_scores_the_study(study, config, tmp_path, capsys):
+    config.uses = "tissue,bone,attenuation"
+    tasks.run(config, str(tmp_path))
+    summary = files.read_json(tmp_path / "tasks.json")
+    found = {u["name"]: u for u in summary["uses"]}
+    keys = [(r["method"], r["mode"]) for r in found["tissue"]["rows"]]
+    methods, rows = [("unet", "predict"), ("ldm", "onestep")], ("floor_mean_image", "real_image")
+    assert keys == [*methods, *[("reference", r) for r in (*rows, "reacquired_ceiling")]]
+    assert all(r["n_patients"] == 2 for u in summary["uses"] for r in u["rows"])
+    dice = {
+        k[1]: r["dice_grey"]["mean"] for k, r in zip(keys, found["tissue"]["rows"], strict=True)
+    }
+    assert dice["real_image"] > dice["floor_mean_image"]
+    assert {t["b"] for t in found["bone"]["tests"]} == {
+        "reference:floor_mean_image",
+        "unet:predict",
+    }
+    rows = {r["mode"]: r["pet_error"]["mean"] for r in found["attenuation"]["rows"]}
+    assert rows["reacquired_ceiling"] < rows["onestep"] and "water" in rows
+    with open(tmp_path / "tasks.csv", newline="") as file:
+        people = {row["patient"] for row in csv.DictReader(file)}
+    assert people == set(summary["people"]) and len(people) == 2
+    page = (tmp_path / "index.html").read_text()
+    assert "data:image/png" in page and "Dice grey matter" in page and "simulated" in page
+    assert "Tissue segmentation" in capsys.readouterr().out
+
+
+def test_who_fails_is_named_left_out_and_counted(study, config, tmp_path, monkeypatch):
+    """One person's truth, and one method's image of the other person."""
+    seen = []
+
+    def start(cohort):
+        def judge(own):
+            seen.append(own)
+            if len(seen) == 1:
+                raise warp.NoMatch("upside down")
+            calls = []
+
+            def score(image):
+                calls.append(image)
+                if len(calls) == 1:
+                    raise warp.NoMatch("speckle")
+                return {"dice_bone": 0.5}, None
+
+            return base.Judge(score, {})
+
+        return judge
+
+    monkeypatch.setitem(tasks.USES, "bone", tissue.BONE._replace(start=start))
+    config.uses = "bone"
+    with pytest.raises(UserError, match="2 of the scores.*upside down"):
+        tasks.run(config, str(tmp_path))
+    (use,) = files.read_json(tmp_path / "tasks.json")["uses"]
+    assert [f["why"] for f in use["failures"]] == ["upside down", "speckle"]
+    rows = {(r["method"], r["mode"]): r["dice_bone"] for r in use["rows"]}
+    assert (rows["unet", "predict"]["n"], rows["unet", "predict"]["n_undefined"]) == (0, 1)
+    assert (rows["ldm", "onestep"]["n"], rows["ldm", "onestep"]["n_undefined"]) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "setting, value", [("uses", "tissues"), ("modes", "best"), ("slice_stride", 2), ("runs", "")]
+)
+def test_refusals(config, tmp_path, setting, value):
+    config[setting] = value
+    with pytest.raises(UserError, match=f"config.{setting}"):
+        tasks.run(config, str(tmp_path))
+    assert not (tmp_path / "tasks.json").exists()
