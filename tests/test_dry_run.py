@@ -31,6 +31,7 @@ def test_the_account_of_a_latent_method(study, tmp_path, capsys):
     assert f"{study.prepared}" in out  # the data that are there are counted
 
 
+@pytest.mark.slow
 def test_arithmetic_grows_with_the_batch_and_parts_save_memory():
     """The compiler's count of one convolution-like net doubles with the rows."""
     accounts = []

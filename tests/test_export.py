@@ -209,7 +209,7 @@ def test_nothing_private_is_handed_on(study, models):
 @pytest.mark.parametrize("path", ["/data/site/pet", "~/pet", "C:\\pet", "\\\\server\\pet"])
 def test_a_path_in_the_card_is_refused(path):
     with pytest.raises(UserError, match="card.training.data.name: is a path"):
-        export._refuse_paths({"training": {"data": {"name": path, "size": [1, "a/b"]}}})
+        weights.refuse_paths({"training": {"data": {"name": path, "size": [1, "a/b"]}}})
 
 
 def test_a_path_in_a_name_stops_the_export(study, tmp_path):

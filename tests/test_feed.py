@@ -283,6 +283,7 @@ def test_a_signal_waits_for_the_call_and_the_rest_is_the_same_to_the_bit(
     assert jax.tree.all(jax.tree.map(np.array_equal, *found))
 
 
+@pytest.mark.slow  # the guard inside a call is tested above, what a run does then in test_train.py
 def test_nan_inside_a_call_stops_the_run_with_the_state_before_it(study, tmp_path):
     config = fives(study)
     config.recipe.optim.learning_rate = 1e30  # overflows float32 in a step or two

@@ -23,7 +23,7 @@ RULES = {
     "settings": ("", "ml_collections"),
     "predict": ("jobs runtime", "absl"),
     "jobs": (
-        "runs scoring volumes uses methods models.monai_names data phantom metrics report runtime",
+        "runs scoring volumes uses methods data phantom metrics report runtime",
         "jax numpy clu",
     ),
     "volumes": ("runs data metrics report runtime.device runtime.progress", "jax numpy"),

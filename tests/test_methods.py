@@ -166,7 +166,7 @@ def with_optim(name: str, **optim):
 
 
 @pytest.mark.parametrize("name", ["autoencoder", "unet", "ldm"])
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("parts", [4])
 def test_accumulated_parts_are_the_whole_batch(name, parts):
     """SGD-like view: the gradients themselves, before Adam's sign-like first step blows rounding up."""
     _, state, batch = start(name, warmup_steps=0)
@@ -266,7 +266,9 @@ def test_every_reading_trains_and_predicts(reading):
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), state.frozen, new.frozen))
     assert ("onestep" in method.predict) == (reading == "concat")
     source = images()
-    for mode, predict in method.predict.items():
+    # Which read-out does not matter to a reading: one of each kind, all of the default's.
+    modes = method.predict if reading == "concat" else {"mean4": method.predict["mean4"]}
+    for mode, predict in modes.items():
         out = jax.jit(predict)(new, source, jax.random.key(0))
         assert out.image.shape == (4, *SIZE, 1) and bool(jnp.isfinite(out.image).all()), mode
         assert (out.sd is None) == (mode in ("onestep", "mirror", "sample"))

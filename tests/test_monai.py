@@ -285,6 +285,7 @@ def test_attention_without_its_projection_is_named():
     assert "include_fc" in monai_names.explain(found, wanted)
 
 
+@pytest.mark.slow
 def test_the_command_takes_an_import_alone_and_accounts_for_it(capsys):
     config = monai_ldm.get_config("tiny")
     names = law.names(config)

@@ -124,7 +124,7 @@ def test_three_levels_are_segmented_without_error_and_a_shifted_image_is_not():
 
 
 def test_bone_has_its_limit():
-    hu = np.where(np.arange(20) < 5, 300.0, 40.0) * np.ones((4, 20, 1))
+    hu = np.where(np.arange(20) < 5, 400.0, 40.0) * np.ones((4, 20, 1))
     own = base.Case((4.0, 2.0, 2.0), hu, hu, hu > -500, hu > 0, None, None)
     judge = tissue.BONE.start(None)(own)
     assert judge.score(hu)[0] == {"dice_bone": 1.0, "error_bone": 0.0}

@@ -7,7 +7,6 @@ nothing about single people, and no paths, commands or host names: the card is m
 import importlib.util
 import json
 import pathlib
-import re
 import time
 
 import jax
@@ -19,8 +18,7 @@ from cldm_jax import __version__, console, files
 from cldm_jax.data import pet_ranges, shards
 from cldm_jax.errors import UserError
 from cldm_jax.methods.base import Method
-from cldm_jax.models import monai_names
-from cldm_jax.runs import calibration
+from cldm_jax.runs import calibration, monai_export
 from cldm_jax.runs.inputs import source_of
 from cldm_jax.runs.readouts import Stored, read_stored, stored_calibration, stored_method
 from cldm_jax.runtime import device, weights
@@ -28,11 +26,7 @@ from cldm_jax.runtime.train_state import TrainState
 
 PLATFORMS = ("cpu", "cuda")
 FORMATS = ("cldm_jax", "monai")
-MONAI_CARD = "monai.json"
-MONAI_CLASSES = {"autoencoder": "AutoencoderKL", "unet": "DiffusionModelUNet"}
-OWN_KEYWORDS = ("architecture", "num_classes", "attention", "remat", "dtype")  # not MONAI's
 CURVE = "metrics.jsonl"  # named as in a training's workdir, where reports look for it
-INTENDED_USE = "Research use only, not for clinical use."
 LIMITATIONS = (
     "Images are synthetic: structures can be missing, displaced or invented, lesions above all.",
     "Made for PET like the training people's (see training: data, contrast); elsewhere unknown.",
@@ -52,12 +46,12 @@ DATA_FIELDS = (
     *("name", "contrast", "fingerprint", "split_hash", "train_patients"),
     *("grid", "modalities"),  # with codes and normalisers: all that a new patient's PET needs
 )
-PATH = re.compile(r"\s*(/|~|[A-Za-z]:[\\/]|\\\\)")  # how an absolute path begins
 
 
 def run(config, workdir: str) -> None:
     """Exports `config.run` into `workdir`: model.safetensors, model.json, metrics.jsonl, and
-    <mode>.stablehlo for each of `config.stablehlo`; or, with format "monai", what `_export_monai` says.
+    <mode>.stablehlo for each of `config.stablehlo`; or, with format "monai", what
+    `monai_export.write` says.
     The card is written last: an interrupted export leaves none.
     """
     began = time.monotonic()
@@ -71,7 +65,7 @@ def run(config, workdir: str) -> None:
     _check_folder(folder, config.overwrite)
     stored = read_stored(config.run)
     if config.format == "monai":
-        _export_monai(config, folder, stored)
+        monai_export.write(config, folder, stored)
         return
     if stored.config["method"] == "autoencoder":
         remedy = "Export the latent method trained on it: the autoencoder travels inside."
@@ -151,7 +145,7 @@ def make_card(stored: Stored, method: Method, facts: dict, programs: dict) -> di
     card = {
         "name": config["name"],
         "method": config["method"],
-        "intended_use": INTENDED_USE,
+        "intended_use": weights.INTENDED_USE,
         "limitations": list(LIMITATIONS),
         "exported_by": {"name": "cldm_jax", "version": __version__},
         "step": int(stored.step),
@@ -161,87 +155,7 @@ def make_card(stored: Stored, method: Method, facts: dict, programs: dict) -> di
         "weights": facts,
         "programs": programs,
     }
-    _refuse_paths(card)
-    return card
-
-
-def _export_monai(config, folder: pathlib.Path, stored: Stored) -> None:
-    """Writes autoencoder.safetensors and, of a latent run, unet.safetensors: state dicts that MONAI's
-    networks load as they are; last monai.json, which says how to build them and scale the latents.
-
-    Raises UserError for networks that are not MONAI's.
-    """
-    if config.dtype != "float32" or config.stablehlo:
-        what = "config.format=monai"
-        raise UserError(what, "is float32 and without programs", "Leave dtype and stablehlo out.")
-    networks = _monai_networks(config.run, stored)
-    (folder / MONAI_CARD).unlink(missing_ok=True)  # from here on, nothing that looks whole
-    card = _monai_card(stored)
-    for name, (keywords, params) in networks.items():
-        arrays = monai_names.to_state_dict(jax.tree.map(np.asarray, params))
-        path = folder / f"{name}.safetensors"
-        weights.write_tensors(path, arrays)
-        card[name] = {
-            "class": f"monai.networks.nets.{MONAI_CLASSES[name]}",
-            "keywords": keywords,
-            "file": path.name,
-            "sha256": files.sha256_file(path),
-            "parameters": sum(a.size for a in arrays.values()),
-        }
-    _refuse_paths(card)
-    files.write_json(folder / MONAI_CARD, card)
-    print(f"exported {', '.join(networks)} of {card['name']}, step {card['step']}, for MONAI")
-
-
-def _monai_networks(run: str, stored: Stored) -> dict[str, tuple[dict, dict]]:
-    """{name: (MONAI's constructor keywords, parameters)} of the run's networks."""
-    model = stored.config["recipe"].get("model", {})
-    if stored.config["method"] == "autoencoder":
-        models = {"autoencoder": (model, stored.params)}
-    elif stored.config["method"] == "ldm":
-        frozen = stored.frozen["autoencoder"]["params"]
-        models = {
-            "autoencoder": (stored.manifest["autoencoder"], frozen),
-            "unet": (model, stored.params),
-        }
-    else:
-        models = {stored.config["method"]: ({}, {})}
-    keywords = {}
-    for name, (settings, params) in models.items():
-        if settings.get("architecture") != "monai":
-            reason = f"its {name} is not MONAI's network (architecture 'monai')"
-            remedy = (
-                "Export it with --config.format=cldm_jax. For MONAI, train configs/monai_ldm.py."
-            )
-            raise UserError(run, reason, remedy)
-        kept = {k: v for k, v in settings.items() if k not in OWN_KEYWORDS}
-        keywords[name] = {"spatial_dims": 2, "in_channels": 1, "out_channels": 1, **kept}
-        if name == "unet":
-            shapes = monai_names.expected_shapes(params)
-            keywords[name] |= {
-                "in_channels": shapes["conv_in.conv.weight"][1],
-                "out_channels": shapes["out.2.conv.weight"][0],
-                "num_class_embeds": settings["num_class_embeds"] or None,
-            }
-    return {name: (keywords[name], params) for name, (_, params) in models.items()}
-
-
-def _monai_card(stored: Stored) -> dict:
-    """monai.json, but for the networks."""
-    config, manifest = stored.config, stored.manifest
-    card = {
-        "format": "cldm_jax-monai",
-        "name": config["name"],
-        "intended_use": INTENDED_USE,
-        "exported_by": {"name": "cldm_jax", "version": __version__},
-        "step": int(stored.step),
-        "imported": manifest.get("imported"),
-        "class_codes": {name: m["code"] for name, m in manifest["data"]["modalities"].items()},
-    }
-    if "statistics" in stored.frozen:
-        # z = (latent - mean) / std by class and channel; MONAI's scale_factor is 1 / std of one number.
-        found = {k: np.asarray(v).tolist() for k, v in stored.frozen["statistics"].items()}
-        card |= {"latent_statistics": found, "diffusion": config["recipe"]["diffusion"]}
+    weights.refuse_paths(card)
     return card
 
 
@@ -274,7 +188,7 @@ def load_program(folder, mode: str):
 def _check_folder(folder: pathlib.Path, overwrite: bool) -> None:
     if (folder / "config.json").exists() or (folder / "checkpoints").exists():
         raise UserError(folder, "is the folder of a training", "Give another --workdir.")
-    is_exported = weights.is_exported(folder) or (folder / MONAI_CARD).is_file()
+    is_exported = weights.is_exported(folder) or (folder / monai_export.CARD).is_file()
     if is_exported and not overwrite:
         remedy = "Give another --workdir, or say --config.overwrite=True."
         raise UserError(folder, "holds an exported model already", remedy)
@@ -366,15 +280,3 @@ def _program(method: Method, mode: str, step: int):
         return jax.vmap(one)(source, label, subject, slice_)
 
     return program
-
-
-def _refuse_paths(value, where: str = "card") -> None:
-    if isinstance(value, dict):
-        for key, inner in value.items():
-            _refuse_paths(inner, f"{where}.{key}")
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            _refuse_paths(inner, where)
-    elif isinstance(value, str) and PATH.match(value):
-        reason = f"is a path ({value}), which is not to be handed on"
-        raise UserError(where, reason, "Correct it in the run's config.json or run.json.")

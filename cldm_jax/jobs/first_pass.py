@@ -7,10 +7,9 @@ from typing import NoReturn
 from cldm_jax import files
 from cldm_jax.data import audit, bids, intensity, left_out
 from cldm_jax.data.convert import Settings, inspect
+from cldm_jax.data.prepared_folder import OVERLAYS, REGISTRATION
 from cldm_jax.errors import UserError
 from cldm_jax.runtime.progress import Progress
-
-REGISTRATION, OVERLAYS = "registration.json", "overlays"
 
 
 def run(config, settings: Settings, cohort: bids.Cohort, root: pathlib.Path, mapper, split):

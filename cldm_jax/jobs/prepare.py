@@ -19,13 +19,14 @@ from cldm_jax.data import (
     intensity,
     left_out,
     parallel,
+    prepared_folder,
     register,
     shards,
     splits,
 )
 from cldm_jax.data.convert import Facts, Settings, make_slices
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import first_pass, prepared_folder
+from cldm_jax.jobs import first_pass
 from cldm_jax.runtime.progress import Progress
 
 

@@ -13,7 +13,7 @@ from cldm_jax.errors import UserError
 
 def needed_modalities(data) -> tuple[str, ...]:
     """What a training with this `data` block reads as latents; its targets are named."""
-    source = (data.source,) if data.source_kind == "latent" else ()
+    source = (data.get("source", "pet"),) if data.source_kind == "latent" else ()
     return (*source, *(t for t in data.targets if t not in source))
 
 

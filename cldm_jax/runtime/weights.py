@@ -36,6 +36,8 @@ DECODED = {
 }
 MAX_CARD_BYTES = 4 << 20
 FILE_NAME = re.compile(r"\w[\w.-]*")  # no folder, no "..", nothing hidden
+PATH = re.compile(r"\s*(/|~|[A-Za-z]:[\\/]|\\\\)")  # how an absolute path begins
+INTENDED_USE = "Research use only, not for clinical use."
 SECTIONS = {"config": dict, "training": dict, "weights": dict, "files": dict, "step": int}
 AGAIN = "Copy the folder again from where you got it, or export the run again."
 
@@ -235,3 +237,16 @@ def read_file(folder, card: dict, name: str) -> bytes:
     if hashlib.sha256(data).hexdigest() != expected["sha256"]:
         raise UserError(path, "damaged: its SHA-256 is not the card's", AGAIN)
     return data
+
+
+def refuse_paths(value, where: str = "card") -> None:
+    """UserError for a card with an absolute path in it."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            refuse_paths(inner, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            refuse_paths(inner, where)
+    elif isinstance(value, str) and PATH.match(value):
+        reason = f"is a path ({value}), which is not to be handed on"
+        raise UserError(where, reason, "Correct it in the run's config.json or run.json.")

@@ -8,8 +8,8 @@ from cldm_jax import files
 from cldm_jax.data import bids, left_out, shards
 from cldm_jax.data import volumes as volume_files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs.first_pass import OVERLAYS, REGISTRATION
 
+REGISTRATION, OVERLAYS = "registration.json", "overlays"
 FREE = ("job", "preset", "cohort", "workers")  # settings that do not change the data
 YOUNGER = {"register": ""}  # settings that older folders do not name, and what those did
 

@@ -1,0 +1,96 @@
+"""A run's networks as MONAI's: state dicts, and a card that says how to build and feed them."""
+
+import pathlib
+
+import jax
+import numpy as np
+
+from cldm_jax import __version__, files
+from cldm_jax.errors import UserError
+from cldm_jax.models import monai_names
+from cldm_jax.runs.readouts import Stored
+from cldm_jax.runtime import weights
+
+CARD = "monai.json"
+CLASSES = {"autoencoder": "AutoencoderKL", "unet": "DiffusionModelUNet"}
+OWN_KEYWORDS = ("architecture", "num_classes", "attention", "remat", "dtype")  # not MONAI's
+
+
+def write(config, folder: pathlib.Path, stored: Stored) -> None:
+    """Writes autoencoder.safetensors and, of a latent run, unet.safetensors: state dicts that MONAI's
+    networks load as they are; last monai.json, which says how to build them and scale the latents.
+
+    Raises UserError for networks that are not MONAI's.
+    """
+    if config.dtype != "float32" or config.stablehlo:
+        what = "config.format=monai"
+        raise UserError(what, "is float32 and without programs", "Leave dtype and stablehlo out.")
+    networks = _networks(config.run, stored)
+    (folder / CARD).unlink(missing_ok=True)  # from here on, nothing that looks whole
+    card = _card(stored)
+    for name, (keywords, params) in networks.items():
+        arrays = monai_names.to_state_dict(jax.tree.map(np.asarray, params))
+        path = folder / f"{name}.safetensors"
+        weights.write_tensors(path, arrays)
+        card[name] = {
+            "class": f"monai.networks.nets.{CLASSES[name]}",
+            "keywords": keywords,
+            "file": path.name,
+            "sha256": files.sha256_file(path),
+            "parameters": sum(a.size for a in arrays.values()),
+        }
+    weights.refuse_paths(card)
+    files.write_json(folder / CARD, card)
+    print(f"exported {', '.join(networks)} of {card['name']}, step {card['step']}, for MONAI")
+
+
+def _networks(run: str, stored: Stored) -> dict[str, tuple[dict, dict]]:
+    """{name: (MONAI's constructor keywords, parameters)} of the run's networks."""
+    model = stored.config["recipe"].get("model", {})
+    if stored.config["method"] == "autoencoder":
+        models = {"autoencoder": (model, stored.params)}
+    elif stored.config["method"] == "ldm":
+        frozen = stored.frozen["autoencoder"]["params"]
+        models = {
+            "autoencoder": (stored.manifest["autoencoder"], frozen),
+            "unet": (model, stored.params),
+        }
+    else:
+        models = {stored.config["method"]: ({}, {})}
+    keywords = {}
+    for name, (settings, params) in models.items():
+        if settings.get("architecture") != "monai":
+            reason = f"its {name} is not MONAI's network (architecture 'monai')"
+            remedy = (
+                "Export it with --config.format=cldm_jax. For MONAI, train configs/monai_ldm.py."
+            )
+            raise UserError(run, reason, remedy)
+        kept = {k: v for k, v in settings.items() if k not in OWN_KEYWORDS}
+        keywords[name] = {"spatial_dims": 2, "in_channels": 1, "out_channels": 1, **kept}
+        if name == "unet":
+            shapes = monai_names.expected_shapes(params)
+            keywords[name] |= {
+                "in_channels": shapes["conv_in.conv.weight"][1],
+                "out_channels": shapes["out.2.conv.weight"][0],
+                "num_class_embeds": settings["num_class_embeds"] or None,
+            }
+    return {name: (keywords[name], params) for name, (_, params) in models.items()}
+
+
+def _card(stored: Stored) -> dict:
+    """monai.json, but for the networks."""
+    config, manifest = stored.config, stored.manifest
+    card = {
+        "format": "cldm_jax-monai",
+        "name": config["name"],
+        "intended_use": weights.INTENDED_USE,
+        "exported_by": {"name": "cldm_jax", "version": __version__},
+        "step": int(stored.step),
+        "imported": manifest.get("imported"),
+        "class_codes": {name: m["code"] for name, m in manifest["data"]["modalities"].items()},
+    }
+    if "statistics" in stored.frozen:
+        # z = (latent - mean) / std by class and channel; MONAI's scale_factor is 1 / std of one number.
+        found = {k: np.asarray(v).tolist() for k, v in stored.frozen["statistics"].items()}
+        card |= {"latent_statistics": found, "diffusion": config["recipe"]["diffusion"]}
+    return card
