@@ -11,8 +11,7 @@ or BIDS `*_rec-nac*_pet` (docs/data.md). Any other method on the same data, such
         --config.data.targets="('ct',)" --config.data.prepared=runs/data/nac-quick/prepared \\
         --workdir=runs/nac-unet-quick
 
-Worth on the phantom, of a training stopped at 381 of 1,050 steps: docs/phantom.md. A whole training: not
-measured, at any preset.
+Worth on the phantom, at preset quick: docs/phantom.md. Other presets: not measured.
 """
 
 from configs import ldm

@@ -156,9 +156,10 @@ def _head(measure: dict) -> str:
 
 def _strip(use: dict, images: dict) -> str:
     """A data URL: every row's picture beside the others, one window."""
-    rows = math.ceil(len(images) / _ACROSS)
-    figure = figures.new_figure(1.6 * _ACROSS, 2.1 * rows)
-    grid = figure.subplots(rows, _ACROSS, squeeze=False).ravel()
+    across = min(len(images), _ACROSS)
+    rows = math.ceil(len(images) / across)
+    figure = figures.new_figure(1.6 * across, 2.1 * rows)
+    grid = figure.subplots(rows, across, squeeze=False).ravel()
     top = max(float(np.max(image)) for image in images.values()) or 1.0
     for axes in grid:
         axes.set_axis_off()
