@@ -6,7 +6,6 @@ Every series is written here, into files named and tagged with canaries that no 
 import json
 import logging
 import os
-import pathlib
 import sys
 import traceback
 import warnings
@@ -15,6 +14,7 @@ import zipfile
 import numpy as np
 import pydicom
 import pytest
+from dicom_slices import LPS, dicom_slice
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
@@ -22,11 +22,6 @@ from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRL
 from cldm_jax.data import dicom, dicom_files, dicom_header, nifti, suv, volumes
 from cldm_jax.errors import UserError
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # faults is not installed
-
-from faults import corpus  # noqa: E402
-
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHAPE = (9, 7, 6)  # x (columns), y (rows), z
 DOSE, WEIGHT, HALF_LIFE = 3.7e8, 70.0, 6586.2
 UIDS = {
@@ -69,7 +64,7 @@ PET_ONLY = (
 
 def _slice(z, modality="PT", stored=STORED, affine=AFFINE, uid="series", number=3):
     """One slice, rows [y, x], of a volume [x, y, z] with a RAS+ affine, full of names."""
-    ds = corpus.dicom_slice(z, stored, affine, 0.5)
+    ds = dicom_slice(z, stored, affine, 0.5)
     for tag, value in NAMING.items():
         setattr(ds, tag, value)
     ds.add_new((0x0099, 0x0010), "LO", "CANARY block")

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import os
 import pathlib
 import sys
 
@@ -21,10 +22,11 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # faults is no package of the installation
 
 from faults import corpus, inputs, outputs, security  # noqa: E402
+from faults.common import command  # noqa: E402
 
 FUZZ = settings(
-    max_examples=25,
-    deadline=None,
+    max_examples=int(os.environ.get("CLDM_FUZZ_EXAMPLES", 25)),  # faults.inputs: 3000
+    deadline=5000,  # ms
     derandomize=True,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
@@ -48,12 +50,25 @@ def test_kind(tmp_path, where, kind):
 
 
 def test_the_corpus_is_large():
-    assert len(corpus.NIFTI) >= 45 and len(corpus.DICOM) >= 30 and len(corpus.PAIRS) >= 20
+    assert len(corpus.NIFTI) >= 80 and len(corpus.DICOM) >= 80 and len(corpus.PAIRS) >= 28
+    names = [kind.name for _, kind in inputs.kinds(quick=False)]
+    assert {*inputs.COMMANDS, *inputs.PREPARES} <= set(names)
 
 
 def test_a_dataset_goes_on_and_lists_what_failed(tmp_path):
-    result = inputs.run_batch(tmp_path)
-    assert result["ok"], result["why"]
+    """Two bad images of five: the good ones are written."""
+    for number in range(5):
+        own = tmp_path / "bids" / f"sub-{number}" / "pet"
+        own.mkdir(parents=True)
+        path = corpus.save(own / f"sub-{number}_pet.nii.gz", corpus.head(seed=number)["pet"])
+        if number == 1:
+            corpus.raw(path, b"")
+        if number == 3:
+            corpus.flipped(path, 4000, 3)
+    with pytest.raises(UserError, match="2 of 5 images failed: sub-1, sub-3"):
+        inputs.predicted(tmp_path / "bids", tmp_path / "out")
+    made = sorted(p.parent.parent.name for p in (tmp_path / "out").rglob("*_ct.nii.gz"))
+    assert made == ["sub-0", "sub-2", "sub-4"]
 
 
 def test_flipped_bits_pass_through_another_reader(tmp_path):
@@ -64,6 +79,50 @@ def test_flipped_bits_pass_through_another_reader(tmp_path):
 @pytest.fixture
 def good(tmp_path):
     return inputs.seeds(tmp_path)
+
+
+def mutate(data: bytes, edits) -> bytes:
+    """edits: [(operation, place 0..1, byte)]: what a damaged disk or a hostile hand does to a file."""
+    data = bytearray(data)
+    for operation, place, byte in edits:
+        at = int(place * max(len(data) - 1, 0))
+        if operation == "set" and data:
+            data[at] = byte
+        elif operation == "flip" and data:
+            data[at] ^= 1 << (byte % 8)
+        elif operation == "cut":
+            del data[at:]
+        elif operation == "drop":
+            del data[at : at + 1 + byte]
+        elif operation == "insert":
+            data[at:at] = bytes([byte]) * (1 + byte % 9)
+    return bytes(data)
+
+
+STRANGE = (None, True, -1, 1 << 70, 1e308, "", "../../x", "a" * 5000, [], [[1]], {}, {"a": {}})
+
+
+def every_value_of_another_kind(good: dict):
+    """The JSON with each of its values replaced, and with each taken out."""
+    for where in list(paths(good)):
+        for value in (*STRANGE, KeyError):
+            bad = json.loads(json.dumps(good))
+            node = bad
+            for key in where[:-1]:
+                node = node[key]
+            if value is KeyError:
+                del node[where[-1]]
+            else:
+                node[where[-1]] = value
+            yield bad
+
+
+def paths(node, path=()):
+    items = node.items() if isinstance(node, dict) else enumerate(node)
+    for key, value in items:
+        yield (*path, key)
+        if isinstance(value, dict | list):
+            yield from paths(value, (*path, key))
 
 
 class TestMutants:
@@ -82,7 +141,7 @@ class TestMutants:
         hashes=st.booleans(),
     )
     def test_bytes(self, tmp_path, good, kind, edits, hashes):
-        data = inputs.mutate(good[kind], edits)
+        data = mutate(good[kind], edits)
         if hashes and kind in ("index", "card"):
             data = inputs.with_own_hashes(kind, data)
         with contextlib.suppress(UserError):
@@ -96,8 +155,11 @@ class TestMutants:
                 inputs.read_mutant("manifest", content, tmp_path)
 
     @pytest.mark.parametrize("kind", ["index", "card"])
-    def test_every_value_of_another_kind(self, tmp_path, kind):
-        assert inputs.fuzz_json(tmp_path, kind) == []
+    def test_every_value_of_another_kind(self, tmp_path, good, kind):
+        for bad in every_value_of_another_kind(json.loads(good[kind])):
+            with contextlib.suppress(UserError):
+                data = inputs.with_own_hashes(kind, json.dumps(bad).encode())
+                inputs.read_mutant(kind, data, tmp_path)
 
     @pytest.mark.parametrize("kind", inputs.FUZZED)
     def test_the_unchanged_are_read(self, tmp_path, good, kind):
@@ -134,7 +196,7 @@ def test_what_a_killed_prediction_left_is_swept(tmp_path):
     dead, alive = (out / f".tmp-{n}-pet_desc-synth_ct.nii.gz" for n in (4194304 + 7, 1))
     for left in (dead, alive, out / ".tmp-x-pet_desc-synth_ct.nii.gz", out / ".tmp-1-other.nii.gz"):
         left.write_bytes(b"half")
-    inputs._predict(path, out)
+    inputs.predicted(path, out)
     assert not dead.exists() and len(list(out.glob(".tmp-*"))) == 3
     assert derivatives.sidecar(out / "pet_desc-synth_ct.nii.gz").is_file()
 
@@ -230,8 +292,8 @@ class TestSettings:
             law.check_settings({**known, name: data.draw(strange)}, known)
 
     def test_through_the_real_command(self):
-        done = inputs.command("cldm_jax.main", outputs.LDM, "--config.train.batch_sise=3")
-        assert inputs._is_one_line(done, "Did you mean --config.train.batch_size?"), done.stderr
+        done = command("cldm_jax.main", outputs.LDM, "--config.train.batch_sise=3")
+        assert inputs.is_one_line(done, "Did you mean --config.train.batch_size?"), done.stderr
 
 
 def test_predict_names_the_nearest_option(capsys):
@@ -261,7 +323,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
 def test_sidecars_say_what_was_noted(tmp_path):
     """Burned-in text reaches the person who might share the images."""
     edit = corpus._set(BurnedInAnnotation="YES")
-    (path, *_) = inputs._predict(corpus.series(tmp_path / "s", edit), tmp_path / "out")
+    (path, *_) = inputs.predicted(corpus.series(tmp_path / "s", edit), tmp_path / "out")
     found = json.loads(derivatives.sidecar(path).read_text())
     assert any("burned" in check["Warning"] for check in found["InputChecks"])
 
@@ -269,6 +331,6 @@ def test_sidecars_say_what_was_noted(tmp_path):
 def test_scaled_integers_are_exact(tmp_path):
     """The reader scales slice by slice, to stay within twice the volume's memory."""
     array = np.random.default_rng(0).integers(-(2**20), 2**20, (7, 8, 9)).astype(np.int32)
-    path = corpus.patched(tmp_path / "a.nii", array, scl_slope=0.37, scl_inter=-2.5)
+    path = corpus.save(tmp_path / "a.nii", array, scl_slope=0.37, scl_inter=-2.5)
     expected = (array.astype(np.float64) * np.float64(np.float32(0.37)) - 2.5).astype(np.float32)
     np.testing.assert_array_equal(inputs.nifti.read_volume(path).array, expected)
