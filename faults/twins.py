@@ -15,7 +15,7 @@ def run(folder: pathlib.Path, nodes: Iterable[str], **environment: str) -> tuple
     """
     report, nodes = folder / "twins.xml", list(nodes)
     paths = [node if pathlib.Path(node).is_absolute() else f"tests/{node}" for node in nodes]
-    words = ["-p", "no:cacheprovider", f"--junitxml={report}", *paths]
+    words = ["-p", "no:cacheprovider", "-m", "", f"--junitxml={report}", *paths]  # slow ones too
     done = child([sys.executable, "-m", "pytest", *words], timeout=3600, **environment)
     if done.returncode not in (0, 1):
         raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-1000:]}")
