@@ -5,7 +5,6 @@ each kind and is killed when one hangs; a few kinds go through the real commands
 """
 
 import contextlib
-import io
 import json
 import pathlib
 import signal
@@ -30,35 +29,67 @@ SECONDS = 20  # for a kind, on a loaded machine; most take well under one
 SLACK = 24 << 20  # bytes of memory that are not the volume's: buffers, imports on first use
 
 
-class Result(dict):
-    """name, where, ok, seconds, and what happened ("why") or how much memory it took."""
+def result(where: str, name: str, why: str, seconds: float = 0, growth: int = 0) -> dict:
+    """What came of a kind; why: "" where that is what was expected. growth: bytes of memory."""
+    return dict(where=where, name=name, ok=not why, why=why, seconds=seconds, growth=growth)
 
 
-def check(kind: corpus.Kind, folder: pathlib.Path, seconds: int = 0) -> Result:
-    """Reads one single-volume kind and, where it is fine, predicts from it. `seconds`: after which a
-    hang ends this process; 0 for none.
+def check(where: str, kind: corpus.Kind, folder: pathlib.Path, seconds: int = 0) -> dict:
+    """Makes a kind and reads, predicts or prepares it. `seconds`: after which a hang ends this process;
+    0 for none.
     """
-    path = kind.make(folder)
+    path = kind.make(folder / "cohort" if where == "pair" else folder)
     signal.alarm(seconds)
     began, before = time.monotonic(), _reset_peak()
-    allowed, growth = 0, 0
     try:
-        with quiet() as text:
-            (found,) = pet_inputs.find_inputs(path)
-            volume, facts = pet_inputs.read_input(found)
-            growth = _peak() - before
-            allowed = 2 * volume.array.size * max(4, _item_size(found.path))
-            written = predicted(path, folder / "out")
-        why = _unlike(kind, volume, facts, written, text.getvalue())
+        growth, allowed, why = (_pair if where == "pair" else _volume)(kind, path, folder)
     except UserError as error:
-        growth = growth or _peak() - before
-        why = _wrong_refusal(kind, error, path)
+        growth, allowed, why = _peak(), before, _wrong_refusal(kind, error, path)
     except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-    if not why and growth > allowed + SLACK:
-        why = f"took {growth >> 20} MiB"
-    took = time.monotonic() - began
-    return Result(name=kind.name, ok=not why, why=why, seconds=took, growth=growth)
+        growth, allowed, why = _peak(), before, f"{type(error).__name__}: {error}"
+    grown = growth - before
+    if not why and where != "pair" and growth > allowed + SLACK:
+        why = f"took {grown >> 20} MiB"
+    return result(where, kind.name, why, time.monotonic() - began, grown)
+
+
+def _volume(kind: corpus.Kind, path, folder) -> tuple[int, int, str]:
+    """(peak of memory while reading, what it may be, what was wrong), of a kind that is handled."""
+    before = _status("VmRSS")
+    with quiet() as text:
+        (found,) = pet_inputs.find_inputs(path)
+        volume, facts = pet_inputs.read_input(found)
+        growth = _peak()
+        allowed = before + 2 * volume.array.size * max(4, _item_size(found.path))
+        written = predicted(path, folder / "out")
+    return growth, allowed, _unlike(kind, volume, facts, written, text.getvalue())
+
+
+def _pair(kind: corpus.Kind, cohort, folder) -> tuple[int, int, str]:
+    """The same of a cohort of which one person is wrong: only the others are prepared."""
+    with quiet() as text:
+        try:
+            prepared(cohort, folder / "work", split_mode="default")
+            why = "" if kind.expect == "handled" else "accepted"
+            if kind.reason not in text.getvalue():
+                why = why or f"no word of {kind.reason!r}"
+        except UserError as error:
+            why = "" if kind.expect == "refused" else f"refused: {error}"
+            if kind.reason.lower() not in str(error).lower() + text.getvalue().lower():
+                why = f"another reason: {error}"
+            if (folder / "work" / shards.INDEX).exists():
+                why = why or _unlike_the_others(cohort, folder / "work")
+    return _peak(), 0, why
+
+
+def prepared(cohort, work, **changes) -> shards.Prepared:
+    """The tiny preset's, verified."""
+    config = prepare_config.get_config("tiny")
+    config.cohort = str(cohort)
+    for name, value in changes.items():
+        config[name] = value
+    prepare.run(config, str(work))
+    return shards.Prepared(work, verify=True)
 
 
 def predicted(path, out) -> list[pathlib.Path]:
@@ -89,44 +120,15 @@ def _unlike(kind: corpus.Kind, volume, facts, written, text: str) -> str:
         return f"no word of {kind.reason!r} in {text!r}"
     for path in written:
         made = nifti.read_volume(path, allow_constant=True)
-        if made.array.shape != volume.array.shape or not np.allclose(
-            made.affine, volume.affine, atol=1e-4
-        ):
+        on_grid = np.allclose(made.affine, volume.affine, atol=1e-4)
+        if made.array.shape != volume.array.shape or not on_grid:
             return f"{path.name} is not on the input's grid"
-    if (
-        kind.check is not corpus.anything
-    ):  # nothing is odd about it: the identity model gives the PET back
+    if kind.check is not corpus.anything:  # nothing is odd: the identity model gives the PET back
         pet = np.minimum(volume.array, 1.5 * np.percentile(volume.array[volume.array > 0], 99))
         fit = np.corrcoef(nifti.read_volume(written[0]).array.ravel(), pet.ravel())[0, 1]
         if fit < 0.9:
             return f"{written[0].name} does not show the PET (correlation {fit:.2f})"
     return ""
-
-
-def check_pair(kind: corpus.Kind, folder: pathlib.Path, seconds: int = 0) -> Result:
-    """Prepares a cohort of which one person is wrong: only the others are prepared."""
-    cohort = kind.make(folder / "cohort")
-    signal.alarm(seconds)
-    config = prepare_config.get_config("tiny")
-    config.cohort, config.split_mode = str(cohort), "default"
-    began, before, text = time.monotonic(), _reset_peak(), io.StringIO()
-    try:
-        with quiet() as text:
-            prepare.run(config, str(folder / "work"))
-        why = "" if kind.expect == "handled" else "accepted"
-        if kind.reason not in text.getvalue():
-            why = why or f"no word of {kind.reason!r}"
-        shards.Prepared(folder / "work", verify=True)
-    except UserError as error:
-        why = "" if kind.expect == "refused" else f"refused: {error}"
-        if kind.reason.lower() not in str(error).lower() + text.getvalue().lower():
-            why = f"another reason: {error}"
-        if (folder / "work" / shards.INDEX).exists():
-            why = why or _unlike_the_others(cohort, folder / "work")
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-    took = time.monotonic() - began
-    return Result(name=kind.name, ok=not why, why=why, seconds=took, growth=_peak() - before)
 
 
 def _unlike_the_others(cohort, work) -> str:
@@ -183,67 +185,64 @@ def _child(folder: pathlib.Path, quick: bool) -> None:
         for number, (where, kind) in enumerate(kinds(quick)):
             own = folder / f"{number:03d}"
             own.mkdir()
-            result = (check_pair if where == "pair" else check)(kind, own, SECONDS)
+            found = check(where, kind, own, SECONDS)
             signal.alarm(0)
-            print(json.dumps({**result, "where": where}), flush=True)
+            print(json.dumps(found), flush=True)
 
 
 def _warm_up(folder: pathlib.Path) -> None:
     """What is imported and compiled once is no kind's memory."""
     folder.mkdir(parents=True)
     with corpus.identity_model():
-        check(corpus.Kind("warm", "handled", lambda d: corpus.series(d / "s")), folder)
+        check("dicom", corpus.Kind("", "handled", lambda d: corpus.series(d / "s")), folder)
 
 
-def run_corpus(folder: pathlib.Path, quick: bool) -> list[Result]:
+def run_corpus(folder: pathlib.Path, quick: bool) -> list[dict]:
     """Results of all kinds; one that hung, and ended its process so, is one that failed."""
     done = command("faults.inputs", str(folder), str(int(quick)), timeout=1800)
-    results = [Result(json.loads(line)) for line in done.stdout.splitlines()]
-    for where, kind in kinds(quick)[len(results) :]:
-        why = f"not reached: the process ended with {done.returncode}: {done.stderr[-300:]}"
-        results.append(Result(name=kind.name, where=where, ok=False, why=why, seconds=0, growth=0))
-    return results
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    why = f"not reached: the process ended with {done.returncode}: {done.stderr[-300:]}"
+    return results + [result(w, kind.name, why) for w, kind in kinds(quick)[len(results) :]]
 
 
 # ---- the real commands ----
 
 
 def is_one_line(done: subprocess.CompletedProcess, fragment: str) -> bool:
-    err = done.stderr.strip().splitlines()
-    return (
-        done.returncode == 2
-        and bool(err)
-        and err[-1].startswith("error: ")
-        and fragment in err[-1]
-        and "Traceback" not in done.stderr + done.stdout
-    )
+    """Exit status 2, and a last line that begins with "error: " and says so; no traceback."""
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    is_clean = done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
+    return is_clean and last.startswith("error: ") and fragment in last
 
 
-COMMANDS = ("tests: empty", "tests: bomb", "bit flip in the voxels", "tests: a missing slice")
-PREPARES = ("tests: flipped affine", "tests: CT without bone", "dynamic PET")
+COMMANDS = {  # what these are given to, with the model that is shipped
+    "cldm_jax.predict": (
+        *("tests: empty", "tests: bomb", "bit flip in the voxels", "tests: a missing slice"),
+        "tests: JPEG 2000",
+    ),
+    "cldm_jax.main": ("tests: flipped affine", "tests: CT without bone", "dynamic PET"),
+}
 
 
-def run_commands(folder: pathlib.Path, quick: bool) -> list[Result]:
+def run_commands(folder: pathlib.Path, quick: bool) -> list[dict]:
     """Kinds through `python -m`: exit status 2, one line, no traceback; with --debug there is one."""
-    results, jobs = [], []
-    for where, kind in kinds(False):
-        own = folder / f"{where}-{len(jobs)}"
-        if kind.name in (COMMANDS if where != "pair" else PREPARES):
-            own.mkdir()
-        if where != "pair" and kind.name in COMMANDS:  # with the model that is shipped
-            given = ["-i", str(kind.make(own)), "-o", str(own / "out")]
-            jobs.append((f"predict: {kind.name}", kind.reason, ["cldm_jax.predict", *given]))
-        elif where == "pair" and kind.name in PREPARES:
-            given = [f"--config.cohort={kind.make(own / 'cohort')}", f"--workdir={own / 'work'}"]
-            given = ["cldm_jax.main", "--config=configs/prepare.py:tiny", *given]
-            jobs.append((f"prepare: {kind.name}", kind.reason, given))
-    jobs = jobs[:1] if quick else [*jobs, ("predict --debug", "", [*jobs[0][2], "--debug"])]
-    for name, reason, words in jobs:
-        done = command(*words)
-        wanted = "Traceback" in done.stderr and done.returncode != 0
-        ok = wanted if name.endswith("--debug") else is_one_line(done, reason)
+    results, every = [], {kind.name: kind for _, kind in kinds(False)}
+    jobs = [(module, every[name], ()) for module, names in COMMANDS.items() for name in names]
+    jobs = jobs[:1] if quick else [*jobs, (*jobs[0][:2], ("--debug",))]
+    for number, (module, kind, more) in enumerate(jobs):
+        own = folder / str(number)
+        own.mkdir()
+        if module == "cldm_jax.predict":
+            words = ["-i", str(kind.make(own)), "-o", str(own / "out"), *more]
+        else:
+            words = ["--config=configs/prepare.py:tiny", f"--workdir={own / 'work'}"]
+            words += [f"--config.cohort={kind.make(own / 'cohort')}"]
+        done = command(module, *words)
+        ok = is_one_line(done, kind.reason)
+        if more:
+            ok = "Traceback" in done.stderr and done.returncode != 0
         why = "" if ok else f"{done.returncode}: {done.stderr[-300:]}"
-        results.append(Result(where="command", name=name, ok=ok, why=why, seconds=0, growth=0))
+        results.append(result("command", " ".join((module, kind.name, *more)), why))
     return results
 
 

@@ -18,8 +18,6 @@ import numpy as np
 
 from cldm_jax.data import audit, nifti, shards
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import prepare
-from configs import prepare as prepare_config
 from faults import corpus, inputs, security, twins
 from faults.common import Outcome, Promise, at_file_event, child, command, quiet, tally
 
@@ -112,11 +110,12 @@ def no_leakage(folder: pathlib.Path, few: bool) -> Outcome:
     return twins.added(tally(0, [], not control), folder, LEAK_TWINS[:2] if few else LEAK_TWINS)
 
 
-def double_is_refused(folder: pathlib.Path, **changes) -> str:
+def double_is_refused(folder: pathlib.Path) -> str:
     """ "" where prepare says no to a person who is another one, turned to other axes and saved anew."""
     cohort = double(corpus.cohort(folder / "c") / "p0", folder / "c" / "p3")
     try:
-        prepared(cohort.parent, folder / "w", **changes)
+        with quiet():
+            inputs.prepared(cohort.parent, folder / "w")
     except UserError as error:
         return "" if not (folder / "w" / shards.INDEX).exists() else f"prepared: {error}"
     return "prepared"
@@ -132,16 +131,6 @@ def double(person: pathlib.Path, other: pathlib.Path) -> pathlib.Path:
     return other
 
 
-def prepared(cohort, work, **changes) -> shards.Prepared:
-    config = prepare_config.get_config("tiny")
-    config.cohort = str(cohort)
-    for name, value in changes.items():
-        config[name] = value
-    with quiet():
-        prepare.run(config, str(work))
-    return shards.Prepared(work)
-
-
 # ---- 14: whole or absent ----
 
 
@@ -150,7 +139,7 @@ def _job(job: str, folder: pathlib.Path) -> None:
         with corpus.identity_model():
             inputs.predicted(folder / "bids", folder / "out")
     elif job == "prepare":
-        prepared(folder / "cohort", folder / "out")
+        inputs.prepared(folder / "cohort", folder / "out")
     else:
         from cldm_jax.jobs import export
         from configs import export as export_config

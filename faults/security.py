@@ -19,9 +19,7 @@ import numpy as np
 from cldm_jax import files
 from cldm_jax.data import bids, nifti, pet_inputs, shards
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import prepare
 from cldm_jax.runtime import weights
-from configs import prepare as prepare_config
 from faults import ROOT, corpus, hurt, inputs, twins
 from faults.common import Outcome, Promise, command, quiet, tally
 
@@ -288,13 +286,7 @@ def _manifest_path(folder, outside) -> None:
     (folder / "near").mkdir()
     manifest = (folder / "far" / "manifest.csv").read_text().replace(",p", ",../far/p")
     (folder / "near" / "manifest.csv").write_text(manifest)
-    _prepare(folder / "near", folder / "work")
-
-
-def _prepare(cohort, work) -> None:
-    config = prepare_config.get_config("tiny")
-    config.cohort = str(cohort)
-    prepare.run(config, str(work))
+    inputs.prepared(folder / "near", folder / "work")
 
 
 # ---- 11: nobody is named ----
@@ -361,12 +353,8 @@ def named_nifti(path: pathlib.Path, name: str = "pet", seed: int = 0) -> dict[st
     return canaries | {"gzip file name": "QN5CANARY"}
 
 
-def contents(path: pathlib.Path):
-    """The bytes of a file, and all that is packed inside: gzip, zip, PNG text, base64 in HTML."""
-    yield from _unpack(path.read_bytes())
-
-
 def _unpack(data: bytes, depth: int = 0):
+    """The bytes, and all that is packed inside: gzip, zip, PNG text, base64 in HTML."""
     yield data
     if depth > 4:
         return
@@ -377,15 +365,9 @@ def _unpack(data: bytes, depth: int = 0):
             for name in archive.namelist():
                 yield from _unpack(archive.read(name), depth + 1)
     elif data[:8] == b"\x89PNG\r\n\x1a\n":
-        at = 8
-        while at + 8 <= len(data):
-            length, kind = struct.unpack(">I4s", data[at : at + 8])
-            body = data[at + 8 : at + 8 + length]
-            if kind in (b"zTXt", b"iTXt", b"iCCP"):
-                start = body.find(b"\x78")
-                with contextlib.suppress(zlib.error):
-                    yield zlib.decompress(body[start:])
-            at += 12 + length
+        for chunk in re.finditer(rb"zTXt|iTXt|iCCP", data):
+            with contextlib.suppress(zlib.error):
+                yield zlib.decompressobj().decompress(data[data.find(b"\x78", chunk.end()) :])
     for match in re.finditer(rb"base64,([A-Za-z0-9+/=]+)", data):
         yield from _unpack(base64.b64decode(match[1]), depth + 1)
 
@@ -405,7 +387,7 @@ def written(*folders: pathlib.Path):
         for path in sorted(folder.rglob("*")):
             yield str(path.relative_to(folder)).encode()
             if path.is_file():
-                yield from contents(path)
+                yield from _unpack(path.read_bytes())
 
 
 def nobody_named(folder: pathlib.Path, only_few: bool) -> Outcome:
@@ -431,10 +413,9 @@ def nobody_named(folder: pathlib.Path, only_few: bool) -> Outcome:
     wrong = [f"{name}: {', '.join(sorted(where))}" for name, where in seen.items() if where]
     control = leaks(of_dicom, written(study)) == set(of_dicom)
     control &= bool(leaks({"png": "QPCANARY"}, _unpack(_html_with_png("QPCANARY"))))
-    note = "burned-in text: " + _burned_in(folder / "burned")
     count = len(prepared) + sum(len(canaries) for _, canaries in given.values())
     found = sum(map(len, seen.values()))
-    outcome = Outcome(count, count - found, found, control, [note, *wrong])
+    outcome = Outcome(count, count - found, found, control, wrong)
     return twins.added(outcome, folder, () if only_few else REFUSALS)
 
 
@@ -475,20 +456,13 @@ def _prepared_leaks(folder: pathlib.Path) -> tuple[set[str], dict[str, str]]:
     manifest = folder / "cohort" / "manifest.csv"
     manifest.write_text(manifest.read_text().replace("p0/pet.nii.gz", "p0/dicom"))
     with quiet() as text:
-        _prepare(folder / "cohort", folder / "work")
+        inputs.prepared(folder / "cohort", folder / "work")
     return leaks(canaries, [*written(folder / "work"), text.getvalue().encode()]), canaries
-
-
-def _burned_in(folder: pathlib.Path) -> str:
-    edit = corpus._set(BurnedInAnnotation="YES")
-    volume, _ = pet_inputs.read_input(pet_inputs.find_inputs(corpus.series(folder, edit))[0])
-    return "; ".join(volume.notes) or "NOT SAID"
 
 
 def train_tiny(folder: pathlib.Path) -> pathlib.Path:
     """The smallest run of the latent model, through the real command: a minute."""
-    words = hurt.arguments(folder, folder / "ldm")
-    done = command("cldm_jax.main", *words, timeout=900)
+    done = command("cldm_jax.main", *hurt.arguments(folder, folder / "ldm"), timeout=900)
     assert done.returncode == 0, done.stderr
     return folder / "ldm"
 

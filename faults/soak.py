@@ -178,6 +178,7 @@ def overhead(folder: pathlib.Path, quick: bool) -> dict:
     import jax
     import jax.numpy as jnp
 
+    from cldm_jax.jobs import dry_run
     from cldm_jax.methods.registry import make_method
     from cldm_jax.runs.inputs import method_recipe
     from cldm_jax.runs.steps import make_step
@@ -185,7 +186,8 @@ def overhead(folder: pathlib.Path, quick: bool) -> dict:
     from configs import unet
 
     config = unet.get_config("quick")
-    batch = _noise(config)
+    size = config.data.prepare.size
+    batch = dry_run.images(config.train.batch_size, *size, config.data.context)
     split, replicated = sharding.make_shardings()
     method = make_method(config.method, **method_recipe(config))
     key, first_bad = jax.device_put((jax.random.key(0), jnp.int32(0)), replicated)
@@ -223,14 +225,6 @@ def overhead(folder: pathlib.Path, quick: bool) -> dict:
         "percent": 100 * (ratio - 1 + save_share),
         "rounds": len(seconds[0]),
     }
-
-
-def _noise(config) -> dict:
-    rng, size = np.random.default_rng(0), config.train.batch_size
-    image = rng.uniform(-1, 1, (size, *config.data.prepare.size, 1)).astype(np.float32)
-    codes = {name: np.ones(size, np.int32) for name in ("label", "subject", "slice")}
-    source = np.repeat(image, config.data.context, -1)
-    return {"source": source, "target": image, "mask": np.ones_like(image), **codes}
 
 
 def _save_seconds(folder: pathlib.Path, state, count: int) -> float:

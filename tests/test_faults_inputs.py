@@ -47,14 +47,14 @@ KINDS = inputs.kinds(quick=True)
 
 @pytest.mark.parametrize("where, kind", KINDS, ids=[f"{w}: {k.name}" for w, k in KINDS])
 def test_kind(tmp_path, where, kind):
-    result = (inputs.check_pair if where == "pair" else inputs.check)(kind, tmp_path)
-    assert result["ok"], result["why"]
+    found = inputs.check(where, kind, tmp_path)
+    assert found["ok"], found["why"]
 
 
 def test_the_corpus_is_large():
     assert len(corpus.NIFTI) >= 80 and len(corpus.DICOM) >= 70 and len(corpus.PAIRS) >= 28
     names = [kind.name for _, kind in inputs.kinds(quick=False)]
-    assert {*inputs.COMMANDS, *inputs.PREPARES} <= set(names)
+    assert set(sum(inputs.COMMANDS.values(), ())) <= set(names)
 
 
 def test_a_dataset_goes_on_and_lists_what_failed(tmp_path):
@@ -184,17 +184,17 @@ class TestLeaks:
 
     def test_a_training_person_saved_anew_in_an_external_set(self, tmp_path):
         home = corpus.cohort(tmp_path / "home")
-        outputs.prepared(home, tmp_path / "prepared")
+        inputs.prepared(home, tmp_path / "prepared")
         away = corpus.cohort(tmp_path / "away", people=2, first=20)
         outputs.double(home / "p0", away / "p1")
         changes = dict(split_mode="external", normalisers_from=str(tmp_path / "prepared"))
         with pytest.raises(UserError, match="same"):
-            outputs.prepared(away, tmp_path / "w", **changes)
+            inputs.prepared(away, tmp_path / "w", **changes)
         assert not (tmp_path / "w" / shards.INDEX).exists()
 
     def test_an_edited_index(self, tmp_path):
         """A prepared folder in which somebody moved a test person into training as well."""
-        index = outputs.prepared(corpus.cohort(tmp_path / "c"), tmp_path / "w").index
+        index = inputs.prepared(corpus.cohort(tmp_path / "c"), tmp_path / "w").index
         index["splits"]["train"] += index["splits"]["test"][:1]
         shards.write_index(tmp_path / "w", index)
         with pytest.raises(UserError, match="in another split"):
