@@ -74,59 +74,49 @@ TWINS = [
 ]
 
 
-class Damage(NamedTuple):
-    name: str
-    do: Callable[[pathlib.Path], None]  # to a folder of checkpoints, of which 2 is the newest step
-
-
 def _flip(path: pathlib.Path, place: float, bit: int) -> None:
     data = bytearray(path.read_bytes())
     data[int(place * len(data))] ^= 1 << bit
     path.write_bytes(bytes(data))
 
 
-def _swap(a: pathlib.Path, b: pathlib.Path) -> None:
-    first, second = a.read_bytes(), b.read_bytes()
-    a.write_bytes(second)
-    b.write_bytes(first)
+def _swap(folder: pathlib.Path, a: str, b: str) -> None:
+    first, second = (folder / a).read_bytes(), (folder / b).read_bytes()
+    (folder / a).write_bytes(second)
+    (folder / b).write_bytes(first)
 
 
-def _of_file(name: str, size: int, rng) -> list[Damage]:
-    """What can happen to one file."""
-    kinds = {
-        "cut": lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
-        "deleted": pathlib.Path.unlink,
-        "zeros": lambda p: p.write_bytes(bytes(p.stat().st_size)),
-        "longer": lambda p: p.write_bytes(p.read_bytes() + b"\0"),
-    }
-    if size:
-        for number in range(FLIPS):
-            place, bit = float(rng.uniform()), int(rng.integers(8))
-            kinds[f"bit {number}"] = lambda p, at=place, b=bit: _flip(p, at, b)
-    else:
-        kinds = {k: v for k, v in kinds.items() if k in ("deleted", "longer")}
-    return [Damage(f"{name}: {kind}", lambda d, f=f: f(d / name)) for kind, f in kinds.items()]
+TO_A_FILE = {
+    "cut": lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+    "zeros": lambda p: p.write_bytes(bytes(p.stat().st_size)),
+    "deleted": pathlib.Path.unlink,
+    "longer": lambda p: p.write_bytes(p.read_bytes() + b"\0"),
+}
 
 
-def damages(folder: pathlib.Path) -> list[Damage]:
-    """All of them: every file of step 2, its manifest, two files swapped, one from another step."""
-    rng, found = np.random.default_rng(3), []
+def damages(folder: pathlib.Path) -> dict[str, Callable[[pathlib.Path], None]]:
+    """{what: f(a folder of checkpoints, of which 2 is the newest step)}: every file of step 2, its
+    manifest, two files swapped, one from another step.
+    """
+    rng, found = np.random.default_rng(3), {}
     paths = sorted(p for p in (folder / "2").rglob("*") if p.is_file())
-    names = [str(p.relative_to(folder)) for p in (*paths, folder / "sha256-2.json")]
-    for name in names:
-        found += _of_file(name, (folder / name).stat().st_size, rng)
-    sized = sorted((p for p in paths if p.stat().st_size), key=lambda p: p.stat().st_size)
+    sizes = {
+        str(p.relative_to(folder)): p.stat().st_size for p in (*paths, folder / "sha256-2.json")
+    }
+    for name, size in sizes.items():
+        flips = [(float(rng.uniform()), int(rng.integers(8))) for _ in range(FLIPS if size else 0)]
+        for place, bit in flips:
+            what = f"{name}: bit {bit} at {place:.3f}"
+            found[what] = lambda d, n=name, at=place, b=bit: _flip(d / n, at, b)
+        for kind in TO_A_FILE if size else ("deleted", "longer"):
+            found[f"{name}: {kind}"] = lambda d, n=name, k=kind: TO_A_FILE[k](d / n)
+    sized = sorted((n for n in sizes if n.startswith("2") and sizes[n]), key=sizes.get)
     for a, b in zip(sized, sized[1:], strict=False):
-        if a.read_bytes() != b.read_bytes():
-            pair = [p.relative_to(folder) for p in (a, b)]
-            found.append(Damage(f"swapped: {pair}", lambda d, q=pair: _swap(d / q[0], d / q[1])))
-    return [
-        *found,
-        Damage(
-            "manifest: of step 1", lambda d: shutil.copy(d / "sha256-1.json", d / "sha256-2.json")
-        ),
-        Damage("a file more", lambda d: (d / "2" / "default" / "d" / "more").write_bytes(b"x")),
-    ]
+        if (folder / a).read_bytes() != (folder / b).read_bytes():
+            found[f"swapped: {a}, {b}"] = lambda d, a=a, b=b: _swap(d, a, b)
+    one, two, more = "sha256-1.json", "sha256-2.json", "2/default/d/more"
+    found["manifest: of step 1"] = lambda d: shutil.copy(d / one, d / two)
+    return found | {"a file more": lambda d: (d / more).write_bytes(b"x")}
 
 
 def _bytes_of(folder: pathlib.Path) -> dict[str, bytes]:
@@ -134,10 +124,10 @@ def _bytes_of(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 
-def _unsafe(template: pathlib.Path, own: pathlib.Path, damage: Damage, truth: dict) -> str:
+def _unsafe(template: pathlib.Path, own: pathlib.Path, damage: Callable, truth: dict) -> str:
     """Why the damage was not survived: step 1 must come back, with a word, and step 2 must be kept."""
     shutil.copytree(template, own)
-    damage.do(own)
+    damage(own)
     before, manifest = _bytes_of(own / "2"), (own / "sha256-2.json")
     kept = manifest.read_bytes() if manifest.exists() else None
     step, found, said = _restored(own)
@@ -179,10 +169,8 @@ def _training_goes_on(folder: pathlib.Path, shared: pathlib.Path, everything: bo
     truth = uninterrupted(shared, QUICK_STEPS)
     shutil.copytree(shared / f"truth-ldm-{QUICK_STEPS}" / "run", folder)
     for step in (10, 20) if everything else (20,):
-        path = max(
-            (folder / "checkpoints" / str(step)).rglob("d/*"), key=lambda p: p.stat().st_size
-        )
-        _flip(path, 0.5, 1)
+        paths = (folder / "checkpoints" / str(step)).rglob("d/*")
+        _flip(max(paths, key=lambda p: p.stat().st_size), 0.5, 1)
     error = hurt.run_here(shared, folder, num_train_steps=QUICK_STEPS, **CADENCE)
     if everything:
         return "" if "no checkpoint is sound" in error else error or "it went on"
@@ -194,10 +182,10 @@ def damaged_checkpoints(folder: pathlib.Path, quick: bool) -> Outcome:
     with quiet():
         truth = _two_steps(template)
     found = {}
-    for number, damage in enumerate(damages(template)[:: 8 if quick else 1]):
-        own = folder / str(number)
-        found[damage.name] = _unsafe(template, own, damage, truth)
-        shutil.rmtree(own)
+    for number, (name, damage) in enumerate(damages(template).items()):
+        if number % 8 == 0 or not quick:
+            found[name] = _unsafe(template, folder / str(number), damage, truth)
+            shutil.rmtree(folder / str(number))
     if not quick:
         for name, everything in (("a training goes on", False), ("a training is refused", True)):
             found[name] = _training_goes_on(folder / name, folder.parent, everything)
