@@ -13,7 +13,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # faults is no package of the installation
 
 from faults import __main__ as runner  # noqa: E402
-from faults import checkpoints, determinism, hurt, soak, training, twins  # noqa: E402
+from faults import (  # noqa: E402
+    checkpoints,
+    determinism,
+    hurt,
+    inputs,
+    outputs,
+    security,
+    soak,
+    training,
+    twins,
+)  # fmt: skip
 from faults.common import Outcome, Promise  # noqa: E402
 
 
@@ -111,10 +121,20 @@ class TestTwins:
             twins.run(tmp_path, ["test_runtime.py::test_that_is_not_there"])
 
     def test_every_node_is_there(self):
-        nodes = {*checkpoints.TWINS, *training.NAN_TWINS, *training.WRITER_TWINS}
-        for node in nodes:
+        nodes = {*checkpoints.TWINS, *determinism.TWINS, *inputs.TWINS, *outputs.LEAK_TWINS}
+        nodes |= {*security.ID_TWINS, *security.REFUSALS, *training.NAN_TWINS}
+        for node in nodes | {*training.WRITER_TWINS}:
             path, _, name = node.partition("::")
-            assert f"def {name.partition('[')[0]}(" in (ROOT / "tests" / path).read_text()
+            text = (ROOT / "tests" / path).read_text()
+            assert f"def {name}(" in text or f"class {name}:" in text, node
+
+
+@pytest.mark.parametrize("name", checkpoints.FAILURES)
+def test_every_failure_is_hooked_in(name):
+    hooks = checkpoints.FAILURES[name].hooks
+    with hurt.hooked({k: v for k, v in hooks.items() if k != "obeys_permissions"}):
+        pass
+    assert callable(hurt.obeys_permissions)  # whoever enters it gives up rights
 
 
 class TestSlope:
