@@ -21,8 +21,9 @@ import test_data_audit as pairs
 import test_data_dicom as dicoms
 import test_data_nifti as niftis
 from data_heads import SHAPE, affine_of, anatomy, make_head, write_cohort
-from dicom_slices import dicom_slice
 from test_data_dicom import _drop, _set
+
+from faults.dicom_slices import SUV_FACTOR, dicom_slice
 
 
 class Kind(NamedTuple):
@@ -253,8 +254,6 @@ NIFTI = [
 
 
 # ---- DICOM ----
-
-SUV_FACTOR = 70e3 / (3.7e8 * 2 ** (-3600 / 6586.2))  # Bq/ml -> SUVbw of `dicom_slice`
 
 
 def series(folder, edit=None, affine=None, keep=None, name="{}.dcm", bq_per_suv=1 / SUV_FACTOR):

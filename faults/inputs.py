@@ -14,7 +14,6 @@ import time
 
 import nibabel as nib
 import numpy as np
-from dicom_slices import dicom_slice
 
 from cldm_jax import files
 from cldm_jax.data import bids, nifti, pet_inputs, shards
@@ -24,6 +23,7 @@ from cldm_jax.runtime import device, weights
 from configs import prepare as prepare_config
 from faults import ROOT, corpus, twins
 from faults.common import Outcome, Promise, command, quiet, tally
+from faults.dicom_slices import dicom_slice
 
 SECONDS = 20  # for a kind, on a loaded machine; most take well under one
 SLACK = 24 << 20  # bytes of memory that are not the volume's: buffers, imports on first use

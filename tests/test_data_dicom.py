@@ -6,6 +6,7 @@ Every series is written here, into files named and tagged with canaries that no 
 import json
 import logging
 import os
+import pathlib
 import sys
 import traceback
 import warnings
@@ -14,13 +15,16 @@ import zipfile
 import numpy as np
 import pydicom
 import pytest
-from dicom_slices import LPS, dicom_slice
 from pydicom.data import get_testdata_file
 from pydicom.dataset import Dataset
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from cldm_jax.data import dicom, dicom_files, dicom_header, nifti, suv, volumes
 from cldm_jax.errors import UserError
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # faults is not installed
+
+from faults.dicom_slices import LPS, dicom_slice  # noqa: E402
 
 SHAPE = (9, 7, 6)  # x (columns), y (rows), z
 DOSE, WEIGHT, HALF_LIFE = 3.7e8, 70.0, 6586.2

@@ -1,10 +1,11 @@
-"""One sound slice of a PET as DICOM, to be made wrong by the tests and by faults/."""
+"""One sound slice of a PET as DICOM, to be made wrong by the tests and by faults/; imports neither."""
 
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
+SUV_FACTOR = 70e3 / (3.7e8 * 2 ** (-3600 / 6586.2))  # Bq/ml -> SUVbw of `dicom_slice`
 
 
 def dicom_slice(z: int, stored: np.ndarray, affine: np.ndarray, slope: float) -> Dataset:
