@@ -5,26 +5,21 @@ that the loop goes on rightly.
 """
 
 import contextlib
-import ctypes
 import errno
 import logging
 import os
 import pathlib
-import resource
 import shutil
 import subprocess
-from collections import namedtuple
 from collections.abc import Callable
 from typing import NamedTuple
 from unittest import mock
 
 import numpy as np
 
-from cldm_jax import files
-from cldm_jax.errors import UserError
-from faults import training
-from faults.common import Outcome, Promise, hash_tree
-from faults.training import CADENCE, QUICK_STEPS, quiet, run_here, uninterrupted, unlike
+from faults import hurt, training, twins
+from faults.common import Outcome, Promise, hash_tree, quiet, tally
+from faults.training import CADENCE, QUICK_STEPS, uninterrupted, unlike
 
 FLIPS = 12  # per file
 
@@ -58,22 +53,25 @@ def _restored(folder: pathlib.Path) -> tuple[int, str, str]:
     """(step or 0, hash, what was logged as an error) of the newest that is taken for sound."""
     from cldm_jax.runtime.checkpoint import Checkpoints
 
-    with quiet() as text:
-        logging.getLogger().handlers[0].setLevel(logging.ERROR)
+    with quiet(logging.ERROR) as text:
         checkpoints = Checkpoints(folder)
         try:
-            found = checkpoints.restore_latest(None)
+            step, tree = checkpoints.restore_latest(None) or (0, None)
         finally:
             checkpoints.close()
-    return (found[0], hash_tree(found[1]), text.getvalue()) if found else (0, "", text.getvalue())
+    return step, hash_tree(tree), text.getvalue()
 
 
 # ---- 3: damage ----
 
-
-class Damage(NamedTuple):
-    name: str
-    do: Callable[[pathlib.Path], None]  # to a folder of checkpoints, of which 2 is the newest step
+TWINS = [
+    f"test_runtime.py::test_{name}"
+    for name in (
+        *("damaged_checkpoint_falls_back_and_is_kept", "a_manifest_that_cannot_be_read_is_damage"),
+        *("nothing_starts_over_where_all_is_damaged", "an_interrupted_first_save_starts_over"),
+        "inference_only_reads",
+    )
+]
 
 
 def _flip(path: pathlib.Path, place: float, bit: int) -> None:
@@ -82,50 +80,43 @@ def _flip(path: pathlib.Path, place: float, bit: int) -> None:
     path.write_bytes(bytes(data))
 
 
-def _swap(a: pathlib.Path, b: pathlib.Path) -> None:
-    first, second = a.read_bytes(), b.read_bytes()
-    a.write_bytes(second)
-    b.write_bytes(first)
+def _swap(folder: pathlib.Path, a: str, b: str) -> None:
+    first, second = (folder / a).read_bytes(), (folder / b).read_bytes()
+    (folder / a).write_bytes(second)
+    (folder / b).write_bytes(first)
 
 
-def _of_file(name: str, size: int, rng) -> list[Damage]:
-    """What can happen to one file."""
-    kinds = {
-        "cut": lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
-        "deleted": pathlib.Path.unlink,
-        "zeros": lambda p: p.write_bytes(bytes(p.stat().st_size)),
-        "longer": lambda p: p.write_bytes(p.read_bytes() + b"\0"),
-    }
-    if size:
-        for number in range(FLIPS):
-            place, bit = float(rng.uniform()), int(rng.integers(8))
-            kinds[f"bit {number}"] = lambda p, at=place, b=bit: _flip(p, at, b)
-    else:
-        kinds = {k: v for k, v in kinds.items() if k in ("deleted", "longer")}
-    return [Damage(f"{name}: {kind}", lambda d, f=f: f(d / name)) for kind, f in kinds.items()]
+TO_A_FILE = {
+    "cut": lambda p: p.write_bytes(p.read_bytes()[: p.stat().st_size // 2]),
+    "zeros": lambda p: p.write_bytes(bytes(p.stat().st_size)),
+    "deleted": pathlib.Path.unlink,
+    "longer": lambda p: p.write_bytes(p.read_bytes() + b"\0"),
+}
 
 
-def damages(folder: pathlib.Path) -> list[Damage]:
-    """All of them: every file of step 2, its manifest, two files swapped, one from another step."""
-    rng, found = np.random.default_rng(3), []
+def damages(folder: pathlib.Path) -> dict[str, Callable[[pathlib.Path], None]]:
+    """{what: f(a folder of checkpoints, of which 2 is the newest step)}: every file of step 2, its
+    manifest, two files swapped, one from another step.
+    """
+    rng, found = np.random.default_rng(3), {}
     paths = sorted(p for p in (folder / "2").rglob("*") if p.is_file())
-    names = [str(p.relative_to(folder)) for p in (*paths, folder / "sha256-2.json")]
-    for name in names:
-        found += _of_file(name, (folder / name).stat().st_size, rng)
-    sized = sorted((p for p in paths if p.stat().st_size), key=lambda p: p.stat().st_size)
+    sizes = {
+        str(p.relative_to(folder)): p.stat().st_size for p in (*paths, folder / "sha256-2.json")
+    }
+    for name, size in sizes.items():
+        flips = [(float(rng.uniform()), int(rng.integers(8))) for _ in range(FLIPS if size else 0)]
+        for place, bit in flips:
+            what = f"{name}: bit {bit} at {place:.3f}"
+            found[what] = lambda d, n=name, at=place, b=bit: _flip(d / n, at, b)
+        for kind in TO_A_FILE if size else ("deleted", "longer"):
+            found[f"{name}: {kind}"] = lambda d, n=name, k=kind: TO_A_FILE[k](d / n)
+    sized = sorted((n for n in sizes if n.startswith("2") and sizes[n]), key=sizes.get)
     for a, b in zip(sized, sized[1:], strict=False):
-        if a.read_bytes() != b.read_bytes():
-            pair = [p.relative_to(folder) for p in (a, b)]
-            found.append(Damage(f"swapped: {pair}", lambda d, q=pair: _swap(d / q[0], d / q[1])))
-    return [
-        *found,
-        Damage(
-            "manifest: of step 1", lambda d: shutil.copy(d / "sha256-1.json", d / "sha256-2.json")
-        ),
-        Damage("manifest: an empty list", lambda d: (d / "sha256-2.json").write_text("{}")),
-        Damage("manifest: another kind", lambda d: (d / "sha256-2.json").write_text("[1]")),
-        Damage("a file more", lambda d: (d / "2" / "default" / "d" / "more").write_bytes(b"x")),
-    ]
+        if (folder / a).read_bytes() != (folder / b).read_bytes():
+            found[f"swapped: {a}, {b}"] = lambda d, a=a, b=b: _swap(d, a, b)
+    one, two, more = "sha256-1.json", "sha256-2.json", "2/default/d/more"
+    found["manifest: of step 1"] = lambda d: shutil.copy(d / one, d / two)
+    return found | {"a file more": lambda d: (d / more).write_bytes(b"x")}
 
 
 def _bytes_of(folder: pathlib.Path) -> dict[str, bytes]:
@@ -133,10 +124,10 @@ def _bytes_of(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 
-def _unsafe(template: pathlib.Path, own: pathlib.Path, damage: Damage, truth: dict) -> str:
+def _unsafe(template: pathlib.Path, own: pathlib.Path, damage: Callable, truth: dict) -> str:
     """Why the damage was not survived: step 1 must come back, with a word, and step 2 must be kept."""
     shutil.copytree(template, own)
-    damage.do(own)
+    damage(own)
     before, manifest = _bytes_of(own / "2"), (own / "sha256-2.json")
     kept = manifest.read_bytes() if manifest.exists() else None
     step, found, said = _restored(own)
@@ -171,62 +162,6 @@ def _silently_wrong(template: pathlib.Path, folder: pathlib.Path, truth: dict) -
     return wrong
 
 
-def _only_reads(template: pathlib.Path, own: pathlib.Path) -> str:
-    """Inference passes over a damaged step, says so, and leaves every byte where it is."""
-    from cldm_jax.runtime.checkpoint import restore_for_inference
-
-    shutil.copytree(template, own)
-    _flip(next(p for p in (own / "2").rglob("d/*") if p.is_file()), 0.5, 1)
-    before = _bytes_of(own)
-    with quiet() as text:
-        step, params, _ = restore_for_inference(own)
-    is_first = np.array_equal(params["w"], _state(1).params["w"])
-    if step != 1 or not is_first or "2" not in text.getvalue():
-        return f"step {step}: {text.getvalue()}"
-    return "" if _bytes_of(own) == before else "it wrote"
-
-
-def _all_damaged(template: pathlib.Path, own: pathlib.Path) -> str:
-    """Nothing starts over unasked, neither at once nor when the command is given again."""
-    from cldm_jax.runtime.checkpoint import restore_for_inference
-
-    shutil.copytree(template, own)
-    for step in (1, 2):
-        _flip(next(p for p in (own / str(step)).rglob("d/*") if p.is_file()), 0.5, 1)
-    for attempt in (
-        lambda: restore_for_inference(own),
-        lambda: _restored(own),
-        lambda: _restored(own),
-    ):
-        try:
-            with quiet():
-                attempt()
-        except UserError:
-            continue
-        return "it went on"
-    kept = sorted(p.name for p in own.glob("*.corrupt"))
-    return "" if kept == ["1.corrupt", "2.corrupt"] else f"kept: {kept}"
-
-
-def _interrupted_only(template: pathlib.Path, own: pathlib.Path) -> str:
-    """A first save that was killed is no damage: from the start again, with a word."""
-    shutil.copytree(template, own)
-    shutil.rmtree(own / "1")
-    for step in (1, 2):
-        (own / f"sha256-{step}.json").unlink()
-    step, _, said = _restored(own)
-    return "" if step == 0 and "2" in said else f"step {step}: {said!r}"
-
-
-def _twice(template: pathlib.Path, own: pathlib.Path) -> str:
-    """A second damaged step 2 does not take the place of the first."""
-    shutil.copytree(template, own)
-    shutil.copytree(template / "2", own / "2.corrupt")
-    _flip(next(p for p in (own / "2").rglob("d/*") if p.is_file()), 0.5, 1)
-    step, _, _ = _restored(own)
-    return "" if step == 1 and (own / "2.corrupt-2").is_dir() else f"step {step}"
-
-
 def _training_goes_on(folder: pathlib.Path, shared: pathlib.Path, everything: bool) -> str:
     """A run whose newest checkpoint was damaged goes on from the one before, to the same end; where
     all were, it is refused.
@@ -234,11 +169,9 @@ def _training_goes_on(folder: pathlib.Path, shared: pathlib.Path, everything: bo
     truth = uninterrupted(shared, QUICK_STEPS)
     shutil.copytree(shared / f"truth-ldm-{QUICK_STEPS}" / "run", folder)
     for step in (10, 20) if everything else (20,):
-        path = max(
-            (folder / "checkpoints" / str(step)).rglob("d/*"), key=lambda p: p.stat().st_size
-        )
-        _flip(path, 0.5, 1)
-    error = run_here(shared, folder, num_train_steps=QUICK_STEPS, **CADENCE)
+        paths = (folder / "checkpoints" / str(step)).rglob("d/*")
+        _flip(max(paths, key=lambda p: p.stat().st_size), 0.5, 1)
+    error = hurt.run_here(shared, folder, num_train_steps=QUICK_STEPS, **CADENCE)
     if everything:
         return "" if "no checkpoint is sound" in error else error or "it went on"
     return error or unlike(folder, truth)
@@ -248,247 +181,81 @@ def damaged_checkpoints(folder: pathlib.Path, quick: bool) -> Outcome:
     template = folder / "template"
     with quiet():
         truth = _two_steps(template)
-    every = damages(template)
-    if quick:
-        every = every[::8]
-    notes = []
-    for number, damage in enumerate(every):
-        own = folder / str(number)
-        why = _unsafe(template, own, damage, truth)
-        notes += [f"{damage.name}: {why}"] if why else []
-        shutil.rmtree(own)
-    cases = {
-        "inference only reads": _only_reads,
-        "all damaged": _all_damaged,
-        "interrupted saves only": _interrupted_only,
-        "damaged twice": _twice,
-    }
-    found = {name: case(template, folder / name) for name, case in cases.items()}
+    found = {}
+    for number, (name, damage) in enumerate(damages(template).items()):
+        if number % 8 == 0 or not quick:
+            found[name] = _unsafe(template, folder / str(number), damage, truth)
+            shutil.rmtree(folder / str(number))
     if not quick:
         for name, everything in (("a training goes on", False), ("a training is refused", True)):
             found[name] = _training_goes_on(folder / name, folder.parent, everything)
-    notes += [f"{name}: {why}" for name, why in found.items() if why]
-    total, short = len(every) + len(found), len(notes)
-    silent = sum("silently wrong" in note for note in notes)
+    wrong = [f"{name}: {why}" for name, why in found.items() if why]
     passed = _silently_wrong(template, folder, truth)
-    notes.insert(0, f"without the hashes {passed} of 4 flips in array data are silently wrong")
-    return Outcome(total, total - short, silent, passed > 0, notes)
+    note = f"without the hashes {passed} of 4 flips in array data are silently wrong"
+    lost = sum("silently wrong" in why for why in found.values())
+    outcome = tally(len(found), wrong, passed > 0, note, lost=lost)
+    return twins.added(outcome, folder, () if quick else TWINS)
 
 
 # ---- 4: saves that fail ----
 
 
-@contextlib.contextmanager
-def save_error(what):
-    """The n-th save of the run fails inside, with an errno of the system."""
-    from cldm_jax.runtime import checkpoint
-
-    number, code = what
-    save, count = checkpoint.ocp.CheckpointManager.save, 0
-
-    def hurt(self, *arguments, **keywords):
-        nonlocal count
-        count += self.directory.name == "checkpoints"
-        if count == number and self.directory.name == "checkpoints":
-            raise OSError(code, os.strerror(code), str(self.directory))
-        return save(self, *arguments, **keywords)
-
-    with mock.patch.object(checkpoint.ocp.CheckpointManager, "save", hurt):
-        yield
-
-
-@contextlib.contextmanager
-def write_error(what):
-    """The n-th file of this name fails when it is flushed to the disk."""
-    prefix, number, code = what
-    write, count = files.write_json, 0
-
-    def hurt(path, value):
-        nonlocal count
-        count += pathlib.Path(path).name.startswith(prefix)
-        if count == number:
-            with mock.patch.object(os, "fsync", _raising(code, path)):
-                write(path, value)
-        else:
-            write(path, value)
-
-    with mock.patch.object(files, "write_json", hurt):
-        yield
-
-
-def _raising(code: int, path):
-    def fsync(_):
-        raise OSError(code, os.strerror(code), str(path))
-
-    return fsync
-
-
-@contextlib.contextmanager
-def no_space_from(number):
-    """From the n-th time it is asked for, the disk has 1 kB left."""
-    count, usage = 0, shutil.disk_usage
-
-    def asked(path):
-        nonlocal count
-        count += 1
-        found = usage(path)
-        return (
-            found if count < number else namedtuple("usage", "total used free")(found[0], 0, 1000)
-        )
-
-    with mock.patch.object(shutil, "disk_usage", asked):
-        yield
-
-
-@contextlib.contextmanager
-def limit_files(size):
-    """No file of this process may grow beyond so many bytes, from the start of the loop on."""
-    from cldm_jax.data import pipeline
-
-    make = pipeline.make_train_iterator
-
-    def limited(*arguments, **keywords):
-        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-        return make(*arguments, **keywords)
-
-    with mock.patch.object(pipeline, "make_train_iterator", limited):
-        yield
-
-
-@contextlib.contextmanager
-def really_full(spare):
-    """After the first save the (small) disk is filled up to `spare` bytes; whoever asks is told it has
-    room.
-    """
-    from cldm_jax.runtime.checkpoint import Checkpoints
-
-    save = Checkpoints.save
-
-    def filling(self, *arguments):
-        save(self, *arguments)
-        ballast = self.folder.parent / "ballast"
-        if ballast.exists():
-            return
-        with contextlib.suppress(OSError), open(ballast, "wb", 0) as f:
-            while True:
-                f.write(bytes(4096))
-        os.truncate(ballast, ballast.stat().st_size - spare)
-
-    roomy = namedtuple("usage", "total used free")(1 << 40, 0, 1 << 40)
-    with (
-        mock.patch.object(Checkpoints, "save", filling),
-        mock.patch.object(shutil, "disk_usage", lambda path: roomy),
-    ):
-        yield
-
-
-@contextlib.contextmanager
-def no_rights_from(number):
-    """From the n-th save on nobody may write to the folder, and this process is no exception."""
-    from cldm_jax.runtime.checkpoint import Checkpoints
-
-    _obey_permissions()
-    save, count = Checkpoints.save, 0
-
-    def dropped(self, *arguments):
-        nonlocal count
-        count += self.folder.name == "checkpoints"
-        if count == number:
-            os.chmod(self.folder, 0o555)
-        return save(self, *arguments)
-
-    with mock.patch.object(Checkpoints, "save", dropped):
-        yield
-
-
-def _obey_permissions() -> None:
-    """Gives up root's right to pass over them (CAP_DAC_OVERRIDE): before threads inherit it."""
-    version, words = 0x20080522, (ctypes.c_uint32 * 6)()
-    header = (ctypes.c_uint32 * 2)(version, 0)
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.capget(header, words):
-        raise OSError(ctypes.get_errno(), "capget")
-    words[0] &= ~0b110
-    words[1] &= ~0b110
-    if libc.capset(header, words):
-        raise OSError(ctypes.get_errno(), "capset")
-
-
-@contextlib.contextmanager
-def read_only_from(number):
-    """From the n-th save on the folder of checkpoints is mounted read-only (needs root)."""
-    from cldm_jax.runtime.checkpoint import Checkpoints
-
-    save, count = Checkpoints.save, 0
-
-    def mounted(self, *arguments):
-        nonlocal count
-        count += self.folder.name == "checkpoints"
-        if count == number:
-            subprocess.run(["mount", "--bind", self.folder, self.folder], check=True)
-            subprocess.run(["mount", "-o", "remount,ro,bind", self.folder], check=True)
-        return save(self, *arguments)
-
-    with mock.patch.object(Checkpoints, "save", mounted):
-        yield
-
-
-training.HOOKS |= {
-    hook.__name__: hook
-    for hook in (
-        *(save_error, write_error, no_space_from, limit_files, really_full),
-        *(no_rights_from, read_only_from),
-    )
-}
-
-
 class Failure(NamedTuple):
-    """A hook and its value; a word of the reason; the step that is intact then (0: none); cadence of
-    saves, where the fault needs another than usual.
+    """Hooks of hurt.py; a word of the reason; the step that is intact then (0: none); cadence of saves,
+    where the fault needs another than usual.
     """
 
-    hook: str
-    value: object
+    hooks: dict
     reason: str
     good: int
     save_every: int = CADENCE["save_every"]
 
+    @property
+    def small_disk(self) -> bool:
+        return "fill disk" in self.hooks.get("at", ())
+
+
+def _at(*what, **more) -> dict:
+    return {"at": list(what), **more}
+
+
+def _filled(spare: int) -> dict:
+    """A small disk, full after the first save; whoever asks is told it has room."""
+    return _at("save", 1, "fill disk", spare, free_space=[1, 1 << 40])
+
 
 FAILURES = {
-    "ENOSPC, in Orbax": Failure("save_error", [2, errno.ENOSPC], "no space left", 10),
-    "EIO, in the manifest": Failure("write_error", ["sha256-20", 1, errno.EIO], "put/output", 10),
-    "EROFS, the first save": Failure("save_error", [1, errno.EROFS], "read-only", 0),
-    "too little room, asked before": Failure("no_space_from", 2, "mb are free", 10),
-    "ENOSPC, in run.json": Failure(
-        "write_error", ["run.json", 2, errno.ENOSPC], "no space left", 10
+    "ENOSPC, in Orbax": Failure(_at("orbax", 2, "fail", errno.ENOSPC), "no space left", 10),
+    "EIO, in the manifest": Failure(
+        _at("manifest 20", 1, "fail to flush", errno.EIO), "put/output", 10
     ),
-    "RLIMIT_FSIZE, in metrics": Failure("limit_files", 2000, "file too large", 0),
-    "RLIMIT_FSIZE, in array data": Failure("limit_files", 100_000, "", 0),
-    "EACCES, no right to write": Failure("no_rights_from", 2, "permission denied", 10),
-    "EROFS, mounted read-only": Failure("read_only_from", 2, "read-only", 10),
-    "ENOSPC, a small disk, the save": Failure("really_full", 100_000, "", 5, 5),
-    "ENOSPC, a small disk, the best step": Failure("really_full", 100_000, "", 10),
-    "ENOSPC, a small disk, metrics": Failure("really_full", 0, "no space left", 10),
+    "EROFS, the first save": Failure(_at("orbax", 1, "fail", errno.EROFS), "read-only", 0),
+    "too little room, asked before": Failure({"free_space": [2, 1000]}, "mb are free", 10),
+    "ENOSPC, in run.json": Failure(
+        _at("record", 2, "fail to flush", errno.ENOSPC), "no space left", 10
+    ),
+    "RLIMIT_FSIZE, in metrics": Failure(_at("loop", 1, "limit files", 2000), "file too large", 0),
+    "RLIMIT_FSIZE, in array data": Failure(_at("loop", 1, "limit files", 100_000), "", 0),
+    "EACCES, no right to write": Failure(
+        _at("save", 2, "deny", obeys_permissions=1), "permission denied", 10
+    ),
+    "EROFS, mounted read-only": Failure(_at("save", 2, "mount read-only"), "read-only", 10),
+    "ENOSPC, a small disk, the save": Failure(_filled(100_000), "", 5, 5),
+    "ENOSPC, a small disk, the best step": Failure(_filled(100_000), "", 10),
+    "ENOSPC, a small disk, metrics": Failure(_filled(0), "no space left", 10),
 }
 QUICK = ("EIO, in the manifest", "too little room, asked before")
-CHILDREN = (
-    "limit_files",
-    "really_full",
-    "no_rights_from",
-    "read_only_from",
-)  # not to be undone here
+HERE = ("fail", "fail to flush")  # acts that can be undone in this process
 SMALL_DISK = 8 << 20  # bytes; a checkpoint has about 0.6 MB
 
 
 def _fail(shared: pathlib.Path, workdir: pathlib.Path, failure: Failure) -> str:
     """The error line of a training whose save fails, or what it did in place of one."""
     train = {**CADENCE, "save_every": failure.save_every, "num_train_steps": QUICK_STEPS}
-    hooks = {failure.hook: failure.value}
-    if failure.hook not in CHILDREN:
-        return run_here(shared, workdir, hooks=hooks, **train)
-    ended = training.run(training.arguments(shared, workdir, **train), hooks)
-    wrong = training._refused(ended)
-    if wrong:
+    if failure.hooks.get("at", ["", 0, HERE[0]])[2] in HERE:
+        return hurt.run_here(shared, workdir, hooks=failure.hooks, **train)
+    ended = hurt.run(hurt.arguments(shared, workdir, **train), failure.hooks)
+    if wrong := hurt.refused(ended):
         return f"NOT REFUSED: {wrong}"
     lines = [line for line in ended.text.splitlines() if line.startswith("error: ")]
     return lines[0].removeprefix("error: ")
@@ -496,26 +263,12 @@ def _fail(shared: pathlib.Path, workdir: pathlib.Path, failure: Failure) -> str:
 
 def _ill_refused(error: str, workdir: pathlib.Path, failure: Failure) -> str:
     """Why the line does not say what a person needs: where, why, what is left and what to do."""
-    words = [str(workdir), "the same command resumes"]
+    words = [str(workdir), "the same command resumes", failure.reason]
     words += [f"Step {failure.good} is intact"] if failure.good else []
-    missing = [word for word in words if word not in error]
-    missing += [failure.reason] if failure.reason not in error.lower() else []
+    missing = [word for word in words if word.lower() not in error.lower()]
     if missing or "\n" in error or "NOT REFUSED" in error:
         return f"no word of {missing}: {error or 'it ended well'}"
     return ""
-
-
-@contextlib.contextmanager
-def _disk(folder: pathlib.Path, failure: Failure):
-    """A small disk where one is filled up; what was mounted meanwhile is taken away again."""
-    small = failure.hook == "really_full"
-    if small:
-        _mount("-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", folder)
-    try:
-        yield
-    finally:
-        if small:
-            subprocess.run(["umount", folder], check=True)
 
 
 def _mount(*words) -> None:
@@ -524,46 +277,41 @@ def _mount(*words) -> None:
         raise PermissionError(done.stderr.strip())
 
 
-def _mend(workdir: pathlib.Path, failure: Failure) -> None:
-    folder = workdir / "checkpoints"
-    if failure.hook == "read_only_from":
-        subprocess.run(["umount", folder], check=True)
-    os.chmod(folder, 0o755)
-    (workdir / "ballast").unlink(missing_ok=True)
-
-
 def _lossy(own: pathlib.Path, shared: pathlib.Path, failure: Failure, truth) -> str:
     """Why the failure was not survived."""
     workdir = own / "run"
     own.mkdir()
-    with _disk(own, failure):
+    with contextlib.ExitStack() as mounted:
+        if failure.small_disk:
+            _mount("-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", own)
+            mounted.callback(subprocess.run, ["umount", own], check=True)
         error = _fail(shared, workdir, failure)
-        step, wrong = training._sound(workdir, truth)
-        _mend(workdir, failure)
+        step, wrong = training.sound(workdir, truth)
+        if "mount read-only" in failure.hooks.get("at", ()):
+            subprocess.run(["umount", workdir / "checkpoints"], check=True)
+        os.chmod(workdir / "checkpoints", 0o755)
+        (workdir / "ballast").unlink(missing_ok=True)
         if wrong or step != failure.good:
             return f"LOST: step {step} is there, not {failure.good}: {wrong}: {error}"
-        again = run_here(shared, workdir, num_train_steps=QUICK_STEPS, **CADENCE)
-        again = again or unlike(workdir, truth)
-        if again:
+        again = hurt.run_here(shared, workdir, num_train_steps=QUICK_STEPS, **CADENCE)
+        if again := again or unlike(workdir, truth):
             return f"LOST: the same command: {again}"
     return _ill_refused(error, workdir, failure)
 
 
 def failed_saves(folder: pathlib.Path, quick: bool) -> Outcome:
-    truth, notes, injected = uninterrupted(folder.parent, QUICK_STEPS), [], 0
-    lost = 0
-    for number, (name, failure) in enumerate(FAILURES.items()):
-        if quick and name not in QUICK:
-            continue
+    truth, wrong, untried = uninterrupted(folder.parent, QUICK_STEPS), [], []
+    chosen = [name for name in FAILURES if not quick or name in QUICK]
+    for number, name in enumerate(chosen):
         try:
-            why = _lossy(folder / str(number), folder.parent, failure, truth)
+            why = _lossy(folder / str(number), folder.parent, FAILURES[name], truth)
         except PermissionError as error:
-            notes.append(f"{name}: not tried, no right to mount here ({error})")
+            untried.append(f"{name}: not tried, no right to mount here ({error})")
             continue
-        injected, lost = injected + 1, lost + why.startswith("LOST")
-        notes += [f"FELL SHORT, {name}: {why}"] if why else []
-    short = sum(note.startswith("FELL SHORT") for note in notes)
-    return Outcome(injected, injected - short, lost, _silent(folder, truth), notes)
+        wrong += [f"FELL SHORT, {name}: {why}"] if why else []
+    lost = sum(": LOST" in why for why in wrong)
+    control = _silent(folder, truth)
+    return tally(len(chosen) - len(untried), wrong, control, *untried, lost=lost)
 
 
 def _silent(folder: pathlib.Path, truth) -> bool:

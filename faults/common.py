@@ -1,9 +1,18 @@
-"""What every promise hands in, and what several of them need: configs, hashes, the bits of a curve."""
+"""What every promise hands in, and what several of them need: children, configs, hashes."""
 
+import contextlib
 import hashlib
+import importlib
+import io
+import logging
+import os
 import pathlib
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import NamedTuple
+
+from faults import ROOT
 
 
 class Outcome(NamedTuple):
@@ -26,13 +35,80 @@ class Promise(NamedTuple):
     run: Callable[[pathlib.Path, bool], Outcome]
 
 
+def tally(count: int, wrong: list[str], control: bool | None, *notes: str, lost=None) -> Outcome:
+    """Of `count` cases, of which those in `wrong` (one line each) fell short; all of them lost, if not
+    fewer.
+    """
+    short = min(len(wrong), count)
+    lost = short if lost is None else lost
+    return Outcome(count, count - short, lost, control, [*notes, *wrong])
+
+
+# ---- children ----
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Huge pages would start every child a second time; nothing here measures speed."""
+    paths = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    base = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": paths, "CLDM_HUGE_PAGES": "0"}
+    return {**os.environ, **base, **more}
+
+
+def child(words: list[str], timeout: float = 300, **more: str) -> subprocess.CompletedProcess:
+    """What a command said, from the repository's root."""
+    options = dict(capture_output=True, text=True, timeout=timeout, check=False)
+    return subprocess.run(words, cwd=ROOT, env=environment(**more), **options)
+
+
+def command(*words: str, **options) -> subprocess.CompletedProcess:
+    """`python -m ...`."""
+    return child([sys.executable, "-m", *words], **options)
+
+
+@contextlib.contextmanager
+def at_file_event(folder, number: int, act: Callable[[], None]):
+    """Does `act` at the n-th thing done to a file below `folder` (opened to write, renamed, made,
+    removed); yields a function that says how many there were. For children only: it cannot be undone.
+    """
+    done = 0
+
+    def watch(name, arguments):
+        nonlocal done
+        if name not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+            return
+        if str(arguments[0]).startswith(str(folder)) and not (
+            name == "open" and arguments[1] == "r"
+        ):
+            done += 1
+            if done == number:
+                act()
+
+    sys.addaudithook(watch)
+    yield lambda: done
+
+
+@contextlib.contextmanager
+def quiet(level: int = logging.NOTSET):
+    """Yields what is printed and (from `level` on) logged in this process meanwhile."""
+    text, root = io.StringIO(), logging.getLogger()
+    handler = logging.StreamHandler(text)
+    handler.setLevel(level)
+    before, root.handlers = root.handlers, [handler]
+    try:
+        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
+            yield text
+    finally:
+        root.handlers = before
+
+
+# ---- trainings ----
+
+
 def make_config(shared: pathlib.Path, name: str = "ae", **train):
     """Preset tiny of a method on the data and the autoencoder that all promises share in a folder,
     for `Promise.run(folder, quick)` that is `folder.parent`.
     """
-    from configs import ae, ldm, unet
-
-    config = {"ae": ae, "ldm": ldm, "unet": unet}[name].get_config("tiny")
+    config = importlib.import_module(f"configs.{name}").get_config("tiny")
     config.data.root = str(shared / "data")
     if name == "ldm":
         config.autoencoder.workdir = str(shared / "ae")

@@ -1,13 +1,11 @@
 """Promise 8: bad volumes are refused by name, unusual ones handled right; and readers that never fall.
 
-The corpus runs in a child process (`python -m faults.inputs FOLDER`) that measures its own memory for
+The corpus runs in a child process (`python -m faults.inputs FOLDER QUICK`) that measures its memory for
 each kind and is killed when one hangs; a few kinds go through the real commands.
 """
 
 import contextlib
-import io
 import json
-import os
 import pathlib
 import signal
 import subprocess
@@ -23,47 +21,78 @@ from cldm_jax.errors import UserError
 from cldm_jax.jobs import prepare
 from cldm_jax.runtime import device, weights
 from configs import prepare as prepare_config
-from faults import corpus
-from faults.common import Outcome, Promise
+from faults import ROOT, corpus, twins
+from faults.common import Outcome, Promise, command, quiet, tally
+from faults.dicom_slices import dicom_slice
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
 SECONDS = 20  # for a kind, on a loaded machine; most take well under one
 SLACK = 24 << 20  # bytes of memory that are not the volume's: buffers, imports on first use
-FUZZ_SECONDS = 5
 
 
-class Result(dict):
-    """name, where, ok, seconds, and what happened ("why") or how much memory it took."""
+def result(where: str, name: str, why: str, seconds: float = 0, growth: int = 0) -> dict:
+    """What came of a kind; why: "" where that is what was expected. growth: bytes of memory."""
+    return dict(where=where, name=name, ok=not why, why=why, seconds=seconds, growth=growth)
 
 
-def check(kind: corpus.Kind, folder: pathlib.Path, seconds: int = 0) -> Result:
-    """Reads one single-volume kind and, where it is fine, predicts from it. `seconds`: after which a
-    hang ends this process; 0 for none.
+def check(where: str, kind: corpus.Kind, folder: pathlib.Path, seconds: int = 0) -> dict:
+    """Makes a kind and reads, predicts or prepares it. `seconds`: after which a hang ends this process;
+    0 for none.
     """
-    path = kind.make(folder)
+    path = kind.make(folder / "cohort" if where == "pair" else folder)
     signal.alarm(seconds)
     began, before = time.monotonic(), _reset_peak()
-    text, allowed, growth = io.StringIO(), 0, 0
     try:
-        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-            (found,) = pet_inputs.find_inputs(path)
-            volume, facts = pet_inputs.read_input(found)
-            growth = _peak() - before
-            allowed = 2 * volume.array.size * max(4, _item_size(found.path))
-            written = _predict(path, folder / "out")
-        why = _unlike(kind, volume, facts, written, text.getvalue())
+        growth, allowed, why = (_pair if where == "pair" else _volume)(kind, path, folder)
     except UserError as error:
-        growth = growth or _peak() - before
-        why = _wrong_refusal(kind, error, path)
+        growth, allowed, why = _peak(), before, _wrong_refusal(kind, error, path)
     except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-    if not why and growth > allowed + SLACK:
-        why = f"took {growth >> 20} MiB"
-    took = time.monotonic() - began
-    return Result(name=kind.name, ok=not why, why=why, seconds=took, growth=growth)
+        growth, allowed, why = _peak(), before, f"{type(error).__name__}: {error}"
+    grown = growth - before
+    if not why and where != "pair" and growth > allowed + SLACK:
+        why = f"took {grown >> 20} MiB"
+    return result(where, kind.name, why, time.monotonic() - began, grown)
 
 
-def _predict(path, out) -> list[pathlib.Path]:
+def _volume(kind: corpus.Kind, path, folder) -> tuple[int, int, str]:
+    """(peak of memory while reading, what it may be, what was wrong), of a kind that is handled."""
+    before = _status("VmRSS")
+    with quiet() as text:
+        (found,) = pet_inputs.find_inputs(path)
+        volume, facts = pet_inputs.read_input(found)
+        growth = _peak()
+        allowed = before + 2 * volume.array.size * max(4, _item_size(found.path))
+        written = predicted(path, folder / "out")
+    return growth, allowed, _unlike(kind, volume, facts, written, text.getvalue())
+
+
+def _pair(kind: corpus.Kind, cohort, folder) -> tuple[int, int, str]:
+    """The same of a cohort of which one person is wrong: only the others are prepared."""
+    with quiet() as text:
+        try:
+            prepared(cohort, folder / "work", split_mode="default")
+            why = "" if kind.expect == "handled" else "accepted"
+            if kind.reason not in text.getvalue():
+                why = why or f"no word of {kind.reason!r}"
+        except UserError as error:
+            why = "" if kind.expect == "refused" else f"refused: {error}"
+            if kind.reason.lower() not in str(error).lower() + text.getvalue().lower():
+                why = f"another reason: {error}"
+            if (folder / "work" / shards.INDEX).exists():
+                why = why or _unlike_the_others(cohort, folder / "work")
+    return _peak(), 0, why
+
+
+def prepared(cohort, work, **changes) -> shards.Prepared:
+    """The tiny preset's, verified."""
+    config = prepare_config.get_config("tiny")
+    config.cohort = str(cohort)
+    for name, value in changes.items():
+        config[name] = value
+    prepare.run(config, str(work))
+    return shards.Prepared(work, verify=True)
+
+
+def predicted(path, out) -> list[pathlib.Path]:
     from cldm_jax.jobs import predict
 
     request = predict.Request(str(path), str(out), checkpoint=str(ROOT), mode="onestep")
@@ -91,44 +120,15 @@ def _unlike(kind: corpus.Kind, volume, facts, written, text: str) -> str:
         return f"no word of {kind.reason!r} in {text!r}"
     for path in written:
         made = nifti.read_volume(path, allow_constant=True)
-        if made.array.shape != volume.array.shape or not np.allclose(
-            made.affine, volume.affine, atol=1e-4
-        ):
+        on_grid = np.allclose(made.affine, volume.affine, atol=1e-4)
+        if made.array.shape != volume.array.shape or not on_grid:
             return f"{path.name} is not on the input's grid"
-    if (
-        kind.check is not corpus.anything
-    ):  # nothing is odd about it: the identity model gives the PET back
+    if kind.check is not corpus.anything:  # nothing is odd: the identity model gives the PET back
         pet = np.minimum(volume.array, 1.5 * np.percentile(volume.array[volume.array > 0], 99))
         fit = np.corrcoef(nifti.read_volume(written[0]).array.ravel(), pet.ravel())[0, 1]
         if fit < 0.9:
             return f"{written[0].name} does not show the PET (correlation {fit:.2f})"
     return ""
-
-
-def check_pair(kind: corpus.Kind, folder: pathlib.Path, seconds: int = 0) -> Result:
-    """Prepares a cohort of which one person is wrong: only the others are prepared."""
-    cohort = kind.make(folder / "cohort")
-    signal.alarm(seconds)
-    config = prepare_config.get_config("tiny")
-    config.cohort, config.split_mode = str(cohort), "default"
-    text, began, before = io.StringIO(), time.monotonic(), _reset_peak()
-    try:
-        with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
-            prepare.run(config, str(folder / "work"))
-        why = "" if kind.expect == "handled" else "accepted"
-        if kind.reason not in text.getvalue():
-            why = why or f"no word of {kind.reason!r}"
-        shards.Prepared(folder / "work", verify=True)
-    except UserError as error:
-        why = "" if kind.expect == "refused" else f"refused: {error}"
-        if kind.reason.lower() not in str(error).lower() + text.getvalue().lower():
-            why = f"another reason: {error}"
-        if (folder / "work" / shards.INDEX).exists():
-            why = why or _unlike_the_others(cohort, folder / "work")
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-    took = time.monotonic() - began
-    return Result(name=kind.name, ok=not why, why=why, seconds=took, growth=_peak() - before)
 
 
 def _unlike_the_others(cohort, work) -> str:
@@ -171,9 +171,11 @@ def _status(field: str) -> int:
 
 
 def kinds(quick: bool) -> list[tuple[str, corpus.Kind]]:
+    """quick: without what is large, and without what tests of tests/ refuse by the same tables."""
     every = [("nifti", k) for k in corpus.NIFTI] + [("dicom", k) for k in corpus.DICOM]
     every += [("pair", k) for k in corpus.PAIRS]
-    return [k for k in every if not quick or not k[1].name.startswith(("large", "bomb behind"))]
+    slow = ("large", "bomb behind", "tests: ")
+    return [k for k in every if not quick or not k[1].name.startswith(slow)]
 
 
 def _child(folder: pathlib.Path, quick: bool) -> None:
@@ -183,122 +185,65 @@ def _child(folder: pathlib.Path, quick: bool) -> None:
         for number, (where, kind) in enumerate(kinds(quick)):
             own = folder / f"{number:03d}"
             own.mkdir()
-            result = (check_pair if where == "pair" else check)(kind, own, SECONDS)
+            found = check(where, kind, own, SECONDS)
             signal.alarm(0)
-            print(json.dumps({**result, "where": where}), flush=True)
+            print(json.dumps(found), flush=True)
 
 
 def _warm_up(folder: pathlib.Path) -> None:
     """What is imported and compiled once is no kind's memory."""
     folder.mkdir(parents=True)
     with corpus.identity_model():
-        check(corpus.Kind("warm", "handled", lambda d: corpus.series(d / "s")), folder)
+        check("dicom", corpus.Kind("", "handled", lambda d: corpus.series(d / "s")), folder)
 
 
-def run_corpus(folder: pathlib.Path, quick: bool) -> list[Result]:
+def run_corpus(folder: pathlib.Path, quick: bool) -> list[dict]:
     """Results of all kinds; one that hung, and ended its process so, is one that failed."""
-    command = [sys.executable, "-m", "faults.inputs", str(folder), str(int(quick))]
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=_environment(), timeout=1800
-    )
-    results = [Result(json.loads(line)) for line in done.stdout.splitlines()]
-    for where, kind in kinds(quick)[len(results) :]:
-        why = f"not reached: the process ended with {done.returncode}: {done.stderr[-300:]}"
-        results.append(Result(name=kind.name, where=where, ok=False, why=why, seconds=0, growth=0))
-    return results
-
-
-def _environment() -> dict:
-    return {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    done = command("faults.inputs", str(folder), str(int(quick)), timeout=1800)
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    why = f"not reached: the process ended with {done.returncode}: {done.stderr[-300:]}"
+    return results + [result(w, kind.name, why) for w, kind in kinds(quick)[len(results) :]]
 
 
 # ---- the real commands ----
 
 
-def command(*words: str, cwd=ROOT) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", *words],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env=_environment(),
-        timeout=120,
-    )
+def is_one_line(done: subprocess.CompletedProcess, fragment: str) -> bool:
+    """Exit status 2, and a last line that begins with "error: " and says so; no traceback."""
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    is_clean = done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
+    return is_clean and last.startswith("error: ") and fragment in last
 
 
-def _is_one_line(done: subprocess.CompletedProcess, fragment: str) -> bool:
-    err = done.stderr.strip().splitlines()
-    return (
-        done.returncode == 2
-        and bool(err)
-        and err[-1].startswith("error: ")
-        and fragment in err[-1]
-        and "Traceback" not in done.stderr + done.stdout
-    )
+COMMANDS = {  # what these are given to, with the model that is shipped
+    "cldm_jax.predict": (
+        *("tests: empty", "tests: bomb", "bit flip in the voxels", "tests: a missing slice"),
+        "tests: JPEG 2000",
+    ),
+    "cldm_jax.main": ("tests: flipped affine", "tests: CT without bone", "dynamic PET"),
+}
 
 
-def run_commands(folder: pathlib.Path, quick: bool) -> list[Result]:
+def run_commands(folder: pathlib.Path, quick: bool) -> list[dict]:
     """Kinds through `python -m`: exit status 2, one line, no traceback; with --debug there is one."""
-    names = ("0 bytes", "bit flip in the voxels", "bomb that says so", "missing slice", "JPEG 2000")
-    chosen = [k for k in (*corpus.NIFTI, *corpus.DICOM) if k.name in names]
-    results = []
-
-    def add(name, ok, done):
-        why = "" if ok else f"{done.returncode}: {done.stderr[-300:]}"
-        results.append(Result(where="command", name=name, ok=ok, why=why, seconds=0, growth=0))
-
-    for number, kind in enumerate(chosen[:1] if quick else chosen):
-        own = folder / f"c{number}"
+    results, every = [], {kind.name: kind for _, kind in kinds(False)}
+    jobs = [(module, every[name], ()) for module, names in COMMANDS.items() for name in names]
+    jobs = jobs[:1] if quick else [*jobs, (*jobs[0][:2], ("--debug",))]
+    for number, (module, kind, more) in enumerate(jobs):
+        own = folder / str(number)
         own.mkdir()
-        arguments = ("cldm_jax.predict", "-i", str(kind.make(own)), "-o", str(own / "out"))
-        done = command(*arguments)  # with the model that is shipped
-        add(f"predict: {kind.name}", _is_one_line(done, kind.reason), done)
-    if not quick:
-        done = command(*arguments, "--debug")
-        add(
-            "predict --debug: a traceback",
-            "Traceback" in done.stderr and done.returncode != 0,
-            done,
-        )
-    for number, kind in enumerate(corpus.PAIRS[:1] if quick else corpus.PAIRS[1:24:8]):
-        own = folder / f"p{number}"
-        cohort = kind.make(own / "cohort")
-        done = command(
-            "cldm_jax.main",
-            "--config=configs/prepare.py:tiny",
-            f"--config.cohort={cohort}",
-            f"--workdir={own / 'work'}",
-        )
-        add(f"prepare: {kind.name}", _is_one_line(done, kind.reason), done)
+        if module == "cldm_jax.predict":
+            words = ["-i", str(kind.make(own)), "-o", str(own / "out"), *more]
+        else:
+            words = ["--config=configs/prepare.py:tiny", f"--workdir={own / 'work'}"]
+            words += [f"--config.cohort={kind.make(own / 'cohort')}"]
+        done = command(module, *words)
+        ok = is_one_line(done, kind.reason)
+        if more:
+            ok = "Traceback" in done.stderr and done.returncode != 0
+        why = "" if ok else f"{done.returncode}: {done.stderr[-300:]}"
+        results.append(result("command", " ".join((module, kind.name, *more)), why))
     return results
-
-
-def run_batch(folder: pathlib.Path) -> Result:
-    """A BIDS dataset with two bad images of five: the good ones are written, the bad ones listed."""
-    for number in range(5):
-        own = folder / "bids" / f"sub-{number}" / "pet"
-        own.mkdir(parents=True)
-        path = own / f"sub-{number}_pet.nii.gz"
-        corpus.save(path, corpus.head(seed=number)["pet"])
-        if number == 1:
-            corpus.raw(path, b"")
-        if number == 3:
-            corpus.flipped(path, 4000, 3)
-    text, why = io.StringIO(), "nothing was raised"
-    with (
-        corpus.identity_model(),
-        contextlib.redirect_stderr(text),
-        contextlib.redirect_stdout(text),
-    ):
-        try:
-            _predict(folder / "bids", folder / "out")
-        except UserError as error:
-            listed = "2 of 5 images failed: sub-1, sub-3" in str(error)
-            why = "" if listed else str(error)
-    made = sorted(p.parent.parent.name for p in (folder / "out").rglob("*_ct.nii.gz"))
-    if made != ["sub-0", "sub-2", "sub-4"]:
-        why = f"written: {made}"
-    return Result(where="batch", name="dataset", ok=not why, why=why, seconds=0, growth=0)
 
 
 def silently_wrong(folder: pathlib.Path, count: int) -> tuple[int, int]:
@@ -317,25 +262,7 @@ def silently_wrong(folder: pathlib.Path, count: int) -> tuple[int, int]:
     return theirs, ours
 
 
-# ---- mutated bytes ----
-
-
-def mutate(data: bytes, edits) -> bytes:
-    """edits: [(operation, place 0..1, byte)]: what a damaged disk or a hostile hand does to a file."""
-    data = bytearray(data)
-    for operation, place, byte in edits:
-        at = int(place * max(len(data) - 1, 0))
-        if operation == "set" and data:
-            data[at] = byte
-        elif operation == "flip" and data:
-            data[at] ^= 1 << (byte % 8)
-        elif operation == "cut":
-            del data[at:]
-        elif operation == "drop":
-            del data[at : at + 1 + byte]
-        elif operation == "insert":
-            data[at:at] = bytes([byte]) * (1 + byte % 9)
-    return bytes(data)
+# ---- files of others, to be mutated (tests/test_faults_inputs.py) ----
 
 
 def seeds(folder: pathlib.Path) -> dict[str, bytes]:
@@ -348,7 +275,7 @@ def seeds(folder: pathlib.Path) -> dict[str, bytes]:
     nifti.write_volume(folder / "a.nii.gz", array, affine, dtype=np.int16)
     stored = np.abs(array * 100).astype(np.uint16)
     for z in range(shape[2]):
-        slice_ = corpus.dicom_slice(z, stored, affine, 0.5)
+        slice_ = dicom_slice(z, stored, affine, 0.5)
         slice_.save_as(folder / f"{z}.dcm", enforce_file_format=True)
     header = "subject,group,split,pet,ct,mr\n"
     prepared = {"subjects": [], "shards": {}, "modalities": {}, "encoding": {}, "splits": {}}
@@ -423,103 +350,45 @@ def with_own_hashes(kind: str, data: bytes) -> bytes:
         return data
 
 
-def fuzz(folder: pathlib.Path, kind: str, examples: int, seed: int = 0) -> list[str]:
-    """Faults of `examples` mutants: an exception that is no UserError, or more than 5 seconds."""
-    good = seeds(folder)
-    rng, found = np.random.default_rng([seed, len(kind), *kind.encode()]), []
-    operations = ("set", "flip", "cut", "drop", "insert")
-    interesting = (0, 1, 255, 127, 128, 34, 45, 47, 48, 57, 91, 92, 123)
-    for number in range(examples):
-        edits = [
-            (operations[rng.choice(5, p=(0.4, 0.3, 0.05, 0.1, 0.15))], _place(rng, good[kind]),
-             int(rng.choice(interesting)) if rng.random() < 0.5 else int(rng.integers(256)))
-            for _ in range(rng.integers(1, 6))
-        ]  # fmt: skip
-        data = mutate(good[kind], edits)
-        if kind in ("index", "card") and number % 2:
-            data = with_own_hashes(kind, data)
-        began = time.monotonic()
-        try:
-            read_mutant(kind, data, folder)
-        except UserError:
-            pass
-        except Exception as error:
-            found.append(f"{kind} {number}: {type(error).__name__}: {str(error)[:120]}")
-        if time.monotonic() - began > FUZZ_SECONDS:
-            found.append(f"{kind} {number}: {time.monotonic() - began:.0f} s")
-    return found
-
-
-def _place(rng, data: bytes) -> float:
-    """Headers decide more than voxels do: half of the edits fall into the first 400 bytes."""
-    share = min(400 / len(data), 1.0)
-    return float(rng.random() * (share if rng.random() < 0.5 else 1.0))
-
-
-def fuzz_json(folder: pathlib.Path, kind: str) -> list[str]:
-    """Every value of index.json or model.json replaced by one of another kind, hashes made to fit."""
-    good = json.loads(seeds(folder)[kind])
-    strange = (None, True, -1, 1 << 70, 1e308, "", "../../x", "a" * 5000, [], [[1]], {}, {"a": {}})
-    found = []
-    for where in list(_paths(good)):
-        for value in (*strange, KeyError):  # KeyError: the value is taken out
-            bad = json.loads(json.dumps(good))
-            node = bad
-            for key in where[:-1]:
-                node = node[key]
-            if value is KeyError:
-                del node[where[-1]]
-            else:
-                node[where[-1]] = value
-            try:
-                read_mutant(kind, with_own_hashes(kind, json.dumps(bad).encode()), folder)
-            except UserError:
-                pass
-            except Exception as error:
-                found.append(f"{kind} {where}={value!r:.20}: {type(error).__name__}: {error}")
-    return found
-
-
-def _paths(node, path=()):
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in items:
-        yield (*path, key)
-        if isinstance(value, dict | list):
-            yield from _paths(value, (*path, key))
-
-
 FUZZED = ("nifti", "nifti.gz", "dicom", "manifest", "index", "shard", "card", "weights")
 
 
+TWINS = (
+    "test_data_dicom.py::test_transfer_syntaxes",
+    "test_data_dicom.py::test_philips_private_factors",
+    "test_data_dicom.py::test_zip_equals_folder",
+    "test_data_dicom.py::test_zip_bomb_is_refused_by_its_declared_size",
+    "test_data_dicom.py::test_lying_encrypted_and_damaged_zips",
+    "test_data_audit.py::test_bad_manifests",
+    "test_prepare.py::test_one_bad_entry_does_not_stop_the_others",
+    "test_faults_inputs.py::test_a_dataset_goes_on_and_lists_what_failed",
+    "test_faults_inputs.py::TestMutants",
+)
+EXAMPLES = 3000  # mutants of each kind of file
+
+
 def run(folder: pathlib.Path, quick: bool) -> Outcome:
-    for name in ("corpus", "commands", "batch", "bits", "fuzz"):
+    for name in ("corpus", "commands", "bits"):
         (folder / name).mkdir()
-    results = run_corpus(folder / "corpus", quick)
-    results += run_commands(folder / "commands", quick)
-    results.append(run_batch(folder / "batch"))
+    results = run_corpus(folder / "corpus", quick) + run_commands(folder / "commands", quick)
     theirs, ours = silently_wrong(folder / "bits", 20 if quick else 200)
-    examples, faults = (20 if quick else 3000), []
-    for kind in FUZZED:
-        faults += fuzz(folder / "fuzz" / kind, kind, examples)
-    for kind in ("index", "card"):
-        faults += fuzz_json(folder / "fuzz" / f"{kind}-json", kind)
-    failed = [r for r in results if not r["ok"]]
     slowest = max(results, key=lambda r: r["seconds"])
     largest = max(results, key=lambda r: r["growth"])
-    notes = [f"{r['where']}: {r['name']}: {r['why']}" for r in failed] + faults[:20]
-    notes += [
-        f"{sum(r['where'] == w for r in results)} of {w}"
-        for w in ("nifti", "dicom", "pair", "command", "batch")
-    ]
+    where = [r["where"] for r in results]
+    notes = [f"{where.count(w)} of {w}" for w in ("nifti", "dicom", "pair", "command")]
     notes += [
         f"slowest: {slowest['name']}, {slowest['seconds']:.1f} s; "
         f"most memory: {largest['name']}, {largest['growth'] >> 20} MiB",
         f"bits flipped in a .nii.gz and accepted with other voxels: {theirs} by nibabel, {ours} here",
-        f"{examples} mutants of each of {', '.join(FUZZED)}: {len(faults)} faults",
     ]
+    wrong = [f"{r['where']}: {r['name']}: {r['why']}" for r in results if not r["ok"]]
     lost = ours + sum(r["why"] == "accepted" for r in results)
-    survived = len(results) - len(failed) + (not faults)
-    return Outcome(len(results) + 1, survived, lost, theirs > 0, notes)
+    outcome = tally(len(results), wrong, theirs > 0, *notes, lost=lost)
+    if quick:
+        return outcome
+    notes = [*outcome.notes, f"{EXAMPLES} mutants of each of {', '.join(FUZZED)}"]
+    outcome = outcome._replace(notes=notes)
+    return twins.added(outcome, folder, TWINS, CLDM_FUZZ_EXAMPLES=str(EXAMPLES))
 
 
 PROMISES = [Promise(8, "bad volumes are refused by name, unusual ones handled", run)]

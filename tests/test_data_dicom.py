@@ -24,9 +24,8 @@ from cldm_jax.errors import UserError
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # faults is not installed
 
-from faults import corpus  # noqa: E402
+from faults.dicom_slices import LPS, dicom_slice  # noqa: E402
 
-LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
 SHAPE = (9, 7, 6)  # x (columns), y (rows), z
 DOSE, WEIGHT, HALF_LIFE = 3.7e8, 70.0, 6586.2
 UIDS = {
@@ -69,7 +68,7 @@ PET_ONLY = (
 
 def _slice(z, modality="PT", stored=STORED, affine=AFFINE, uid="series", number=3):
     """One slice, rows [y, x], of a volume [x, y, z] with a RAS+ affine, full of names."""
-    ds = corpus.dicom_slice(z, stored, affine, 0.5)
+    ds = dicom_slice(z, stored, affine, 0.5)
     for tag, value in NAMING.items():
         setattr(ds, tag, value)
     ds.add_new((0x0099, 0x0010), "LO", "CANARY block")

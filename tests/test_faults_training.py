@@ -13,7 +13,17 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # faults is no package of the installation
 
 from faults import __main__ as runner  # noqa: E402
-from faults import checkpoints, determinism, soak, training  # noqa: E402
+from faults import (  # noqa: E402
+    checkpoints,
+    determinism,
+    hurt,
+    inputs,
+    outputs,
+    security,
+    soak,
+    training,
+    twins,
+)  # fmt: skip
 from faults.common import Outcome, Promise  # noqa: E402
 
 
@@ -31,7 +41,8 @@ def assert_kept(outcome: Outcome) -> None:
     assert outcome.lost == 0 and outcome.negative_control is not False, outcome.notes
 
 
-# What the suite says of the slow ones stands in test_train.py, test_saving.py and test_runtime.py.
+# What the suite says of the slow ones stands in test_train.py, test_saving.py, test_feed.py and
+# test_runtime.py: the nodes of their twins.
 QUICK = {3: checkpoints.damaged_checkpoints}
 SLOW = {
     1: training.exact_resume,
@@ -68,25 +79,62 @@ def test_a_kill_in_a_save_beside_the_steps_repeats_itself(shared, tmp_path):
     """Before the manifest of the second save, while later steps are done: it goes on from the first."""
     truth = training.uninterrupted(shared, training.QUICK_STEPS)
     cadence = {**training.CADENCE, "save_every": 5, "num_train_steps": training.QUICK_STEPS}
-    words = training.arguments(shared, tmp_path / "run", **cadence)
-    hooks = {"beside": 1, "before_write": [signal.SIGKILL, "sha256-10", 1]}
-    assert training.run(words, hooks).code == -signal.SIGKILL
-    assert training._sound(tmp_path / "run", truth) == (5, "")
-    ended = training.run(words, {"beside": 1})
+    words = hurt.arguments(shared, tmp_path / "run", **cadence)
+    hooks = {"beside": 1, "at": ["manifest 10", 1, "signal", signal.SIGKILL, 0]}
+    assert hurt.run(words, hooks).code == -signal.SIGKILL
+    assert training.sound(tmp_path / "run", truth) == (5, "")
+    ended = hurt.run(words, {"beside": 1})
     assert ended.code == 0 and "resuming" in ended.text, ended.text
     assert training.unlike(tmp_path / "run", truth) == ""
 
 
 def test_full_counts_are_what_is_promised(tmp_path):
-    truth = training.Truth({}, "", (), {}, 1.0, 300)
-    kills = training._kills(np.random.default_rng(0), truth, training.KILLS)
+    kills = training.hurts(np.random.default_rng(0), training.KILLS, [signal.SIGKILL], 300)
     assert 2 * len(kills) == 30 and 2 * len(training.STOPS) == 20
-    times = [kill["at"] for kill in kills if kill["kind"] == "time"]
+    times = [kill.at for kill in kills if kill.kind == "time"]
     assert times == sorted(times) and max(times) - min(times) > 0.5
-    assert len(training.POISONS) >= 6 and len(training.WRITERS) == 5
-    assert len(checkpoints.FAILURES) >= 8
+    assert len(training.WRITERS) + len(training.WRITER_TWINS) == 5
+    assert len(checkpoints.FAILURES) == 12
     checkpoints._two_steps(tmp_path)
     assert len(checkpoints.damages(tmp_path)) >= 200
+
+
+@pytest.mark.parametrize("kind", [*training.KILLS, *training.STOPS])
+def test_every_kind_of_signal_is_sent(kind):
+    """From outside, or by hooks that exist, at places and by acts that exist."""
+    hooks = training.Hurt(kind, 9, 0.1).hooks("run")
+    assert bool(hooks) == (kind not in training.FROM_OUTSIDE) or kind == "twice"
+    with hurt.hooked({} if kind == "at_event" else hooks):
+        pass
+
+
+class TestTwins:
+    def test_what_failed_is_named_and_what_was_skipped_not_counted(self, tmp_path):
+        path = tmp_path / "test_x.py"
+        path.write_text(
+            "import pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2\n"
+            "@pytest.mark.skip\ndef test_c(): pass\n"
+        )
+        outcome = twins.added(Outcome(3, 3, 0, True, []), tmp_path, [str(path)])
+        assert (outcome.injected, outcome.survived) == (5, 4) and "test_b" in outcome.notes[0]
+        with pytest.raises(RuntimeError, match="pytest ended with 4"):
+            twins.run(tmp_path, ["test_runtime.py::test_that_is_not_there"])
+
+    def test_every_node_is_there(self):
+        nodes = {*checkpoints.TWINS, *determinism.TWINS, *inputs.TWINS, *outputs.LEAK_TWINS}
+        nodes |= {*security.ID_TWINS, *security.REFUSALS, *training.NAN_TWINS}
+        for node in nodes | {*training.WRITER_TWINS}:
+            path, _, name = node.partition("::")
+            text = (ROOT / "tests" / path).read_text()
+            assert f"def {name}(" in text or f"class {name}:" in text, node
+
+
+@pytest.mark.parametrize("name", checkpoints.FAILURES)
+def test_every_failure_is_hooked_in(name):
+    hooks = checkpoints.FAILURES[name].hooks
+    with hurt.hooked({k: v for k, v in hooks.items() if k != "obeys_permissions"}):
+        pass
+    assert callable(hurt.obeys_permissions)  # whoever enters it gives up rights
 
 
 class TestSlope:
@@ -104,22 +152,12 @@ class TestSlope:
         assert soak.slope(self.looks(2e6)) > soak.LIMIT
 
 
-class TestFingerprint:
-    def test_of_values_and_order(self):
-        a = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
-        b = a.copy()
-        b[2, 1] = np.nextafter(b[2, 1], np.float32(9))
-        prints = {int(determinism._fingerprint([x])) for x in (a, b, a[::-1].copy())}
-        assert len(prints) == 3
-        assert int(determinism._fingerprint([a.copy()])) in prints
-
-
 def test_a_lost_line_is_seen(shared):
     truth = training.uninterrupted(shared, training.QUICK_STEPS)
     workdir = shared / f"truth-ldm-{training.QUICK_STEPS}" / "run"
-    assert training._sound(workdir, truth) == (training.QUICK_STEPS, "")
+    assert training.sound(workdir, truth) == (training.QUICK_STEPS, "")
     short = truth._replace(rows={**truth.rows, (3, "train"): {"train/loss": "0x1p0"}})
-    assert "lines wrong" in training._sound(workdir, short)[1]
+    assert "lines wrong" in training.sound(workdir, short)[1]
     assert "differ" in training.unlike(workdir, short)
     assert training.unlike(workdir, truth) == ""
 
@@ -127,13 +165,13 @@ def test_a_lost_line_is_seen(shared):
 class TestStopped:
     """What must not pass for a stop that went well."""
 
-    STOP = training.Stop("time", int(signal.SIGTERM), 0.5)
+    STOP = training.Hurt("time", int(signal.SIGTERM), 0.5)
 
     def why(self, shared, code: int, text: str, seconds: float = 1.0) -> str:
         truth = training.uninterrupted(shared, training.QUICK_STEPS)
         workdir = shared / f"truth-ldm-{training.QUICK_STEPS}" / "run"
-        ended = training.Ended(code, text, seconds)
-        return training._ill_stopped(self.STOP, ended, workdir, truth)[1]
+        ended = hurt.Ended(code, text, seconds)
+        return training.ill_ended(self.STOP, ended, workdir, truth)[1]
 
     def test_it_can_pass(self, shared):
         assert self.why(shared, 143, "stopped by signal 15; the same command resumes") == ""
@@ -205,7 +243,7 @@ class TestRunner:
 
 
 def test_a_child_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setattr(training, "TIMEOUT", 0.2)
+    monkeypatch.setattr(hurt, "TIMEOUT", 0.2)
     words = [sys.executable, "-c", "import time; time.sleep(60)"]
-    ended = training.finish(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
+    ended = hurt.finish(subprocess.Popen(words, stdout=subprocess.PIPE, text=True))
     assert ended.code == -signal.SIGKILL and "hung" in ended.text

@@ -74,6 +74,9 @@ def test_damaged_checkpoint_falls_back_and_is_kept(tmp_path, damage, caplog):
     assert (tmp_path / "2.corrupt").is_dir() and "damaged" in caplog.text
     checkpoints.save(2, state_of(2))  # the step can be written again
     assert checkpoints.restore_latest(abstract_of(state_of(0)))[0] == 2
+    flip(data_file(tmp_path / "2"))  # a second damaged one does not take the place of the first
+    assert checkpoints.restore_latest(abstract_of(state_of(0)))[0] == 1
+    assert (tmp_path / "2.corrupt").is_dir() and (tmp_path / "2.corrupt-2").is_dir()
 
 
 def test_nothing_to_restore(tmp_path):
@@ -300,10 +303,12 @@ def test_a_torn_line_of_metrics_is_passed_over(tmp_path, caplog):
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1, "a": 2.0}\n'
 
 
-@pytest.mark.parametrize("where", ["loss", "params"])
+@pytest.mark.parametrize("where", ["loss", "params", "one of them"])
 def test_an_update_that_is_not_finite_is_not_applied_nor_any_after_it(where):
     def train_step(state, batch, rng):
         params = jax.tree.map(lambda p: p + (batch if where == "params" else 1.0), state.params)
+        if where == "one of them":  # as where one side of an adversarial pair has gone wrong
+            params = {**params, "b": params["b"] + batch}
         new = state._replace(step=state.step + 1, params=params, ema_params=params)
         return new, {"loss": batch if where == "loss" else jnp.float32(0)}
 

@@ -216,7 +216,7 @@ def test_a_signal_in_validation_leaves_it_to_the_resumed_run(study, tmp_path, mo
     assert best[0] == best[1] and best[0]["step"]
 
 
-def test_people_of_a_batch_with_nan_are_named(study, tmp_path, monkeypatch):
+def test_people_of_a_batch_with_nan_are_named_and_it_resumes(study, tmp_path, monkeypatch):
     read = pipeline.SliceSource.read
     ids = [s["id"] for s in inputs.open_prepared(study.config("unet").data).index["subjects"]]
     keys = [s["split"] for s in files.read_json(study.prepared / "index.json")["subjects"]]
@@ -228,11 +228,14 @@ def test_people_of_a_batch_with_nan_are_named(study, tmp_path, monkeypatch):
             batch["source"][self.keys["subject"][rows] == victim, 0, 0, 0] = np.nan
         return batch
 
-    monkeypatch.setattr(pipeline.SliceSource, "read", poisoned)
-    with pytest.raises(UserError, match=f"in the images of {ids[victim]}; its update was not"):
-        train.run(study.config("unet"), str(tmp_path))
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline.SliceSource, "read", poisoned)
+        with pytest.raises(UserError, match=f"in the images of {ids[victim]}; its update was not"):
+            train.run(study.config("unet"), str(tmp_path))
     found = restore_for_inference(tmp_path / "checkpoints")
     assert found is None or all(np.isfinite(x).all() for x in jax.tree.leaves(found[1]))
+    train.run(study.config("unet"), str(tmp_path))  # the same command, without the poison
+    assert read_rows(tmp_path) == read_rows(study.unet)
 
 
 def test_what_the_system_refuses_is_one_line(study, tmp_path):
