@@ -18,6 +18,7 @@ from test_docs import refusal
 from benchmarks import cases, data, reader, real_cases, scale, scale_probe
 from cldm_jax import files
 from cldm_jax.models import monai_names
+from faults import determinism
 
 
 class Pretended:
@@ -119,6 +120,16 @@ def test_every_check_judges(pretended, tmp_path, monkeypatch, capsys):
         *("index: open_s", "reader"),
     }
     assert "FAIL" in capsys.readouterr().out
+
+
+def test_the_seventh_promise_judges_by_these_checks(pretended, tmp_path, monkeypatch):
+    """`faults` 7: rows of devices, and each method once more (here: no process at all)."""
+    monkeypatch.setattr(determinism, "_again", lambda study, config, seed=0: {config: seed})
+    (tmp_path / "own").mkdir()
+    outcome = determinism._trained(determinism._study(tmp_path / "own"), True)
+    assert outcome.injected == 2 * 6 + 5 + 9 + 3 and outcome.negative_control
+    kept = 3 + 3  # the methods, and what one device goes on with
+    assert outcome.survived == (outcome.injected if pretended else kept), outcome.notes
 
 
 def test_a_run_that_ends_early_is_a_failed_row(pretended, tmp_path, monkeypatch, capsys):
