@@ -152,6 +152,7 @@ class TestSlope:
         assert soak.slope(self.looks(2e6)) > soak.LIMIT
 
 
+@pytest.mark.slow  # of the harness, with a training of its own, as TestStopped
 def test_a_lost_line_is_seen(shared):
     truth = training.uninterrupted(shared, training.QUICK_STEPS)
     workdir = shared / f"truth-ldm-{training.QUICK_STEPS}" / "run"
@@ -162,6 +163,7 @@ def test_a_lost_line_is_seen(shared):
     assert training.unlike(workdir, truth) == ""
 
 
+@pytest.mark.slow
 class TestStopped:
     """What must not pass for a stop that went well."""
 

@@ -246,6 +246,7 @@ def test_what_the_system_refuses_is_one_line(study, tmp_path):
         train.run(study.config("unet"), str(tmp_path / "file" / "run"))
 
 
+@pytest.mark.slow  # of the check, not of the product
 def test_resume_check_can_fail(study, tmp_path):
     """Negative control: another seed gives other losses."""
     config = study.config("unet")

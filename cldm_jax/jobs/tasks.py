@@ -3,8 +3,6 @@
 A use is an entry of USES (`uses/base.py` says what that is); nothing else here knows one from another.
 """
 
-import csv
-import io
 import pathlib
 from typing import NamedTuple
 
@@ -17,7 +15,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.jobs.evaluate import recentred
 from cldm_jax.metrics import aggregate
 from cldm_jax.report import uses_page
-from cldm_jax.report.page import SCORE_COLUMNS, json_ready
+from cldm_jax.report.page import SCORE_COLUMNS, json_ready, scores_csv
 from cldm_jax.runs.readouts import Predictor, Rows, make_entrants, open_run
 from cldm_jax.runs.spread import RECENTRED
 from cldm_jax.runtime import device
@@ -59,7 +57,7 @@ def run(config, workdir: str) -> None:
     rows, pictures, failures, people = _score(opened, uses)
     summary = _summary(opened, uses, rows, failures, people)
     folder = pathlib.Path(workdir)
-    files.write_text(folder / "tasks.csv", _csv(rows))
+    files.write_text(folder / "tasks.csv", scores_csv(rows, COLUMNS))
     page = uses_page.make_page(summary, pictures, title=config.title)
     files.write_text(folder / "index.html", page)
     files.write_json(folder / "tasks.json", json_ready(summary))
@@ -312,11 +310,3 @@ def _tests(opened: Opened, use: Use, rows, seed: int) -> list[dict]:
     return aggregate.paired_tests(
         aggregate.average_seeds(rows), pairs, metrics=(next(iter(use.measures)),), seed=seed
     )
-
-
-def _csv(rows: list[dict]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()

@@ -35,7 +35,7 @@ def write_report(folder, summary: dict, scores: list[dict], gallery: dict, *, ti
     """
     folder = pathlib.Path(folder)
     summary = json_ready(summary)
-    files.write_text(folder / "scores.csv", _csv(scores))
+    files.write_text(folder / "scores.csv", scores_csv(scores))
     scores = [row for row in scores if row["method"] != "reference"]
     drawn = _draw(folder / "figures", summary, scores, gallery)
     page = render("page.html", _context(summary, scores, gallery, drawn, title))
@@ -71,10 +71,10 @@ def json_ready(value):
     return value
 
 
-def _csv(scores: list[dict]) -> str:
+def scores_csv(scores: list[dict], columns=SCORE_COLUMNS) -> str:
     """Undefined scores stay in the file, as "nan" or "inf"."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, SCORE_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(scores)
     return text.getvalue()
