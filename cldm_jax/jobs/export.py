@@ -19,7 +19,7 @@ from cldm_jax.data import pet_ranges, shards
 from cldm_jax.errors import UserError
 from cldm_jax.methods.base import Method
 from cldm_jax.runs import calibration, monai_export
-from cldm_jax.runs.inputs import source_of
+from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.readouts import Stored, read_stored, stored_calibration, stored_method
 from cldm_jax.runtime import device, weights
 from cldm_jax.runtime.train_state import TrainState

@@ -16,6 +16,7 @@ from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.models import monai_names
 from cldm_jax.runs import latents as latents_lib
+from cldm_jax.runs.latents import source_of
 from cldm_jax.runtime import foreign
 
 TARGETS = ("ct", "mr")
@@ -26,11 +27,6 @@ class Inputs(NamedTuple):
     latents: Prepared | None
     frozen: dict[str, Any]  # constants for `Method.init`
     recipe: dict[str, Any]  # keywords of the method's `make`
-
-
-def source_of(data) -> str:
-    """The PET that the `data` block of a training reads, "pet" or "nac"; older ones do not say."""
-    return data.get("source", "pet")
 
 
 def prepared_folder(data) -> pathlib.Path:

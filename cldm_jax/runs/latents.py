@@ -11,9 +11,14 @@ from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 
 
+def source_of(data) -> str:
+    """The PET that the `data` block of a training reads, "pet" or "nac"; older ones do not say."""
+    return data.get("source", "pet")
+
+
 def needed_modalities(data) -> tuple[str, ...]:
     """What a training with this `data` block reads as latents; its targets are named."""
-    source = (data.get("source", "pet"),) if data.source_kind == "latent" else ()
+    source = (source_of(data),) if data.source_kind == "latent" else ()
     return (*source, *(t for t in data.targets if t not in source))
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from cldm_jax.data import intensity, mask, pipeline
 from cldm_jax.metrics import ensemble, regions
 from cldm_jax.runs.calibration import TargetCalibration
-from cldm_jax.runs.inputs import source_of
+from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.readouts import Predictor, Rows, Run
 
 RECENTRED = "recentred"  # read-out: RECENTRED + K

@@ -9,7 +9,8 @@ from cldm_jax.errors import UserError
 from cldm_jax.metrics import aggregate, statistics
 from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
 from cldm_jax.metrics.scores import Context
-from cldm_jax.runs.inputs import TARGETS, open_prepared, source_of
+from cldm_jax.runs.inputs import TARGETS, open_prepared
+from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.readouts import Entrant, Run
 from cldm_jax.scoring import references
 

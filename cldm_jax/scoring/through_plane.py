@@ -6,7 +6,7 @@ import numpy as np
 
 from cldm_jax.data import pipeline
 from cldm_jax.metrics import anatomy, image
-from cldm_jax.runs.inputs import source_of
+from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.readouts import Rows, open_run, predict_rows
 
 

@@ -30,32 +30,28 @@ def score(
     spacing,
     regions,
     *,
-    hu_atlas=None,
     slice_axis: int = 2,
 ) -> dict:
     """Errors of the PET, of bone and of air of one person.
 
     hu_synthetic, hu_real   CT numbers [x, y, z] of whole slices, one grid; what does not belong to the
-                            head's largest piece (a holder) is taken for air. hu_atlas: a third one, such
-                            as the mean of training people
+                            head's largest piece (a holder) is taken for air
     pet          the true or corrected activity, any unit, same grid
     spacing      mm of the three axes
     regions      {name: bool array}, or (array of codes, {code: name}); same grid
     slice_axis   axis of the slices (0 for [z, rows, columns])
 
-    Returns {"pet_error": {map: {"regions": {name: %}, "mean", "mean_absolute", "worst",
-    "worst_region"}}} of maps "synthetic", "water" (in the real head's outline, filled) and "atlas",
-    against the image that the real CT gives; the same of that image against `pet` as "reconstruction",
-    what the method itself does; "left_out": regions below LARGE_ML or without uptake; "bone_dice" above
-    BONE_HU; "mae_hu" in the real head; "air" in the head (sinuses, mastoid cells; below AIR_HU and closed
-    within a slice): {"real_ml", "synthetic_ml", "dice"}; "seconds". Raises ValueError for shapes that
-    differ and where no region can be scored.
+    Returns {"pet_error": {"regions": {name: %}, "mean", "mean_absolute", "worst", "worst_region"}} of
+    the image that the synthetic CT gives against that of the real CT; the same of the latter against
+    `pet` as "reconstruction", what the method itself does; "left_out": regions below LARGE_ML or without
+    uptake; "bone_dice" above BONE_HU; "mae_hu" in the real head; "air" in the head (sinuses, mastoid
+    cells; below AIR_HU and closed within a slice): {"real_ml", "synthetic_ml", "dice"}; "seconds".
+    Raises ValueError for shapes that differ and where no region can be scored.
     """
     began = time.monotonic()
     spacing = [float(s) for s in spacing]
     spacing.append(spacing.pop(slice_axis))
     cts = {"real": hu_real, "synthetic": hu_synthetic}
-    cts |= {} if hu_atlas is None else {"atlas": hu_atlas}
     cts = {k: _slices_last(v, slice_axis, np.float32) for k, v in cts.items()}
     pet = _slices_last(pet, slice_axis, np.float32)
     regions = _named(regions, slice_axis)
@@ -64,7 +60,6 @@ def score(
             raise ValueError(f"{name}: shape {array.shape}, the PET has {pet.shape}")
     heads = {k: _head(v) for k, v in cts.items()}
     maps = {k: _mu(v, heads[k]) for k, v in cts.items()}
-    maps["water"] = np.where(heads["real"], np.float32(osem.MU_WATER), np.float32(0))
     images, activity, weights = _reconstructed(maps, pet, regions, spacing)
     totals = {k: float((activity * w).sum()) for k, w in weights.items()}
     ml = float(np.prod(spacing)) / 1000
@@ -75,7 +70,7 @@ def score(
     real = images.pop("real")
     air = {k: heads[k] & (cts[k] < AIR_HU) for k in ("real", "synthetic")}
     return {
-        "pet_error": {k: _errors(v, real, weights) for k, v in images.items()},
+        "pet_error": _errors(images["synthetic"], real, weights),
         "reconstruction": _errors(real, activity, weights),
         "left_out": [k for k in regions if k not in large],
         "bone_dice": _dice(*(cts[k] * heads[k] > BONE_HU for k in ("synthetic", "real"))),
@@ -89,21 +84,10 @@ def score(
     }
 
 
-def phantom_regions(labels, spacing) -> dict[str, np.ndarray]:
-    """Regions of a simulated person's truth/label.nii.gz [x, y, z], RAS: grey matter in eight blocks
-    about the brain's centre, white matter, deep nuclei, and the brain within 10 mm of bone.
-    """
-    brain = np.isin(labels, (2, 3, 12, 13))
-    centre = [float(i.mean()) for i in np.nonzero(brain)]
-    side = [i >= c for i, c in zip(np.indices(labels.shape), centre, strict=True)]
-    found = {}
-    for block in np.ndindex(2, 2, 2):
-        words = ("left right", "back front", "lower upper")
-        name = " ".join(w.split()[b] for w, b in zip(words, block, strict=True))
-        inside = np.all([s == bool(b) for s, b in zip(side, block, strict=True)], axis=0)
-        found[f"grey, {name}"] = (labels == 2) & inside
-    near = ndimage.distance_transform_edt(labels != 7, sampling=spacing) <= 10
-    return found | {"white": labels == 3, "deep": labels == 12, "near bone": brain & near}
+def water(hu, slice_axis: int = 2) -> np.ndarray:
+    """CT numbers of what stands for a head without a CT: water in its outline, filled. Axes as given."""
+    head = np.moveaxis(_head(_slices_last(hu, slice_axis, np.float32)), 2, slice_axis)
+    return np.where(head, np.float32(0), np.float32(-1000))
 
 
 def _slices_last(array, axis: int, dtype) -> np.ndarray:
@@ -192,11 +176,11 @@ def _judge(case: Case) -> Judge:
     def judged(hu):
         found = compared(hu)
         air, parts = found["air"], {k: found[k] for k in ("bone_dice", "mae_hu")}
-        values = {**_percents(found["pet_error"]["synthetic"]), **parts, "air_dice": air["dice"]}
+        values = {**_percents(found["pet_error"]), **parts, "air_dice": air["dice"]}
         return values, (osem.attenuation(hu[len(hu) // 2]) / 0.016).clip(0, 1)
 
-    water = _percents(compared(case.real)["pet_error"]["water"])
-    return Judge(judged, {"water": ({**dict.fromkeys(_MEASURES, np.nan), **water}, None)})
+    floor = _percents(compared(water(case.real, slice_axis=0))["pet_error"])
+    return Judge(judged, {"water": ({**dict.fromkeys(_MEASURES, np.nan), **floor}, None)})
 
 
 def _percents(error: dict) -> dict[str, float]:
