@@ -1,8 +1,8 @@
 """README's commands pasted into a fresh shell that entered nothing, in a clone that was set up: slow.
 
 Shortened by documented means only: preset tiny for every other (and its runs), `-k` for the tests,
-`--dry-run` for the training on several GPUs, fewer methods and seeds for the second comparison, a
---workdir where presets had kept runs apart. Names that stand for a reader's files are given some.
+`--dry-run` for the training on several GPUs, a --workdir where presets had kept runs apart. Names that
+stand for a reader's files are given some: a simulated cohort.
 """
 
 import os
@@ -13,6 +13,7 @@ import subprocess
 import pytest
 from test_docs import ROOT, pasted
 
+COHORT = "runs/simulate-tiny"
 PRESETS = ("quick", "cpu1mm", "cpu", "a6000", "multi")
 
 
@@ -25,11 +26,9 @@ def shortened(line: str) -> str:
             line = line.replace(f"runs/{run}-{preset}", f"runs/{run}-tiny")
     line = line.replace("quickstart.sh ", "quickstart.sh tiny ")
     line = line.replace("launch/test.sh", "launch/test.sh -k test_guidance").partition("   ")[0]
-    line = line.replace("BIDS_FOLDER_OR_CSV", "runs/data/tiny/cohort").replace("LABELS", "labels")
+    line = line.replace("BIDS_FOLDER_OR_CSV", COHORT)
     if "launch/train.sh" in line:
         line += " --dry-run"
-    if "--labels" in line:  # beside the first one, which has the same preset now
-        line += " --name reproduce-labels --methods unet,ldm --seeds 1"
     if line.endswith("prepared=runs/mine"):
         line += " --workdir=runs/ldm-mine"
     return line.strip()
@@ -66,10 +65,7 @@ def test_readme_runs_as_it_is_pasted(clone):
         print(f"exit {done.returncode}: {line}", flush=True)
         if done.returncode:
             failed.append((line, done.stderr[-400:]))
-        if line == simulate:  # a reader's own files, which README names
-            cohort = clone / "runs" / "data" / "tiny" / "cohort"
-            shutil.copy(next(cohort.glob("*/pet.nii.gz")), clone / "pet.nii.gz")
-            for label in cohort.glob("*/truth/label.nii.gz"):  # heads for LABELS
-                (clone / "labels" / label.parts[-3]).mkdir(parents=True)
-                shutil.copy(label, clone / "labels" / label.parts[-3])
+        if line == simulate:  # a reader's own file, which README names
+            pet = next((clone / COHORT).glob("*/pet.nii.gz"))
+            shutil.copy(pet, clone / "pet.nii.gz")
     assert failed == []
