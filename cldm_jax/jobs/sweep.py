@@ -34,30 +34,12 @@ def run(config, workdir: str) -> None:
     names = {prepared.index["modalities"][t]["code"]: t for t in targets}
     scorer = Scorer(config, prepared, names, reads=shared_source([own]))
     source = scorer.source(trained["data"]["context"])
-    draws = {n: config.num_samples for n in config.num_sampling_steps}
-    draws[config.main_steps] = config.main_samples
-    total = len(source) * sum(n * k for n, k in draws.items())
-    points, spread = [], []
+    points = []
     for mode in (m for m in own.method.predict if m in ("onestep", "mirror")):
         images = predict_rows(own, mode, source, batch_size=config.batch_size, seed=0).images
         points += _points(scorer, images, mode, steps=1, samples=0)
-    with Progress(total, "sweep", "evaluation") as progress:
-        options = dict(batch_size=config.batch_size, progress=progress)
-        for steps, samples in sorted(draws.items()):
-            sampling = {**trained["recipe"]["sampling"], "num_sampling_steps": steps}
-            opened = open_run(config.run, {**sampling, "num_samples": (1,)})
-            stack = np.stack(
-                [
-                    predict_rows(opened, "sample", source, seed=k, **options).images
-                    for k in range(samples)
-                ]
-            )
-            for k in (2**i for i in range(int(np.log2(samples)) + 1)):
-                mean = stack[:k].mean(0)
-                points += _points(scorer, mean, f"mean{k}_steps{steps}", steps=steps, samples=k)
-            if steps == config.main_steps:
-                spread = _calibration(scorer, stack)
-        found = through_plane.measure(config, trained, prepared, names)
+    sampled, spread = _sample(config, trained, scorer, source)
+    found = through_plane.measure(config, trained, prepared, names)
     record = {
         "run": str(config.run),
         "checkpoint": own.step,
@@ -66,7 +48,7 @@ def run(config, workdir: str) -> None:
         "people": len({s["patient"] for s in scorer.scores}),
         "slices": len(source),
         "protocol": scorer.protocol.name,
-        "points": points,
+        "points": points + sampled,
         "calibration": spread,
         "through_plane": found.rows,
     }
@@ -84,6 +66,30 @@ def run(config, workdir: str) -> None:
             figures.save(figure, folder / f"{target}_through_plane.png", indexed=True)
     _print(record)
     print(f"sweep: {folder / 'sweep.json'}")
+
+
+def _sample(config, trained: dict, scorer, source) -> tuple[list[dict], list[dict]]:
+    """(points, calibration of `config.main_steps`) of every number of steps and samples."""
+    draws = {n: config.num_samples for n in config.num_sampling_steps}
+    draws[config.main_steps] = config.main_samples
+    total = len(source) * sum(n * k for n, k in draws.items())
+    points, spread = [], []
+    with Progress(total, "sweep", "evaluation") as progress:
+        options = dict(batch_size=config.batch_size, progress=progress)
+        for steps, samples in sorted(draws.items()):
+            sampling = {**trained["recipe"]["sampling"], "num_sampling_steps": steps}
+            opened = open_run(config.run, {**sampling, "num_samples": (1,)})
+            made = [
+                predict_rows(opened, "sample", source, seed=k, **options).images
+                for k in range(samples)
+            ]
+            stack = np.stack(made)
+            for k in (2**i for i in range(int(np.log2(samples)) + 1)):
+                mean = stack[:k].mean(0)
+                points += _points(scorer, mean, f"mean{k}_steps{steps}", steps=steps, samples=k)
+            if steps == config.main_steps:
+                spread = _calibration(scorer, stack)
+    return points, spread
 
 
 def _points(scorer, images, name: str, **facts) -> list[dict]:

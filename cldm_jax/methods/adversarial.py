@@ -51,6 +51,14 @@ def query_pool(pool: dict, images, rng):
     return out, pool
 
 
+def _through_pools(pools: dict, fakes: dict, rng) -> tuple[dict, dict]:
+    """(what the discriminators see, pools): images whose name has a pool have gone through it."""
+    seen, pools = dict(fakes), dict(pools)
+    for name, key in zip(sorted(pools), jax.random.split(rng, max(1, len(pools))), strict=False):
+        seen[name], pools[name] = query_pool(pools[name], fakes[name], key)
+    return seen, pools
+
+
 def make_update(generator_loss, discriminator_loss, optim: dict):
     """(init_state, train_step) for two networks that play against each other.
 
@@ -88,12 +96,7 @@ def make_update(generator_loss, discriminator_loss, optim: dict):
         generators, discriminators = state.params["generators"], state.params["discriminators"]
         grad_fn = jax.value_and_grad(generator_loss, has_aux=True)
         (loss, (metrics, fakes)), grads = grad_fn(generators, discriminators, batch)
-        pools = dict(state.extra)
-        pooled = dict(fakes)
-        for name, key in zip(
-            sorted(pools), jax.random.split(rng, max(1, len(pools))), strict=False
-        ):
-            pooled[name], pools[name] = query_pool(pools[name], fakes[name], key)
+        pooled, pools = _through_pools(state.extra, fakes, rng)
         d_loss, d_grads = jax.value_and_grad(discriminator_loss)(discriminators, batch, pooled)
         generators, g_opt = move(state, "generators", grads)
         discriminators, d_opt = move(state, "discriminators", d_grads)

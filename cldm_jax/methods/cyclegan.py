@@ -34,17 +34,15 @@ def make(
         source, target = batch["source"][:1], batch["target"][:1]
         if source.shape[-1] != 1:
             raise ValueError(f"CycleGAN takes one source slice, got {source.shape[-1]}")
-        keys = jax.random.split(rng, 4)
+        there, back, of_target, of_source = jax.random.split(rng, 4)
         generators = {
-            "forward": init_params(net, keys[0], source),
-            "backward": init_params(net, keys[1], target),
+            "forward": init_params(net, there, source),
+            "backward": init_params(net, back, target),
         }
-        discriminators = {
-            "target": init_params(judge, keys[2], target),
-            "source": init_params(judge, keys[3], source),
-        }
-        shape = target.shape[1:]
-        pools = {name: adversarial.make_pool(pool_size, shape) for name in ("target", "source")}
+        judged = {"target": (of_target, target), "source": (of_source, source)}
+        discriminators = {k: init_params(judge, *of) for k, of in judged.items()}
+        empty = adversarial.make_pool(pool_size, target.shape[1:])
+        pools = dict.fromkeys(judged, empty)
         return init_state(generators, discriminators, pools)
 
     def generator_loss(generators, discriminators, batch):
@@ -75,5 +73,5 @@ def make(
         return Prediction(translate(state.ema_params, batch["source"]), None)
 
     read_outs = {"predict": predict, "mirror": with_mirror(predict)}
-    evaluations = {"predict": 1, "mirror": 2}
-    return Method(init, train_step, read_outs, evaluations, reads=("source", "target"))
+    costs = {"predict": 1, "mirror": 2}
+    return Method(init, train_step, read_outs, costs, reads=("source", "target"))
