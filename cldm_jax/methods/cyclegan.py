@@ -41,8 +41,7 @@ def make(
         }
         judged = {"target": (of_target, target), "source": (of_source, source)}
         discriminators = {k: init_params(judge, *of) for k, of in judged.items()}
-        empty = adversarial.make_pool(pool_size, target.shape[1:])
-        pools = dict.fromkeys(judged, empty)
+        pools = {k: adversarial.make_pool(pool_size, target.shape[1:]) for k in judged}
         return init_state(generators, discriminators, pools)
 
     def generator_loss(generators, discriminators, batch):
