@@ -9,6 +9,7 @@ Overrides people want:
   the abstract's plain recipe    --config.data.source_kind=latent --config.data.context=1
                                  --config.recipe.diffusion.source_encoding=latent
                                  --config.recipe.diffusion.target=v
+                                 --config.recipe.diffusion.gaussian_denoiser=False
                                  --config.recipe.diffusion.onestep_share='(0.0, 0.0)'
                                  --config.recipe.diffusion.noisy_weight_power=0.0
                                  --config.autoencoder.train.recipe.patch_skip=False
@@ -19,6 +20,7 @@ Overrides people want:
                                  --config.recipe.diffusion.source_encoding=latent
                                  --config.recipe.diffusion.onestep_share='(0.0, 0.0)'
                                  --config.recipe.diffusion.noise_weight_power=0.0
+                                 --config.recipe.diffusion.gaussian_denoiser=False
 """
 
 from configs import ae, common
@@ -71,6 +73,8 @@ def get_config(preset: str = "a6000"):
             "schedule": "cosine",
             "num_timesteps": 1000,
             "target": "x0",  # x0 | v | eps
+            # The network tells mean and variance of every latent, for target x0: clean where it is sure
+            "gaussian_denoiser": True,
             "class_dropout_prob": 0.1,  # of the noisy rows, for guidance
             # Share of each batch at t = T with zero input (the one-step read-out): all of it first, so
             # that the mean is learnt cheaply, half of it in the end; linear between these shares of

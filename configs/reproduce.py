@@ -74,11 +74,12 @@ def trainings(preset: str) -> dict:
     plain.name, plain.data.source_kind, plain.data.context = PLAIN, "latent", 1
     plain.recipe.diffusion.source_encoding = "latent"
     plain.recipe.diffusion.onestep_share = (0.0, 0.0)
-    plain.recipe.diffusion.target = "v"
+    plain.recipe.diffusion.target, plain.recipe.diffusion.gaussian_denoiser = "v", False
     plain.recipe.diffusion.noisy_weight_power = 0.0
     sdedit, bridge = _reading(preset, "sdedit"), _reading(preset, "bridge")
     sdedit.data.context, sdedit.data.targets = 1, ("pet", "ct", "mr")  # it never sees the source
     bridge.recipe.diffusion.noise_weight_power = 0.0  # has no sigma
+    bridge.recipe.diffusion.gaussian_denoiser = False
     ct, mr = cyclegan.get_config(preset), cyclegan.get_config(preset)
     ct.data.targets, mr.data.targets = ("ct",), ("mr",)
     for c in (ct, mr):  # the published rate trains nothing in 80 steps: docs/results/levers.md

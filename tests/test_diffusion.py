@@ -84,6 +84,19 @@ def gaussian_denoiser(ab, target):
     return denoise
 
 
+@pytest.mark.parametrize(
+    "a, mean, variance", [(0.0, 0.3, 2.0), (0.6, -0.5, 0.04), (0.98, 0.2, 1.5)]
+)
+def test_gaussian_x0_is_the_mean_of_the_posterior(a, mean, variance):
+    """By numbers: prior times likelihood on a fine grid. Sure of the mean, xt changes nothing."""
+    s, xt, x0 = np.sqrt(1 - a**2), 0.8, np.linspace(-12, 12, 200_001)
+    log = -((x0 - mean) ** 2) / (2 * variance) - (xt - a * x0) ** 2 / (2 * s**2)
+    weight = np.exp(log - log.max())
+    found = parametrisation.gaussian_x0(mean, variance, xt, a, s)
+    assert found == pytest.approx((weight * x0).sum() / weight.sum(), abs=1e-5)
+    assert parametrisation.gaussian_x0(mean, 1e-9, xt, a, s) == pytest.approx(mean, abs=1e-6)
+
+
 def test_ddim_equals_the_scalar_recursion_of_eq_12():
     """For Gaussian data every step is affine in xt: a float64 loop over scalars is the reference."""
     ab = SCHEDULES["cosine"](1000)

@@ -239,7 +239,12 @@ def test_overfits_one_batch(name, factor):
     assert np.mean(losses[-5:]) < factor * losses[0]
 
 
-PLAIN = dict(source_encoding="latent", onestep_share=(0.0, 0.0), target="v")
+PLAIN = dict(
+    source_encoding="latent",
+    onestep_share=(0.0, 0.0),
+    target="v",
+    gaussian_denoiser=False,
+)
 READINGS = {
     "concat": {},
     "plain": {
@@ -250,6 +255,7 @@ READINGS = {
     },
     "eps": {**PLAIN, "target": "eps"},
     "sdedit": {**PLAIN, "conditioning": "sdedit"},
+    "direct": {"gaussian_denoiser": False},
     "bridge": {**PLAIN, "conditioning": "bridge", "target": "x0", "noise_weight_power": 0.0},
 }
 
@@ -264,7 +270,7 @@ def test_every_reading_trains_and_predicts(reading):
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, new.params)
     assert max(jax.tree.leaves(moved)) > 0
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), state.frozen, new.frozen))
-    assert ("onestep" in method.predict) == (reading == "concat")
+    assert ("onestep" in method.predict) == (reading in ("concat", "direct"))
     source = images()
     # Which read-out does not matter to a reading: one of each kind, all of the default's.
     modes = method.predict if reading == "concat" else {"mean4": method.predict["mean4"]}
@@ -293,7 +299,12 @@ def test_sdedit_starts_from_the_source_and_concat_does_not():
         ({"conditioning": "sdedit"}, "source_encoding 'latent'"),
         ({**PLAIN, "conditioning": "bridge"}, "predicts x0"),
         ({**PLAIN, "conditioning": "bridge", "target": "x0"}, "has no sigma"),
-        ({"target": "eps"}, "onestep rows"),
+        (
+            {**PLAIN, "conditioning": "bridge", "target": "x0", "gaussian_denoiser": True},
+            "no noise to weigh",
+        ),
+        ({"target": "v"}, "gaussian_denoiser gives x0"),
+        ({"target": "eps", "gaussian_denoiser": False}, "onestep rows"),
         ({"conditioning": "film"}, "unknown conditioning"),
     ],
 )
@@ -309,7 +320,8 @@ def test_unknown_method_names_the_known_ones():
 
 def test_a_patient_does_not_depend_on_the_batch():
     """Alone, first or last: the same noise, and the same image to float rounding."""
-    method, state, batch = start("ldm", target="v")  # hands its noise on from the first step
+    plain = dict(target="v", gaussian_denoiser=False)  # hands its noise on from the first step
+    method, state, batch = start("ldm", **plain)
     state, _ = jax.jit(method.train_step)(state, batch, jax.random.key(1))
     source = images()
     predict = jax.jit(method.predict["mean4"])

@@ -46,6 +46,11 @@ def to_x0_eps(target: str, prediction, xt, a, s):
     raise ValueError(f"unknown target {target!r}; known: {TARGETS}")
 
 
+def gaussian_x0(mean, variance, xt, a, s):
+    """E[x0 | xt] of x0 ~ N(mean, variance): the linear (Wiener) denoiser. At a = 0 it is the mean."""
+    return mean + a * variance / (a**2 * variance + s**2) * (xt - a * mean)
+
+
 def snr(alphas_bar, t):
     """Signal-to-noise ratio alphas_bar / (1 - alphas_bar) at t, [B]."""
     ab = alphas_bar[t]

@@ -28,6 +28,7 @@ from cldm_jax.models.init import init_params
 from cldm_jax.models.layers import space_to_depth
 
 SOURCE_ENCODINGS = ("s2d", "latent")
+LOG_VARIANCE = (-12.0, 4.0)  # limits, of standardised latents
 SIGMA_FLOOR = 0.15  # of `noise_weight`: nearly clean rows must not outweigh all others
 
 
@@ -55,7 +56,7 @@ def masked_mean(values, mask):
 
 def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, optim: dict) -> Method:
     """autoencoder: of `make_autoencoder`, the frozen one's. model: of `make_latent_unet`. diffusion:
-    conditioning, source_encoding ("s2d" | "latent"), schedule, num_timesteps, target,
+    conditioning, source_encoding ("s2d" | "latent"), schedule, num_timesteps, target, gaussian_denoiser,
     class_dropout_prob, onestep_share (first, last), onestep_ramp (begin, end), onestep_weight_power,
     noisy_weight_power, min_snr_gamma (0 = off), bridge_variance, null_code, source_code. sampling:
     num_sampling_steps, num_samples (K of each mean), eta, guidance_scale, sdedit_strength, noise_slices
@@ -68,7 +69,8 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
         raise ValueError(f"unknown conditioning {d['conditioning']!r}; known: {known}")
     READINGS[d["conditioning"]].check(d)
     codec = make_codec(autoencoder)
-    net = make_latent_unet(model, codec.latent_channels)
+    outputs = 2 if d.get("gaussian_denoiser") else 1  # runs of before do not name it
+    net = make_latent_unet(model, outputs * codec.latent_channels)
     cldm = _Cldm(codec, net, d, s, optim["num_train_steps"])
     init_state, train_step = make_update(cldm.loss, optim, cldm.draw)
 
@@ -158,6 +160,20 @@ class _Cldm:
         """What is concatenated to the noisy latent, if anything."""
         return source if self.reading.sees_source else None
 
+    def denoise(self, params, zt, t, code, condition):
+        """The regression target, [B, h, w, C], of noisy latents at steps t [B].
+
+        With `gaussian_denoiser` the network tells mean and log variance of each latent, and the noise is
+        weighed in closed form: where it is sure none passes. At t = T - 1 that is the mean.
+        """
+        out = self.net.apply({"params": params}, zt, t, code, condition)
+        if not self.diffusion.get("gaussian_denoiser"):
+            return out
+        mean, log_variance = jnp.split(out, 2, axis=-1)
+        a, s = parametrisation.coefficients(self.alphas_bar(), t, zt.ndim)
+        variance = jnp.exp(jnp.clip(log_variance, *LOG_VARIANCE))
+        return parametrisation.gaussian_x0(mean, variance, zt, a, s)
+
     # Training
 
     def noisy_input(self, z0, source, t, is_onestep, eps):
@@ -197,7 +213,7 @@ class _Cldm:
         is_dropped = noise["drop_lot"] < d["class_dropout_prob"]
         code = jnp.where(is_dropped & ~is_onestep, d["null_code"], label)
         zt, t, target = self.noisy_input(z0, source, noise["t"], is_onestep, noise["eps"])
-        prediction = self.net.apply({"params": params}, zt, t, code, self.condition(source))
+        prediction = self.denoise(params, zt, t, code, self.condition(source))
         std = frozen["statistics"]["std"][label]
         noisy_weights = channel_weights(std, d["noisy_weight_power"])
         weights = jnp.where(
@@ -222,10 +238,10 @@ class _Cldm:
 
     def denoiser(self, state, source, label):
         """denoise_fn of the conditional model with guidance, for the samplers."""
-        variables, condition = {"params": state.ema_params}, self.condition(source)
+        condition = self.condition(source)
 
         def with_code(code):
-            return lambda zt, t: self.net.apply(variables, zt, t, code, condition)
+            return lambda zt, t: self.denoise(state.ema_params, zt, t, code, condition)
 
         null = jnp.full_like(label, self.diffusion["null_code"])
         scale = self.sampling["guidance_scale"]

@@ -35,7 +35,13 @@ def alphas_bar(d):
     return SCHEDULES[d["schedule"]](d["num_timesteps"])
 
 
+def _check_gaussian(d) -> None:
+    if d.get("gaussian_denoiser") and d["target"] != "x0":
+        raise ValueError("gaussian_denoiser gives x0: set it to False, or target to 'x0'")
+
+
 def _check_concat(d) -> None:
+    _check_gaussian(d)
     if max(d["onestep_share"]) > 0 and d["target"] == "eps":
         raise ValueError("onestep rows need conditioning 'concat' and a v or x0 target")
     if max(d["onestep_share"]) > 0 and d["schedule"] not in ZERO_SNR:
@@ -43,6 +49,7 @@ def _check_concat(d) -> None:
 
 
 def _check_from_source(d) -> None:
+    _check_gaussian(d)
     if d["source_encoding"] != "latent":
         raise ValueError(f"conditioning {d['conditioning']!r} needs source_encoding 'latent'")
     if max(d["onestep_share"]) > 0:
@@ -55,6 +62,10 @@ def _check_bridge(d) -> None:
         raise ValueError("conditioning 'bridge' predicts x0: set target to 'x0'")
     if d["min_snr_gamma"] > 0:
         raise ValueError("conditioning 'bridge' has no SNR to clip: set min_snr_gamma to 0")
+    if d.get("gaussian_denoiser"):
+        raise ValueError(
+            "conditioning 'bridge' is no noise to weigh: set gaussian_denoiser to False"
+        )
     if d.get("noise_weight_power", 0.0) > 0:
         raise ValueError("conditioning 'bridge' has no sigma: set noise_weight_power to 0")
 
