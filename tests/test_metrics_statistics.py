@@ -93,6 +93,21 @@ def test_smallest_p_is_reached_when_all_agree():
     assert statistics.paired_test(np.ones(3), np.ones(3), seed=0).p_wilcoxon == 1.0
 
 
+def test_equivalence_is_the_interval_of_nine_in_ten_inside_the_margin():
+    """p < 0.05 exactly where the 90 % t interval lies within: two one-sided tests."""
+    d = np.array([0.05, -0.02, 0.03, 0.08, -0.01, 0.02])
+    half = stats.t.ppf(0.95, 5) * d.std(ddof=1) / math.sqrt(6)
+    edge = d.mean() + half
+    assert statistics.equivalence(d, edge) == pytest.approx(0.05)
+    assert statistics.equivalence(d, 2 * edge) < 0.05 < statistics.equivalence(d, 0.5 * edge)
+    assert statistics.equivalence(d - 1, edge) > 0.99  # far away is not equivalent
+    assert math.isnan(statistics.equivalence([0.1], 1.0))
+    twice = statistics.paired_test(
+        np.repeat(d, 2), np.zeros(12), seed=0, clusters=list("aabbccddeeff"), margin=edge
+    )
+    assert twice.p_equivalent == pytest.approx(0.05)  # people of one head count once
+
+
 def test_paired_test_counts_undefined_pairs_and_uses_clusters():
     a = np.array([1.0, 2.0, math.inf, 4.0, 5.0])
     result = statistics.paired_test(a, np.zeros(5), seed=0)

@@ -81,6 +81,10 @@ def test_verdicts_follow_direction_and_threshold():
     assert tables.verdict(test | {"metric": "mae"}) == "U-Net better"
     assert tables.verdict(test | {"p_holm": 0.06}) == "no difference shown"
     assert tables.verdict(test | {"p_holm": None}) == "not tested"
+    near = test | {"p_holm": 0.06, "p_equivalent": 0.03}
+    assert tables.verdict(near) == "equivalent within 0.1 dB (p 0.03, uncorrected)"
+    assert tables.verdict(near | {"p_equivalent": 0.06}) == "no difference shown"
+    assert tables.verdict(near | {"p_holm": 0.01}) == "CLDM onestep better"
 
 
 def test_headline_turns_the_sign_with_the_order():

@@ -117,9 +117,10 @@ class PairedTest(NamedTuple):
     p_wilcoxon: float
     rank_biserial: float  # -1..1: share of rank sum where a > b minus that where a < b
     n_undefined: int  # pairs left out because one score was not finite
+    p_equivalent: float = math.nan  # of `equivalence`, where a margin was given
 
 
-def paired_test(a, b, *, seed: int, clusters=None) -> PairedTest:
+def paired_test(a, b, *, seed: int, clusters=None, margin: float = math.nan) -> PairedTest:
     """Scores of two methods on the same patients, both [n]: is a - b different from zero?
 
     Mean difference with its bootstrap interval, exact two-sided Wilcoxon signed-rank p and the
@@ -138,9 +139,22 @@ def paired_test(a, b, *, seed: int, clusters=None) -> PairedTest:
     units = np.bincount(index, difference) / np.bincount(index)
     p, effect = _signed_rank(units)
     ci95 = bootstrap_ci(difference, seed=seed, clusters=names)
-    return PairedTest(
-        units.size, float(difference.mean()), ci95, p, effect, int(a.size - good.sum())
-    )
+    undefined, same = int(a.size - good.sum()), equivalence(units, margin)
+    return PairedTest(units.size, float(difference.mean()), ci95, p, effect, undefined, same)
+
+
+def equivalence(differences, margin: float) -> float:
+    """p of two one-sided t tests (Schuirmann 1987): small where the mean of independent differences [n]
+    lies between -margin and margin. NaN for fewer than two.
+    """
+    d = np.asarray(differences, np.float64)
+    if d.size < 2:
+        return math.nan
+    with np.errstate(divide="ignore", invalid="ignore"):  # differences that are all the same
+        t = np.divide(
+            margin - abs(d.mean()), d.std(ddof=1) / math.sqrt(d.size)
+        )  # the nearer limit's
+    return float(stats.t.sf(t, d.size - 1))
 
 
 def holm(p_values) -> list[float]:

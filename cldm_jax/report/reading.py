@@ -88,9 +88,9 @@ def _against_rival(summary, target, scored, best) -> str:
         difference = labels.number(sign * test["mean_diff"], 2, signed=True)
         words = f"{difference} dB {labels.interval(ci95, 2, signed=True)}".strip()
         p = labels.p_value(test.get("p_holm"))
-        shown = {"no difference shown": "no difference shown", "not tested": "not tested"}.get(
-            tables.verdict(test), "a difference between people is shown"
-        )
+        shown = tables.verdict(test)
+        if shown.endswith(" better"):
+            shown = "a difference between people is shown"
         return f" Against {_name(rival)}: {words}, Holm p {p}: {shown}."
     return f" The best other method is {_name(rival)}; their difference was not tested."
 

@@ -4,9 +4,11 @@ import itertools
 import textwrap
 from typing import NamedTuple
 
+from cldm_jax.metrics.aggregate import MARGINS
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.report import labels
 
+EQUIVALENT = "equivalent within"
 MAIN_METRICS = ("psnr", "ssim", "mae", "sharpness")
 _COSTS = (  # key, head, format
     ("params", "Params", labels.count),
@@ -178,6 +180,10 @@ def verdict(test: dict) -> str:
     if not labels.is_number(p) or not labels.is_number(difference):
         return "not tested"
     better = METRICS[test["metric"]].better
+    same, margin = test.get("p_equivalent"), MARGINS.get(test["metric"])
+    if p >= 0.05 and labels.is_number(same) and same < 0.05:
+        unit = METRICS[test["metric"]].unit
+        return f"{EQUIVALENT} {margin:g} {unit} (p {labels.p_value(same)}, uncorrected)"
     if p >= 0.05 or better not in ("high", "low"):
         return "no difference shown" if p >= 0.05 else "differ"
     winner = test["a"] if (difference > 0) == (better == "high") else test["b"]
