@@ -25,7 +25,7 @@ def test_two_trainings_of_a_study(study, tmp_path):
     report.run(config, str(tmp_path))
     page = (tmp_path / "index.html").read_text()
     assert "Not the same data" not in page and page.count("data:image/png") == 3
-    for words in ("26,817", "29,683", "recipe.diffusion.schedule", "dB at 20", "PET to CT"):
+    for words in ("26,817", "30,118", "recipe.diffusion.schedule", "dB at 20", "PET to CT"):
         assert words in page, words
     assert "http" not in page.replace("http-equiv", "")  # self-contained
 
