@@ -4,7 +4,7 @@
 # so an index of CPU-only wheels makes it smaller). Linux only.
 #
 #   bash launch/benchmark.sh                     everything, hours; into runs/benchmark
-#   bash launch/benchmark.sh --quick             a subset with few samples, under 10 minutes
+#   bash launch/benchmark.sh --quick             a subset with few samples, about 12 minutes
 #   bash launch/benchmark.sh --only ddim_b8,data --threads 2 --out DIR
 #   bash launch/benchmark.sh --dry-run [...]     only print what would be done
 #   --only takes rows and sections: ldm_train_b8 ae_train_b8 ddim_b8 ddim_b1 ae_encode_b8 ae_decode_b8
