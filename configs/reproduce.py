@@ -66,6 +66,7 @@ def trainings(preset: str) -> dict:
     regression = ldm.get_config(preset)
     regression.name = "latent_regression"
     regression.recipe.diffusion.onestep_share = (1.0, 1.0)
+    regression.recipe.diffusion.gaussian_denoiser = False  # no noise, no variance
     regression.recipe.sampling.num_samples = ()
     energy, gaussian = distributional.get_config(preset), distributional.get_config(preset)
     energy.name, gaussian.name = "energy-cells", "gaussian-cells"

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from test_methods import images, recipe
 
+from cldm_jax.errors import UserError
 from cldm_jax.methods.distributional import energy_score, gaussian_loss
 from cldm_jax.methods.registry import make_method
 
@@ -40,7 +41,7 @@ def test_gaussian_loss_is_least_at_the_error_s_variance(beta):
 
 
 def test_unknown_loss_is_refused():
-    with pytest.raises(ValueError, match="gaussian, energy"):
+    with pytest.raises(UserError, match="gaussian, energy"):
         make_method("distributional", **{**recipe("distributional"), "loss": "l2"})
 
 

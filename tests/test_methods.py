@@ -309,7 +309,7 @@ def test_sdedit_starts_from_the_source_and_concat_does_not():
     ],
 )
 def test_impossible_combinations_are_refused(bad, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(UserError, match=f"config.recipe: .*{message}"):
         make_method("ldm", **recipe("ldm", **bad))
 
 

@@ -159,7 +159,7 @@ def test_one_step_read_out_needs_zero_terminal_snr():
     recipe["optim"]["num_train_steps"] = 10
     make_method("ldm", **recipe)
     recipe["diffusion"]["schedule"] = "scaled_linear_plain"
-    with pytest.raises(ValueError, match="zero terminal SNR"):
+    with pytest.raises(UserError, match="zero terminal SNR"):
         make_method("ldm", **recipe)
 
 

@@ -22,6 +22,12 @@ METHODS = {
 
 
 def make_method(name: str, **kwargs) -> Method:
+    """kwargs: the recipe's settings. UserError for a name that is not known, and for settings that
+    cannot work together.
+    """
     if name not in METHODS:
         raise UserError(f"method {name!r}", "not known", f"Choose one of: {', '.join(METHODS)}.")
-    return METHODS[name](**kwargs)
+    try:
+        return METHODS[name](**kwargs)
+    except ValueError as error:
+        raise UserError("config.recipe", str(error), "Change one of these settings.") from error
