@@ -8,6 +8,7 @@
 #   --parts a,b     some of: check race train
 #   --out DIR       results.json and at most 7 other files, 16 MiB each
 #   --labels DIR    label volumes (DIR/*/label.nii.gz) that heads are simulated from; without: the phantom
+#   --heads DIR     people that `python -m benchmarks.gpu.heads` simulates or has simulated there, in another process
 #   --wheels DIR    packages that the interpreter lacks, from `bash launch/gpu_wheels.sh DIR`: no network needed
 #   --rehearse      the same code at preset tiny on the CPU
 #

@@ -40,9 +40,9 @@ def test_the_minutes_are_divided_by_weight_and_what_is_left_is_shared():
     made = plan.Plan(10, ["check", "race", "train"], began=0.0)
     assert made.end == 600 - plan.END
     first = made.seconds("check", 0.0)
-    assert first == pytest.approx(590 * 3 / 16)
+    assert first == pytest.approx(590 * 4 / 17)
     assert made.seconds("race", 10.0) == pytest.approx(580 * 5 / 13)  # the check was quick
-    assert made.seconds("race", first) == pytest.approx(590 * 5 / 16)
+    assert made.seconds("race", first) == pytest.approx(590 * 5 / 17)
     assert made.seconds("train", 400.0) == pytest.approx(190)  # the last has all of it
     assert made.seconds("train", 700.0) == 0.0
 

@@ -292,6 +292,15 @@ def test_missing_autoencoder_is_trained_on_the_same_people(study, tmp_path):
     assert fingerprints[0] == fingerprints[1]
 
 
+def test_settings_that_cannot_be_are_refused_before_an_autoencoder_is_trained(study, tmp_path):
+    config = study.config("ldm")
+    config.autoencoder.workdir = str(tmp_path / "ae")
+    config.recipe.diffusion.target = "v"
+    with pytest.raises(UserError, match="config.recipe: .*gaussian_denoiser gives x0"):
+        make.autoencoder(config)
+    assert not (tmp_path / "ae").exists()
+
+
 def test_latents_are_the_autoencoders_posterior_means(study):
     prepared = inputs.open_prepared(study.config("ldm").data)
     latents = encode.ensure_latents(prepared, str(study.ae), 8, ("ct", "mr"))

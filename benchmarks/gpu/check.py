@@ -24,9 +24,7 @@ from cldm_jax.runtime import device
 FLOAT32, AFTER_UPDATE, BFLOAT16 = 1e-4, 2e-3, 2e-2
 METHODS = ("ldm", "autoencoder", "unet", "attention_unet", "pix2pix", "cyclegan")
 DDIM_STEPS = 5
-LEAST = 20.0  # seconds, to begin a training of a preset
-THREADS = min(4, len(os.sched_getaffinity(0)))
-SHARE = 0.5  # of the time that comparing numbers may take; resuming and memory have the rest
+THREADS = min(8, len(os.sched_getaffinity(0)))
 
 
 def cases():
@@ -157,7 +155,7 @@ def numbers(own: part.Part, chosen) -> None:
     pool = concurrent.futures.ThreadPoolExecutor(THREADS)
     jobs = {pool.submit(task): name for name, task in tasks.items()}
     try:
-        for job in concurrent.futures.as_completed(jobs, max(1.0, SHARE * own.left())):
+        for job in concurrent.futures.as_completed(jobs, max(1.0, own.left() - memory.LATE)):
             own.attempt(f"numbers/{jobs[job]}", job.result)
     except TimeoutError:
         own.put("numbers/not finished", [n for j, n in jobs.items() if not j.done()])
@@ -179,17 +177,19 @@ def main(argv=None) -> None:
     plans = memory.start_plans(args.rehearse, args.work)  # on the CPU, beside the rest
     part.need_gpu(args.rehearse)
     own.put("device", device.describe())
+    # Each in processes of its own, which count their own memory, beside the numbers.
+    beside = concurrent.futures.ThreadPoolExecutor(memory.at_once(args.rehearse))
+    measured = {
+        name: beside.submit(memory.measure, name, args, own, plans) for name in memory.TRAININGS
+    }
+    resuming = concurrent.futures.ThreadPoolExecutor(1)
+    resumed = resuming.submit(resume.compare, args.work / "resume", own)
     began = time.monotonic()
     numbers(own, chosen)
     own.put("numbers_s", round(time.monotonic() - began, 1))
-    # Small processes, beside those whose memory is measured: each counts its own.
-    beside = concurrent.futures.ThreadPoolExecutor(1)
-    resumed = beside.submit(resume.compare, args.work / "resume", own)
-    for name in memory.TRAININGS:
-        own.attempt(
-            f"memory/{name}", lambda name=name: memory.measure(name, args, own, plans), LEAST
-        )
     own.attempt("resume", lambda: resumed.result(max(1.0, own.left())))
+    for name, job in measured.items():
+        own.attempt(f"memory/{name}", lambda job=job: job.result(max(1.0, own.left())))
     memory.stop_plans(plans)
     bad = failing(own.result)
     own.put("not ok", bad)

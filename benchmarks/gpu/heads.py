@@ -2,8 +2,8 @@
 
     python -m benchmarks.gpu.heads FOLDER PRESET PEOPLE SECONDS WORKERS [LABELS]
 
-Whoever is finished in time is in FOLDER/manifest.csv and FOLDER/prepared; heads take turns, so that a cut
-cohort has some variants of each. Prints one JSON line.
+Whoever is finished in time is in FOLDER/cohort and FOLDER/prepared; heads take turns, so that a cut
+cohort has some variants of each. Prints one JSON line, which is FOLDER/facts.json in the end.
 """
 
 import concurrent.futures
@@ -15,6 +15,7 @@ import pathlib
 import sys
 import time
 
+from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import prepare
 from cldm_jax.phantom.cohort import plan_cohort
@@ -110,4 +111,5 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    files.write_text(pathlib.Path(where) / "facts.json", json.dumps(facts) + "\n")
     print(json.dumps(facts))

@@ -13,12 +13,14 @@ import time
 
 from benchmarks.gpu import part
 
-TRAININGS = ("ldm", "ae", "unet")
+TRAININGS = ("ldm", "unet", "ae")  # 24, 32 and 39 GB by the dry run
 CARD_GB, RESERVED_GB = (
     48.0,
     1.5,
 )  # as in jobs/dry_run.py: what a context and libraries take, assumed
+TOGETHER = ((110e9, 3), (64e9, 2))  # bytes of a card, trainings that fit into it at once
 STEPS = 10
+LATE = 10.0  # seconds at the part's end that are theirs to be read
 PLAN = re.compile(r"memory\s+([\d.]+) (GB|MB|kB)")
 
 
@@ -29,6 +31,13 @@ def preset(rehearse: bool) -> str:
 def fraction(total_bytes: float) -> float:
     """XLA_PYTHON_CLIENT_MEM_FRACTION that leaves a card of `total_bytes` what one of 48 GB would have."""
     return min(1.0, (CARD_GB - RESERVED_GB) * 1e9 / total_bytes)
+
+
+def at_once(rehearse: bool) -> int:
+    """How many of TRAININGS may run beside each other."""
+    if rehearse:
+        return 1
+    return next((n for size, n in TOGETHER if card_bytes() >= size), 1)
 
 
 def card_bytes() -> float:
@@ -79,7 +88,7 @@ def planned(
 
 def measure(name: str, args, own: part.Part, plans: dict) -> dict:
     """What a training of the preset takes on this device, in a process limited to the smaller card."""
-    env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "true"}
+    env = dict(os.environ)  # memory is taken as it is needed, up to the fraction
     if not args.rehearse:
         env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{fraction(card_bytes()):.4f}"
     command = [sys.executable, "-m", "benchmarks.gpu.memory", name, preset(args.rehearse)]

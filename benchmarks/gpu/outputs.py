@@ -1,4 +1,4 @@
-"""What the part "train" hands over beside its JSON: curves.csv, scores.csv, samples.png, weights."""
+"""What the part "train" hands over beside its JSON: tables, a picture, predictions, weights."""
 
 import csv
 import io
@@ -13,6 +13,7 @@ from cldm_jax.runtime import weights, writers
 
 PIECE = 15 * 2**20  # bytes of a file of weights, at most
 SHOWN = 4  # slices of the picture
+KEPT = 2  # people of a test head whose pictures are handed over
 
 
 def write_table(path: pathlib.Path, columns: tuple[str, ...], rows: list[tuple]) -> None:
@@ -78,6 +79,23 @@ def write_picture(path: pathlib.Path, truth: dict, made: dict[str, np.ndarray]) 
                 place.set_title(name, fontsize=7)
     figure.tight_layout(pad=0.3)
     figure.savefig(path)
+
+
+def write_predictions(path: pathlib.Path, truth: dict, made: dict[str, np.ndarray], groups) -> None:
+    """What was made of the first KEPT people of every head, with the truth: [-1, 1] as 0 to 255, to be
+    scored by whatever score later. groups: the head of every subject.
+    """
+    people = np.unique(truth["subject"])
+    heads = [groups[int(p)] for p in people]
+    kept = [p for i, p in enumerate(people) if heads[:i].count(heads[i]) < KEPT]
+    rows = np.flatnonzero(np.isin(truth["subject"], kept))
+    images = {"source": truth["source"], "target": truth["target"], **made}
+    grey = {
+        k: np.round(127.5 * (np.clip(v[rows], -1, 1) + 1)).astype(np.uint8)
+        for k, v in images.items()
+    }
+    facts = {k: truth[k][rows] for k in ("label", "subject", "slice")}
+    np.savez_compressed(path, mask=truth["mask"][rows] > 0, **facts, **grey)
 
 
 def write_weights(out: pathlib.Path, trees: dict[str, dict], most: int = 2) -> dict:

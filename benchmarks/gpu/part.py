@@ -14,12 +14,13 @@ MARGIN = 1.15  # a task is begun where this many times its expected seconds are 
 
 
 def arguments(argv=None) -> argparse.Namespace:
-    """--work DIR --seconds S [--rehearse] [--labels DIR], as `run` gives them."""
+    """--work DIR --seconds S [--rehearse] [--labels DIR] [--heads DIR], as `run` gives them."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--rehearse", action="store_true")
     parser.add_argument("--labels", type=pathlib.Path)
+    parser.add_argument("--heads", type=pathlib.Path)
     return parser.parse_args(argv)
 
 

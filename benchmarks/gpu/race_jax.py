@@ -21,7 +21,7 @@ from cldm_jax.models.build import make_autoencoder, make_latent_unet
 from cldm_jax.models.init import init_params
 from cldm_jax.runtime import device
 
-THREADS = min(4, len(os.sched_getaffinity(0)))  # that compile
+THREADS = min(8, len(os.sched_getaffinity(0)))  # that compile
 TRACED = 3  # calls under the profiler
 CHECKED = 2  # slices, when weights are compared
 TOLERANCE = 1e-4

@@ -36,13 +36,15 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, default="runs/gpu", help="a new folder")
     parser.add_argument("--wheels", type=pathlib.Path, help="wheels of launch/gpu_wheels.sh")
     parser.add_argument("--labels", type=pathlib.Path, help="label volumes to simulate heads from")
+    text = "people that benchmarks.gpu.heads simulates or has simulated there, in another process"
+    parser.add_argument("--heads", type=pathlib.Path, help=text)
     parser.add_argument("--rehearse", action="store_true", help="preset tiny, on the CPU")
     args = parser.parse_args(argv)
     try:
         args.plan = plan.Plan(args.minutes, [p for p in args.parts.split(",") if p])
     except ValueError as error:
         parser.error(str(error))
-    for flag in ("wheels", "labels"):
+    for flag in ("wheels", "labels", "heads"):
         folder = getattr(args, flag)
         if folder is not None and not folder.is_dir():
             parser.error(f"--{flag} {folder}: no such folder")
@@ -180,8 +182,9 @@ def part_command(part: str, args, work: pathlib.Path, seconds: float) -> list[st
     command += ["--seconds", f"{plan.told(seconds):.1f}"]
     if args.rehearse:
         command.append("--rehearse")
-    if args.labels is not None and part == "train":
-        command += ["--labels", str(args.labels.absolute())]
+    for flag in ("labels", "heads"):
+        if getattr(args, flag) is not None and part == "train":
+            command += [f"--{flag}", str(getattr(args, flag).absolute())]
     return command
 
 

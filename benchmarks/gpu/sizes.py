@@ -82,14 +82,12 @@ _LATENT = {
     "recipe.model.unet.base_channels": 64,
     "recipe.model.unet.num_res_blocks": 2,
     "recipe.model.unet.dtype": "bfloat16",
-    "recipe.optim.learning_rate": 2e-3,  # none was tuned on a GPU
-    "train.batch_size": 256,
+    "train.batch_size": 128,
 }
 _PIXELS = {
     "recipe.model.unet.base_channels": 32,
     "recipe.model.unet.dtype": "bfloat16",
-    "recipe.optim.learning_rate": 2e-3,
-    "train.batch_size": 64,
+    "train.batch_size": 32,
 }
 FULL_SCHOOLING = Schooling(
     preset="cpu1mm",

@@ -49,7 +49,7 @@ COMPILED = 60.0  # seconds beside that, at least, for its compilation
 VALIDATIONS = 8
 REPORT = 60.0  # seconds that the product's own evaluation needs, about
 SPARE_CORES = 4  # that do not simulate: they compile
-THREADS = min(4, len(os.sched_getaffinity(0)))  # that compile
+THREADS = min(8, len(os.sched_getaffinity(0)))  # that compile
 MEASURED = 1.0  # seconds of steps
 TRACED = 2.0  # seconds under the profiler
 CALLS = 20  # steps of a call, where the config has such a setting
@@ -79,8 +79,12 @@ def configs(school: sizes.Schooling) -> dict:
     return found
 
 
-def start_heads(args, school: sizes.Schooling, seconds: float) -> subprocess.Popen:
-    """Simulation and preparation, on all cores but a few, as a process."""
+def start_heads(args, school: sizes.Schooling, seconds: float) -> subprocess.Popen | None:
+    """Simulation and preparation, on all cores but a few, as a process; None where `--heads` names a
+    folder that another process fills.
+    """
+    if args.heads is not None:
+        return None
     cores = len(os.sched_getaffinity(0))
     workers = max(1, cores - (SPARE_CORES if cores > 2 * SPARE_CORES else 0))
     # Twice as many as should be ready in time: the clock ends it, not the list.
@@ -94,8 +98,15 @@ def start_heads(args, school: sizes.Schooling, seconds: float) -> subprocess.Pop
     return subprocess.Popen(command, cwd=part.ROOT, env=env, stdout=subprocess.PIPE, text=True)
 
 
-def wait_heads(process: subprocess.Popen, seconds: float) -> dict:
+def wait_heads(args, process: subprocess.Popen | None, seconds: float) -> dict:
     """What it says of itself. Raises RuntimeError where it fails or is late."""
+    if process is None:
+        facts, end = args.heads / "facts.json", time.monotonic() + seconds
+        while not facts.is_file():
+            if time.monotonic() > end:
+                raise RuntimeError(f"{facts} is not there after {seconds:.0f} s")
+            time.sleep(0.2)
+        return json.loads(facts.read_text())
     try:
         words, _ = process.communicate(timeout=max(1.0, seconds))
     except subprocess.TimeoutExpired:
@@ -136,9 +147,10 @@ def step_seconds(own: part.Part, trainings: dict) -> dict[str, float]:
 
 def feed_seconds(config, prepared: Prepared) -> float:
     """Seconds in which the reader makes a batch of images; 0 where slices can lie on the device."""
-    if "on_device" in config.train:
+    if jax.default_backend() == "gpu" and config.data.on_device == "auto":
         return 0.0
-    source = inputs_lib.image_source(config, prepared, "train", tuple(config.data.targets), 1)
+    targets = inputs_lib.choose_targets(config, prepared)
+    source = inputs_lib.image_source(config, prepared, "train", targets, 1)
     options = dict(batch_size=config.train.batch_size, seed=0, start_step=0, num_workers=0)
     batches = pipeline.make_train_iterator(source, num_threads=config.train.num_threads, **options)
     with batches:
@@ -214,11 +226,13 @@ class School:
         heads = start_heads(self.args, self.school, SIMULATING * own.left())
         try:
             self.steps_s = step_seconds(own, self.trainings)
-            facts = wait_heads(heads, own.left() / 2)
+            facts = wait_heads(self.args, heads, own.left() / 2)
         finally:
-            heads.kill()
+            if heads is not None:
+                heads.kill()
         own.put("heads", facts)
-        self.prepared = Prepared(self.args.work / "heads" / "prepared")
+        folder = self.args.heads or self.args.work / "heads"
+        self.prepared = Prepared(folder.absolute() / "prepared")
         for config in self.trainings.values():
             with config.unlocked():
                 config.data.prepared = str(self.prepared.folder)
@@ -276,12 +290,13 @@ class School:
         """`jobs.train` for as many steps as `seconds` of the device hold."""
         config, step_s = self.trainings[name], self.steps_s[name]
         feed_s = feed_seconds(config, self.prepared)
-        count = max(VALIDATIONS, int(seconds / max(step_s, feed_s)))
+        # Whole calls between what is due: a gap shorter than a call would be taken step by step.
+        gap = max(1, int(seconds / max(step_s, feed_s)) // VALIDATIONS)
+        gap = max(1, gap // CALLS) * CALLS if gap >= CALLS else gap
+        count = VALIDATIONS * gap
         with config.unlocked():
-            config.train.num_train_steps = count
-            config.train.val_every = max(1, -(-count // VALIDATIONS))
-            config.train.save_every = count
-            config.train.log_every = max(1, count // 20)
+            config.train.num_train_steps, config.train.save_every = count, count
+            config.train.val_every = config.train.log_every = gap
             config.train.cpu_step_seconds = 0.0
         folder = self.args.work / f"trace-{name}"
         began, stopped = time.monotonic(), False
@@ -353,6 +368,8 @@ class School:
         outputs.write_table(out / "scores.csv", SCORES, self.scores)
         if self.made:
             outputs.write_picture(out / "samples.png", self.truth, self.made)
+            groups = [subject["group"] for subject in self.prepared.index["subjects"]]
+            outputs.write_predictions(out / "predictions.npz", self.truth, self.made, groups)
         if self.weights:
             self.own.put("weights", outputs.write_weights(out, self.weights))
 

@@ -8,6 +8,7 @@ import pathlib
 
 from cldm_jax.data.shards import Prepared
 from cldm_jax.jobs import encode, prepare, simulate, train
+from cldm_jax.methods.registry import make_method
 from cldm_jax.runs import inputs, record
 from cldm_jax.runs.latents import needed_modalities
 from cldm_jax.runtime import processes
@@ -59,6 +60,8 @@ def autoencoder(config) -> None:
     with recipe.unlocked():
         for field in ("prepared", "root", "simulate", "prepare"):  # the same people
             recipe.data[field] = config.data[field]
+    model = {"autoencoder": recipe.recipe.model.to_dict()}
+    make_method(config.method, **model, **inputs.method_recipe(config))  # refused now or never
     train.run(recipe, str(workdir))
 
 
