@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # One NVIDIA GPU for some minutes: results checked against the CPU's, steps raced against PyTorch and MONAI on
-# the same card, the comparison at 1 mm trained with equal device seconds. Ends in its time whatever happens.
-# Written and rehearsed on CPUs: not measured on a GPU.
+# the same card, the comparison at 1 mm trained with about equal device seconds, memory of the a6000 presets.
+# Ends in its time whatever happens. What a GPU has told so far: docs/performance.md.
 #
 #   bash launch/gpu.sh                              15 minutes, everything; into runs/gpu
 #   bash launch/gpu.sh --minutes 6.5 --parts check,race --out DIR
-#   --parts a,b     some of: check race train
+#   --parts a,b     some of: check race train memory
 #   --out DIR       results.json and at most 7 other files, 16 MiB each
 #   --labels DIR    label volumes (DIR/*/label.nii.gz) that heads are simulated from; without: the phantom
 #   --heads DIR     people that `python -m benchmarks.gpu.heads` simulates or has simulated there, in another process

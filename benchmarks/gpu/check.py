@@ -1,4 +1,4 @@
-"""Part "check": numbers against the CPU's, a training killed and resumed, memory of the presets.
+"""Part "check": numbers against the CPU's, a training stopped and resumed.
 
 python -m benchmarks.gpu.check --work DIR --seconds S [--rehearse]
 """
@@ -9,13 +9,12 @@ import importlib.util
 import json
 import os
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.gpu import memory, part, recipes, resume, sizes, steps
+from benchmarks.gpu import part, recipes, resume, sizes, steps
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runtime import device
 
@@ -24,7 +23,9 @@ from cldm_jax.runtime import device
 FLOAT32, AFTER_UPDATE, BFLOAT16 = 1e-4, 2e-3, 2e-2
 METHODS = ("ldm", "autoencoder", "unet", "attention_unet", "pix2pix", "cyclegan")
 DDIM_STEPS = 5
-THREADS = min(8, len(os.sched_getaffinity(0)))
+THREADS = min(4, len(os.sched_getaffinity(0)))
+RESUMING = 20.0  # seconds, to begin it
+SHARE = 0.6  # of the time that comparing numbers may take
 
 
 def cases():
@@ -54,26 +55,31 @@ def on(where, precision: str, function):
         return jax.tree.map(np.asarray, function())
 
 
-def golden(module, name: str, dtype: str) -> dict:
-    """Two steps' losses and gradient norms, as `test_golden_step` takes them."""
+def golden(module, name: str, where, dtype: str = "float32") -> dict:
+    """Two steps' losses and gradient norms on the device `where`, as `test_golden_step` takes them.
+
+    Begun on the CPU: on a GPU each small operation of it would be compiled by itself.
+    """
+    cpu = jax.devices("cpu")[0]
+    with jax.default_device(cpu):
+        method, state, batch = module.start(name, warmup_steps=0)
+        keys = [jax.random.key(n) for n in (1, 2)]
     if dtype == "bfloat16":
         settings = module.in_bfloat16(module.recipe(name, warmup_steps=0))
-        config = module.CONFIGS[name].get_config("tiny")
-        _, state, batch = module.start(name, warmup_steps=0)
-        method = make_method(config.method, **settings)
-    else:
-        method, state, batch = module.start(name, warmup_steps=0)
-    step = jax.jit(method.train_step)
-    state, first = step(state, batch, jax.random.key(1))
-    _, second = step(state, batch, jax.random.key(2))
-    return {k: [first[k], second[k]] for k in ("loss", "grad_norm")}
+        method = make_method(module.CONFIGS[name].get_config("tiny").method, **settings)
+    precision = "highest" if dtype == "float32" else "default"
+    with jax.default_device(where), jax.default_matmul_precision(precision):
+        state, batch, keys = jax.device_put((state, batch, keys), where)
+        step = jax.jit(method.train_step)
+        state, first = step(state, batch, keys[0])
+        _, second = step(state, batch, keys[1])
+        return {k: np.asarray([first[k], second[k]]) for k in ("loss", "grad_norm")}
 
 
 def golden_row(module, known: dict, cpu, name: str) -> dict:
     """One method on the device and on the CPU, float32 and bfloat16, and the numbers of record."""
     here = jax.devices()[0]
-    ours = on(here, "highest", lambda: golden(module, name, "float32"))
-    theirs = on(cpu, "highest", lambda: golden(module, name, "float32"))
+    ours, theirs = golden(module, name, here), golden(module, name, cpu)
     row = {"loss": [float(x) for x in ours["loss"]]}
     row["first step"] = compared(
         [ours[k][0] / theirs[k][0] for k in ours], [1.0] * len(ours), FLOAT32
@@ -83,7 +89,7 @@ def golden_row(module, known: dict, cpu, name: str) -> dict:
     )
     row["of record"] = compared(ours["loss"], known[name]["loss"], AFTER_UPDATE)
     if name in ("ldm", "autoencoder", "unet"):
-        half = on(here, "default", lambda: golden(module, name, "bfloat16"))
+        half = golden(module, name, here, "bfloat16")
         row["bfloat16"] = compared(half["loss"], theirs["loss"], BFLOAT16)
     return row
 
@@ -96,8 +102,10 @@ def ddim_row(module, cpu) -> dict:
         settings = module.in_bfloat16(settings) if dtype == "bfloat16" else settings
         settings["sampling"]["num_sampling_steps"] = DDIM_STEPS
         method = make_method("ldm", **settings)
-        batch, frozen = module.ldm_parts()
-        state = method.init(jax.random.key(0), batch, frozen)
+        with jax.default_device(cpu):
+            batch, frozen = module.ldm_parts()
+            state = method.init(jax.random.key(0), batch, frozen)
+        state = jax.tree.map(np.asarray, state)
         state = state._replace(ema_params=steps.drawn(state.ema_params))
         return jax.jit(method.predict["sample"])(state, module.images(), jax.random.key(3)).image
 
@@ -143,23 +151,23 @@ PRECISIONS = ("default", "highest")
 
 
 def numbers(own: part.Part, chosen) -> None:
-    """Everything that is compared with the CPU, a few at a time: most of it is compilation."""
+    """Everything that is compared with the CPU, a few at a time: most of it is compilation. What is not
+    done after SHARE of the time is not waited for.
+    """
     cpu = jax.devices("cpu")[0]
     module = cases()
     known = json.loads(module.GOLDEN.read_text())
     own.attempt("numbers/product", lambda: products(cpu))
-    tasks = {"ddim": functools.partial(ddim_row, module, cpu)}
-    for name in METHODS:
-        tasks[f"golden {name}"] = functools.partial(golden_row, module, known, cpu, name)
+    tasks = {
+        f"golden {name}": functools.partial(golden_row, module, known, cpu, name)
+        for name in METHODS
+    }
+    tasks["ddim"] = functools.partial(ddim_row, module, cpu)
     tasks["ddim large"] = functools.partial(large_ddim_row, chosen, cpu)
     pool = concurrent.futures.ThreadPoolExecutor(THREADS)
-    jobs = {pool.submit(task): name for name, task in tasks.items()}
-    try:
-        for job in concurrent.futures.as_completed(jobs, max(1.0, own.left() - memory.LATE)):
-            own.attempt(f"numbers/{jobs[job]}", job.result)
-    except TimeoutError:
-        own.put("numbers/not finished", [n for j, n in jobs.items() if not j.done()])
-    pool.shutdown(wait=False, cancel_futures=True)  # what runs still is not waited for
+    jobs = [pool.submit(own.attempt, f"numbers/{name}", task) for name, task in tasks.items()]
+    concurrent.futures.wait(jobs, timeout=SHARE * own.left())
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def leave(status: int) -> None:
@@ -174,23 +182,10 @@ def main(argv=None) -> None:
     own, chosen = part.Part(args.work, args.seconds), sizes.choose(args.rehearse)
     device.choose_kernels("xla")
     device.enable_compilation_cache()
-    plans = memory.start_plans(args.rehearse, args.work)  # on the CPU, beside the rest
     part.need_gpu(args.rehearse)
     own.put("device", device.describe())
-    # Each in processes of its own, which count their own memory, beside the numbers.
-    beside = concurrent.futures.ThreadPoolExecutor(memory.at_once(args.rehearse))
-    measured = {
-        name: beside.submit(memory.measure, name, args, own, plans) for name in memory.TRAININGS
-    }
-    resuming = concurrent.futures.ThreadPoolExecutor(1)
-    resumed = resuming.submit(resume.compare, args.work / "resume", own)
-    began = time.monotonic()
     numbers(own, chosen)
-    own.put("numbers_s", round(time.monotonic() - began, 1))
-    own.attempt("resume", lambda: resumed.result(max(1.0, own.left())))
-    for name, job in measured.items():
-        own.attempt(f"memory/{name}", lambda job=job: job.result(max(1.0, own.left())))
-    memory.stop_plans(plans)
+    own.attempt("resume", lambda: resume.compare(args.work / "resume"), RESUMING)
     bad = failing(own.result)
     own.put("not ok", bad)
     print(f"check: {len(bad)} comparisons out of tolerance: {', '.join(bad) or 'none'}", flush=True)

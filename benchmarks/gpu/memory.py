@@ -1,12 +1,14 @@
-"""Presets for a card of 48 GB: some steps inside that much memory, the peak beside the dry run's account.
+"""Part "memory": presets for a card of 48 GB, some steps of each inside that much memory.
 
-python -m benchmarks.gpu.memory NAME PRESET STEPS     one of them, in a process of its own: one JSON line
+    python -m benchmarks.gpu.memory --work DIR --seconds S [--rehearse]
+    python -m benchmarks.gpu.memory NAME PRESET STEPS     one, in a process of its own: one JSON line
+
+To be read beside the dry run's account on a CPU (docs/performance.md).
 """
 
+import concurrent.futures
 import json
 import os
-import pathlib
-import re
 import subprocess
 import sys
 import time
@@ -20,8 +22,6 @@ CARD_GB, RESERVED_GB = (
 )  # as in jobs/dry_run.py: what a context and libraries take, assumed
 TOGETHER = ((110e9, 3), (64e9, 2))  # bytes of a card, trainings that fit into it at once
 STEPS = 10
-LATE = 10.0  # seconds at the part's end that are theirs to be read
-PLAN = re.compile(r"memory\s+([\d.]+) (GB|MB|kB)")
 
 
 def preset(rehearse: bool) -> str:
@@ -49,44 +49,7 @@ def card_bytes() -> float:
     return float(found.stdout.split()[0]) * 2**20
 
 
-def start_plans(rehearse: bool, work: pathlib.Path) -> dict[str, subprocess.Popen]:
-    """`--dry-run` of every training on the CPU, niced; `planned` reads what they print."""
-    plans = {}
-    for name in TRAININGS:
-        command = ["nice", "-n", "15", sys.executable, "-m", "cldm_jax.main", "--dry-run"]
-        command += [f"--config=configs/{name}.py:{preset(rehearse)}", "--workdir=unused"]
-        with open(work / f"plan-{name}.log", "wb") as log:
-            plans[name] = subprocess.Popen(
-                command,
-                cwd=part.ROOT,
-                env={**os.environ, "JAX_PLATFORMS": "cpu"},
-                stdout=log,
-                stderr=subprocess.STDOUT,
-            )
-    return plans
-
-
-def stop_plans(plans: dict[str, subprocess.Popen]) -> None:
-    for process in plans.values():
-        process.kill()
-        process.wait()
-
-
-def planned(
-    name: str, work: pathlib.Path, process: subprocess.Popen, seconds: float
-) -> float | None:
-    """GB by the dry run on the CPU, waiting for it at most `seconds`; None where it is not done."""
-    try:
-        process.wait(max(0.1, seconds))
-    except subprocess.TimeoutExpired:
-        return None
-    match = PLAN.search((work / f"plan-{name}.log").read_text(errors="replace"))
-    if match is None:
-        return None
-    return float(match[1]) / {"GB": 1, "MB": 1e3, "kB": 1e6}[match[2]]
-
-
-def measure(name: str, args, own: part.Part, plans: dict) -> dict:
+def measure(name: str, args, own: part.Part) -> dict:
     """What a training of the preset takes on this device, in a process limited to the smaller card."""
     env = dict(os.environ)  # memory is taken as it is needed, up to the fraction
     if not args.rehearse:
@@ -105,12 +68,7 @@ def measure(name: str, args, own: part.Part, plans: dict) -> dict:
         tail = found.stderr.strip().splitlines() or ["no reason given"]
         told = [line for line in tail if "RESOURCE_EXHAUSTED" in line] or tail[-1:]
         raise RuntimeError(f"{name}:{preset(args.rehearse)}: {told[0][:300]}")
-    measured = json.loads(found.stdout.strip().splitlines()[-1])
-    plan = planned(name, args.work, plans[name], min(20.0, own.left() / 4))
-    peak = measured["peak_gb"]
-    if plan and peak:
-        measured |= {"dry_run_cpu_gb": plan, "peak_over_dry_run": peak / plan}
-    return measured
+    return json.loads(found.stdout.strip().splitlines()[-1])
 
 
 def steps_of(name: str, preset: str, count: int) -> dict:
@@ -161,5 +119,17 @@ def _peak(jax) -> float | None:
     return stats["peak_bytes_in_use"] / 1e9 if "peak_bytes_in_use" in stats else None
 
 
+def main(argv=None) -> int:
+    args = part.arguments(argv)
+    own = part.Part(args.work, args.seconds)
+    pool = concurrent.futures.ThreadPoolExecutor(at_once(args.rehearse))
+    jobs = {name: pool.submit(measure, name, args, own) for name in TRAININGS}
+    for name, job in jobs.items():
+        own.attempt(name, job.result)
+    return own.status()
+
+
 if __name__ == "__main__":
+    if sys.argv[1].startswith("-"):
+        sys.exit(main())
     print(json.dumps(steps_of(sys.argv[1], sys.argv[2], int(sys.argv[3]))))

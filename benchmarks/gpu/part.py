@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import threading
 import time
 import traceback
 
@@ -34,6 +35,7 @@ class Part:
         self._end = self._began + seconds
         self.failed: list[str] = []
         self.result: dict = {}
+        self._lock = threading.Lock()
 
     def left(self) -> float:
         """Seconds until this part should be done."""
@@ -45,13 +47,14 @@ class Part:
     def put(self, path: str, value) -> None:
         """Adds `value` under "section/name" and writes."""
         *sections, name = path.split("/")
-        where = self.result
-        for section in sections:
-            where = where.setdefault(section, {})
-        where[name] = plain(value)
-        temporary = self.work / "result.tmp"
-        temporary.write_text(json.dumps(self.result))
-        os.replace(temporary, self.work / "result.json")
+        with self._lock:
+            where = self.result
+            for section in sections:
+                where = where.setdefault(section, {})
+            where[name] = plain(value)
+            temporary = self.work / "result.tmp"
+            temporary.write_text(json.dumps(self.result))
+            os.replace(temporary, self.work / "result.json")
 
     def attempt(self, path: str, function, needs: float = 0.0):
         """Puts what function() returns, and returns it. A task that fails is recorded, and makes the part

@@ -13,8 +13,9 @@ import time
 
 from benchmarks.gpu import lines, part, rows, sizes
 
-COMPILING = 0.4  # of the time, at most: our programs, side by side
-TURN = 45.0  # seconds in which a worker must answer, beside those it measures
+GROUP = 3  # rows that are compiled together
+COMPILING = 0.5  # of the time that is left, at most, for a group
+TURN = 90.0  # seconds in which a worker must answer, beside those it measures
 FIRST = 20.0  # of a row, at least, to begin it
 TRACE = 15.0
 COMPILE_VARIANT = 100.0
@@ -64,13 +65,16 @@ class Race:
     def run(self) -> None:
         try:
             self.meet()
-            for share in (COMPILING, 0.5):  # again for what was not ready in time
-                self.compile(share)
-                for row in self.rows:
-                    if row.name in self.facts and row.name not in self.own.result.get("rows", {}):
-                        self.row(row)
-                if len(self.facts) == len(self.rows) or self.own.left() < 2 * FIRST:
+            for i in range(0, len(self.rows), GROUP):
+                group = self.rows[i : i + GROUP]
+                if self.own.left() < FIRST:
                     break
+                self.compile(group)
+                for row in group:
+                    if row.name in self.facts:
+                        self.row(row)
+                if i == 0:
+                    self.compare()
             self.trace()
             self.compiled()
         finally:
@@ -79,8 +83,8 @@ class Race:
                 self.peers.close()
 
     def limit(self, seconds: float = 0.0) -> float:
-        """Seconds a worker is given to answer: TURN beside `seconds`, more where there is more time."""
-        return min(max(TURN, self.own.left() / 4) + seconds, self.own.left())
+        """Seconds a worker is given to answer."""
+        return min(TURN + seconds, self.own.left())
 
     def meet(self) -> None:
         """Who races, whether both sides are the same networks, and what the device can do at most."""
@@ -93,27 +97,23 @@ class Race:
         own.put("datasheet_bf16_tflops", self.peak)
         if self.peers is None:
             own.put("peer", "PyTorch or MONAI is not installed: ours alone")
-        else:
-            self.compare()
-        found = [own.attempt("ceilings/ours", lambda: self.ours.ask("ceilings", self.limit()))]
+        else:  # it starts while ours compiles
+            self.peers.get("eager").tell("weights", folder=str(own.work))
+
+    def ceilings(self) -> None:
+        found = [self.own.attempt("ceilings/ours", lambda: self.ours.ask("ceilings", self.limit()))]
         if self.peers is not None:
-            worker = self.peers.get("eager")
-            ask = lambda: worker.ask("ceilings", self.limit())  # noqa: E731
-            found.append(own.attempt("ceilings/peer", ask))
-        rates = [one["bfloat16_tflops"] for one in found if one]
-        self.gemm = max(rates, default=None)
+            ask = lambda: self.peers.get("eager").ask("ceilings", self.limit())  # noqa: E731
+            found.append(self.own.attempt("ceilings/peer", ask))
+        self.gemm = max((one["bfloat16_tflops"] for one in found if one), default=None)
 
     def compare(self) -> None:
         """Equal weights and outputs; else there is no race."""
-        own, worker, folder = self.own, self.peers.get("eager"), str(self.own.work)
-
-        def theirs():
-            facts = worker.ask("hello", self.limit())
-            return {**facts, **worker.ask("weights", self.limit(), folder=folder)}
-
-        own.attempt("peer", theirs)
+        if self.peers is None:
+            return
+        own, folder = self.own, str(self.own.work)
         ours = own.attempt(
-            "same networks", lambda: self.ours.ask("check", self.limit(), folder=folder)
+            "same networks", lambda: self.ours.ask("check", own.left(), folder=folder)
         )
         is_same = ours is not None and all(row["ok"] for row in ours["rows"])
         own.put("same networks/ok", is_same)
@@ -122,21 +122,26 @@ class Race:
             self.peers.close()
             self.peers = None
 
-    def compile(self, share: float) -> None:
-        """Programs that are not ready yet, side by side, for this share of the time."""
-        own, seconds, began = self.own, share * self.own.left(), time.monotonic()
-        names = [row.name for row in self.rows if row.name not in self.facts]
+    def compile(self, group: list[rows.Row]) -> None:
+        """Programs side by side, for at most COMPILING of the time."""
+        own, seconds, began = self.own, COMPILING * self.own.left(), time.monotonic()
+        names = [row.name for row in group]
         try:
             if not self.ours.is_alive:  # what it had compiled lies in the cache
-                self.ours, names = self.start(), [row.name for row in self.rows]
+                self.ours = self.start()
             limit = seconds + self.limit()
             found = self.ours.ask("prepare", limit, names=names, seconds=seconds)
         except lines.WorkerError as error:
             own.failed.append("compilation")
-            own.put("compilation", {"failed": str(error)})
+            own.put(f"compilation/{names[0]}", {"failed": str(error)})
             return
+        if not self.facts:
+            if self.peers is not None:
+                theirs = lambda: self.peers.get("eager").answer(self.limit())  # noqa: E731
+                own.attempt("peer", theirs)
+            self.ceilings()
         self.facts |= found.pop("ready")
-        own.put("compilation", {**found, "waited_s": time.monotonic() - began})
+        own.put(f"compilation/{names[0]}", {**found, "waited_s": time.monotonic() - began})
         own.failed += [f"compile {name}" for name in found["failed"]]
 
     def row(self, row: rows.Row) -> None:

@@ -42,8 +42,10 @@ class Ready(NamedTuple):
 
 def config_of(row: rows.Row, chosen: sizes.Sizes, attention: str):
     """The product's config that does what `row` says."""
-    if row.kind == "own_ldm_train":
-        return recipes.own_ldm(chosen, row.unet, row.batch)
+    if row.kind in ("own_ldm_train", "own_ldm_muon_train"):
+        config = recipes.own_ldm(chosen, row.unet, row.batch)
+        config.recipe.optim.optimizer = "muon" if "muon" in row.kind else "adamw"  # as the peer's
+        return config
     if row.kind == "ae_train":
         config = recipes.monai_autoencoder(chosen)
         config.train.batch_size = row.batch

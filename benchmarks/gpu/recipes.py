@@ -55,7 +55,6 @@ def own_ldm(sizes: Sizes, unet: str, batch: int, dtype: str = "bfloat16"):
 
     c = ldm.get_config(sizes.preset)
     c.train.batch_size = batch
-    c.recipe.optim.optimizer = "adamw"  # as the other side
     c.autoencoder.train.recipe.model.dtype = dtype
     model = c.recipe.model.unet
     channels = sizes.unets[unet]

@@ -1,80 +1,45 @@
-"""A training that is killed and resumed against two that were not, as processes of the product."""
+"""A training that is stopped and resumed against two that were not, in this process: the tiny CLDM."""
 
 import os
 import pathlib
-import subprocess
-import sys
-import time
+import signal
+import threading
 
+import jax
 import numpy as np
 
-from benchmarks.gpu import part
+from cldm_jax.jobs import make
+from cldm_jax.runtime.checkpoint import restore_for_inference
 
 STEPS, SAVE_EVERY = 400, 40
-PATIENCE = 240.0  # seconds for any of the processes, at most
+POLL = 0.01  # seconds
 
 
-def command(folder: pathlib.Path, name: str, steps: int = STEPS) -> list[str]:
-    """The tiny CLDM on its phantom, all below `folder`."""
-    cadence = {"num_train_steps": steps, "save_every": SAVE_EVERY, "val_every": steps}
-    return [
-        sys.executable,
-        "-m",
-        "cldm_jax.main",
-        "--config=configs/ldm.py:tiny",
-        f"--workdir={folder / name}",
-        f"--config.data.root={folder / 'data'}",
-        f"--config.autoencoder.workdir={folder / 'ae'}",
-        "--config.kernels=xla",
-        *(f"--config.train.{k}={v}" for k, v in cadence.items()),
-    ]
+def train(folder: pathlib.Path, name: str) -> pathlib.Path:
+    """Data, autoencoder and latents are made once. SystemExit where a signal stops it."""
+    from configs import ldm
+
+    config, workdir = ldm.get_config("tiny"), folder / name
+    with config.unlocked():
+        config.kernels, config.data.root = "xla", str(folder / "data")
+        config.autoencoder.workdir = str(folder / "ae")
+        config.train.num_train_steps = config.train.val_every = STEPS
+        config.train.save_every = SAVE_EVERY
+    make.run(config, str(workdir))
+    return workdir
 
 
-def begin(folder: pathlib.Path, name: str, steps: int = STEPS) -> subprocess.Popen:
-    log = open(folder / f"{name}.log", "ab")
-    return subprocess.Popen(
-        command(folder, name, steps),
-        cwd=part.ROOT,
-        env={**os.environ, "PYTHONPATH": os.environ.get("PYTHONPATH", str(part.ROOT))},
-        stdout=log,
-        stderr=subprocess.STDOUT,
-    )
-
-
-def finish(process: subprocess.Popen, folder: pathlib.Path, name: str, seconds: float) -> None:
-    """Raises RuntimeError where it fails or takes longer."""
-    try:
-        status = process.wait(max(1.0, seconds))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-        status = "too slow"
-    if status != 0:
-        last = (folder / f"{name}.log").read_text(errors="replace").strip().splitlines()[-3:]
-        raise RuntimeError(f"{name} ended with {status}: {' / '.join(last)}")
-
-
-def kill_midway(process: subprocess.Popen, workdir: pathlib.Path, seconds: float) -> int:
-    """SIGKILL once a step is saved; the newest step then. RuntimeError where it was too fast or slow."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
+def stop_midway(workdir: pathlib.Path, over: threading.Event) -> None:
+    """SIGTERM to this process, which saves and ends the training, once some steps are saved."""
+    while not over.wait(POLL):
         saved = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
         if saved and max(saved) >= 2 * SAVE_EVERY:
-            process.kill()
-            process.wait()
-            return max(saved)
-        time.sleep(0.01)
-    process.kill()
-    process.wait()
-    raise RuntimeError("it ended before it could be killed, or saved nothing in time")
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
 
 
 def weights_of(workdir: pathlib.Path) -> list[np.ndarray]:
     """The averaged parameters of the last step."""
-    import jax
-
-    from cldm_jax.runtime.checkpoint import restore_for_inference
-
     step, params, _ = restore_for_inference(workdir / "checkpoints")
     if step != STEPS:
         raise RuntimeError(f"{workdir.name} ended at step {step}, not {STEPS}")
@@ -88,34 +53,27 @@ def gap(one: list[np.ndarray], other: list[np.ndarray]) -> dict:
     return {"same bits": same, "largest difference": max(gaps) / largest}
 
 
-def compare(folder: pathlib.Path, own: part.Part) -> dict:
-    """Differences of the weights: killed and resumed against whole, and whole against whole (what the
-    card's own order of sums does, without any interruption).
+def compare(folder: pathlib.Path) -> dict:
+    """Differences of the weights: stopped and resumed against whole, and whole against whole (what the
+    card's own order of sums does, without any interruption). In the main thread: it takes a signal.
     """
     folder.mkdir()
-
-    def seconds() -> float:
-        return min(PATIENCE, own.left())
-
-    # Data, autoencoder and latents once, so that the others start alike.
-    finish(begin(folder, "first", SAVE_EVERY), folder, "first", seconds())
-    runs = {name: begin(folder, name) for name in ("whole", "again", "killed")}
+    whole = weights_of(train(folder, "whole"))
+    over, stopped = threading.Event(), False
+    threading.Thread(target=stop_midway, args=(folder / "halves", over), daemon=True).start()
     try:
-        at = kill_midway(runs["killed"], folder / "killed", seconds())
-        runs["killed"] = begin(folder, "killed")
-        for name, process in runs.items():
-            finish(process, folder, name, seconds())
+        train(folder, "halves")
+    except SystemExit:
+        stopped = True
+        train(folder, "halves")
     finally:
-        for process in runs.values():
-            process.kill()
-            process.wait()
-    whole, again, killed = (weights_of(folder / n) for n in ("whole", "again", "killed"))
-    resumed = "resuming" in (folder / "killed.log").read_text(errors="replace")
+        over.set()
+    halves, again = weights_of(folder / "halves"), weights_of(train(folder, "again"))
+    resumed = gap(whole, halves)
     return {
         "steps": STEPS,
-        "killed at step": at,
-        "resumed": resumed,
-        "resumed against whole": gap(whole, killed),
+        "was stopped": stopped,
+        "resumed against whole": resumed,
         "whole against whole": gap(whole, again),
-        "ok": resumed and np.isfinite(gap(whole, killed)["largest difference"]),
+        "ok": stopped and np.isfinite(resumed["largest difference"]),
     }

@@ -11,7 +11,8 @@ class Row(NamedTuple):
     """One piece of work, the same on both sides."""
 
     name: str
-    kind: str  # ldm_train | own_ldm_train | ae_train | sample | onestep | encode | decode
+    # (own_)ldm_train | own_ldm_muon_train | ae_train | sample | onestep | encode | decode
+    kind: str
     batch: int
     unet: str = "12M"
     calls: int = 1  # of one batch each: a volume
@@ -29,6 +30,7 @@ def rows(sizes: Sizes) -> list[Row]:
         Row(f"ldm_train_12M_b{large}", "ldm_train", large),
         Row(f"ddim{steps}_b{one}", "sample", one),
         Row(f"own_ldm_train_12M_b{large}", "own_ldm_train", large, peer="-"),
+        Row(f"own_ldm_muon_12M_b{large}", "own_ldm_muon_train", large, peer="-"),
         Row(f"ldm_train_51M_b{large}", "ldm_train", large, "51M"),
         Row(f"{volume}_ddim{steps}", "sample", chunk, calls=calls),
         Row(f"{volume}_onestep", "onestep", chunk, calls=calls, peer=f"{volume}_ddim{steps}"),

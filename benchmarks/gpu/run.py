@@ -1,6 +1,7 @@
 """Plans the minutes, runs each part as a process with a deadline and keeps what each has found.
 
-    bash launch/gpu.sh [--minutes M] [--parts check,race,train] [--out DIR] [--wheels DIR] [--labels DIR]
+    bash launch/gpu.sh [--minutes M] [--parts check,race,train,memory] [--out DIR]
+                       [--wheels DIR] [--labels DIR] [--heads DIR] [--rehearse]
 
 Standard library only: it must end in time whatever the parts do. results.json is written whenever a part
 has something new; it, the log and what parts hand over are at most 8 files of 16 MiB.
@@ -25,6 +26,13 @@ from benchmarks.gpu import collect, plan, wheels
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RESULTS, LOG = "results.json", "log.txt"
 POLL = 0.2  # seconds
+# Without its search for the fastest kernels XLA should compile in a part of the time: with it, a step of
+# a 12.5 M parameter CLDM took 221 s for an H200 (five programs at once, 16 slow cores).
+FLAGS = (
+    "--xla_gpu_experimental_enable_fusion_autotuner=false",
+    "--xla_gpu_enable_triton_gemm=false",
+    "--xla_gpu_autotune_level=2",
+)
 LAST = 3.0  # seconds between SIGTERM and SIGKILL
 
 
@@ -32,7 +40,7 @@ def parse(argv) -> argparse.Namespace:
     """Exits with status 2 for what cannot be."""
     parser = argparse.ArgumentParser(prog="launch/gpu.sh", description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=15.0, help="for everything (default 15)")
-    parser.add_argument("--parts", default=",".join(plan.WEIGHTS), help="default: all three")
+    parser.add_argument("--parts", default=",".join(plan.WEIGHTS), help="default: all")
     parser.add_argument("--out", type=pathlib.Path, default="runs/gpu", help="a new folder")
     parser.add_argument("--wheels", type=pathlib.Path, help="wheels of launch/gpu_wheels.sh")
     parser.add_argument("--labels", type=pathlib.Path, help="label volumes to simulate heads from")
@@ -122,6 +130,7 @@ def environment(args, site: pathlib.Path, work: pathlib.Path) -> dict[str, str]:
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
     }
     env.setdefault("CLDM_CACHE_DIR", str(work / "cache"))
+    env["XLA_FLAGS"] = " ".join([*FLAGS, os.environ.get("XLA_FLAGS", "")]).strip()
     # "cpu" as well: the check compares with it.
     env["JAX_PLATFORMS"] = "cpu" if args.rehearse else "cuda,cpu"
     return env

@@ -65,63 +65,77 @@ def choose(rehearse: bool) -> Sizes:
     return TINY if rehearse else FULL
 
 
+class Lesson(NamedTuple):
+    """A training: its config, steps and dotted settings."""
+
+    config: str
+    steps: int
+    settings: dict[str, object]
+
+
 class Schooling(NamedTuple):
     """What the part "train" does at one size."""
 
     preset: str
-    overrides: dict[str, dict[str, object]]  # training -> dotted settings
-    person_s: float  # CPU seconds of simulating one person, about
-    most_people: int
-    test_stride: int  # every n-th slice of the test people is scored at once
-    least_s: float  # device seconds of a training below which it is left out
-    most_s: float  # and more than which none gets: what is left goes to further methods
-    around_s: float  # a training's validations, saves, read-outs and scores, about
+    people: int
+    autoencoder: Lesson
+    trainings: dict[str, Lesson]  # the first ones first, if it gets late
 
 
+# Steps of about 40 device seconds by the one step that was measured on an H200, of networks 4/3 as wide
+# (docs/results/gpu): what each took is in the results. Widths: exported, each model is a file of 16 MiB.
 _LATENT = {
-    "recipe.model.unet.base_channels": 64,
+    "recipe.model.unet.base_channels": 48,
     "recipe.model.unet.num_res_blocks": 2,
     "recipe.model.unet.dtype": "bfloat16",
     "train.batch_size": 128,
 }
 _PIXELS = {
-    "recipe.model.unet.base_channels": 32,
+    "recipe.model.unet.base_channels": 24,
     "recipe.model.unet.dtype": "bfloat16",
     "train.batch_size": 32,
 }
+_ONESTEP = {
+    "recipe.diffusion.onestep_share": (1.0, 1.0),
+    "recipe.diffusion.gaussian_denoiser": False,
+    "recipe.sampling.num_samples": (),
+}
+
+
+def _lessons(steps: int, latent: dict, pixels: dict, cells: dict) -> dict[str, Lesson]:
+    return {
+        "ldm": Lesson("ldm", steps, latent),
+        "unet": Lesson("unet", steps, pixels),
+        "unet-cells": Lesson("unet", steps, latent | cells),
+        "latent_regression": Lesson("ldm", steps, latent | _ONESTEP),
+    }
+
+
 FULL_SCHOOLING = Schooling(
     preset="cpu1mm",
-    overrides={
-        "ae": {"recipe.model.dtype": "bfloat16", "train.batch_size": 64},
-        "ldm": {**_LATENT, "recipe.sampling.num_samples": (1,)},
-        "unet": _PIXELS,
-        "unet-cells": _LATENT,
-        "latent_regression": _LATENT,
-        "attention_unet": _PIXELS,
-    },
-    person_s=12.0,
-    most_people=200,
-    test_stride=6,
-    least_s=8.0,
-    most_s=90.0,
-    around_s=15.0,
+    people=208,
+    autoencoder=Lesson("ae", 480, {"recipe.model.dtype": "bfloat16", "train.batch_size": 64}),
+    trainings=_lessons(
+        2800,
+        _LATENT,
+        _PIXELS,
+        {
+            "recipe.model.stem_block": 4,
+            "recipe.model.unet.channel_mult": (1, 2, 4),
+            "recipe.model.unet.attn_levels": (2,),
+        },
+    ),
 )
 TINY_SCHOOLING = Schooling(
     preset="tiny",
-    overrides={
-        "ae": {},
-        "ldm": {"recipe.sampling.num_samples": (1,)},
-        "unet": {},
-        "unet-cells": {},
-        "latent_regression": {},
-        "attention_unet": {},
-    },
-    person_s=2.0,
-    most_people=12,
-    test_stride=1,
-    least_s=0.5,
-    most_s=4.0,
-    around_s=20.0,
+    people=12,
+    autoencoder=Lesson("ae", 20, {}),
+    trainings=_lessons(
+        40,
+        {},
+        {},
+        {"recipe.model.stem_block": 2, "recipe.model.unet.channel_mult": (1, 2)},
+    ),
 )
 
 

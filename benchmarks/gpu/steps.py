@@ -39,12 +39,18 @@ def drawn(tree, seed: int = 0):
     return jax.tree.map(move, tree)
 
 
+def example(config):
+    """`dry_run.example`, begun on the CPU: on a GPU each small operation would be compiled by itself."""
+    with jax.default_device(jax.devices("cpu")[0]):
+        method, state, batch = dry_run.example(config)
+        return method, jax.tree.map(np.asarray, state), batch
+
+
 def training(config) -> Program:
     """A step of `config`'s training on a batch that lies on the device, as `jobs.train` compiles it."""
     batch_sharding, replicated = sharding.make_shardings()
-    method, state, batch = dry_run.example(config)
-    batch = rows(batch, config.train.batch_size)
-    state, key = jax.tree.map(np.asarray, state), jax.random.key(config.seed)
+    method, state, batch = example(config)
+    batch, key = rows(batch, config.train.batch_size), jax.random.key(config.seed)
     step = make_step(method, replicated)
 
     def arguments():
@@ -66,7 +72,7 @@ def training(config) -> Program:
 
 def reading(config, mode: str, count: int, params=None, frozen=None) -> Program:
     """A read-out of `count` slices, images in and images out. params, frozen: instead of drawn ones."""
-    method, state, _ = dry_run.example(config)
+    method, state, _ = example(config)
     state = state._replace(
         params=(), opt_state=(), extra=(), ema_params=params or drawn(state.ema_params)
     )

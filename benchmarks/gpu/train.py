@@ -1,409 +1,212 @@
-"""Part "train": the comparison at 1 mm with equal device seconds, on heads simulated on the spot.
+"""Part "train": the comparison at 1 mm with equal device seconds, by the product's own commands.
 
-    python -m benchmarks.gpu.train --work DIR --seconds S [--rehearse] [--labels DIR]
+    python -m benchmarks.gpu.train --work DIR --seconds S [--rehearse] [--labels DIR | --heads DIR]
 
-While the cores simulate, the device measures a step of each method; what is left is divided into equal
-device seconds, of which a latent method pays its autoencoder. Trained by `jobs.train`, scored on
-test people.
+People are simulated by all cores, the autoencoder is trained and its latents are made. Then all
+trainings are started at once and compile side by side; one that has taken its first steps is stopped
+(SIGSTOP) until it has the device for itself. What comes back are the exported models, to be scored by the
+product's own evaluation where there is time for it, and curves of the validation people.
 """
 
-import concurrent.futures
 import json
 import os
 import pathlib
 import signal
 import subprocess
 import sys
-import threading
 import time
 
-import jax
-import numpy as np
+from benchmarks.gpu import part, sizes
+from cldm_jax.runtime import writers
 
-from benchmarks.gpu import outputs, part, sizes, steps, trace
-from cldm_jax.data import pipeline
-from cldm_jax.data.shards import Prepared
-from cldm_jax.jobs import evaluate, make
-from cldm_jax.runs import inputs as inputs_lib
-from cldm_jax.runs.readouts import open_run, predict_rows
-from cldm_jax.runtime import device
-from cldm_jax.runtime.checkpoint import newest_sound
-
-METHODS = (
-    "ldm",
-    "unet",
-    "unet-cells",
-    "latent_regression",
-)  # the first ones first, if it gets late
-EXTRA = ("attention_unet",)  # where minutes are left
 CURVES = ("method", "target", "step", "device_s", "psnr_val")
-SCORES = ("method", "read_out", "person", "target", "slices", "psnr_test")
-SIMULATING = 0.3  # of the time; the device measures steps meanwhile
-ENDING = 0.12  # of the time, for the picture and the report
-AE_SHARE = 0.25  # of a latent method's device seconds
-PER_TRAINING = (
-    0.3  # of a training's time that is not its steps: compilation, validation, saves, scores
-)
-SLOW = 2.0  # times its planned seconds, after which a training is stopped (it saves)
-COMPILED = 60.0  # seconds beside that, at least, for its compilation
-VALIDATIONS = 8
-REPORT = 60.0  # seconds that the product's own evaluation needs, about
-SPARE_CORES = 4  # that do not simulate: they compile
-THREADS = min(8, len(os.sched_getaffinity(0)))  # that compile
-MEASURED = 1.0  # seconds of steps
-TRACED = 2.0  # seconds under the profiler
-CALLS = 20  # steps of a call, where the config has such a setting
+SIMULATING = 0.4  # of the time, at most
+AROUND = 25.0  # seconds that an export and what follows need
+POLL = 0.1  # seconds
 
 
-def configs(school: sizes.Schooling) -> dict:
-    """Every training of this part, and "ae"."""
-    from configs import reproduce
-
-    recipe = reproduce.get_config(school.preset)
-    found = {"ae": recipe.autoencoder} | {n: recipe.trainings[n] for n in (*METHODS, *EXTRA)}
-    for name, config in found.items():
-        with config.unlocked():
-            for path, value in school.overrides[name].items():
-                *sections, field = path.split(".")
-                where = config
-                for section in sections:
-                    where = where[section]
-                where[field] = value
-            # Cells are the latent network itself, wherever that was changed.
-            config.name = name
-            config.kernels = "xla"
-            if config.data.kind == "latents":
-                config.autoencoder.train = recipe.autoencoder
-            if "steps_per_call" in config.train:
-                config.train.steps_per_call = CALLS
-    return found
+def command(config: str, preset: str, workdir, *flags: str) -> list[str]:
+    """Of the product."""
+    found = [sys.executable, "-m", "cldm_jax.main", f"--config=configs/{config}.py:{preset}"]
+    return [*found, f"--workdir={workdir}", "--config.kernels=xla", *flags]
 
 
-def start_heads(args, school: sizes.Schooling, seconds: float) -> subprocess.Popen | None:
-    """Simulation and preparation, on all cores but a few, as a process; None where `--heads` names a
-    folder that another process fills.
+def simulate(args, school: sizes.Schooling, seconds: float) -> tuple[pathlib.Path, dict]:
+    """(folder, facts) of the people, simulated here or by another process (`--heads`). Raises
+    RuntimeError where they fail or are late.
     """
-    if args.heads is not None:
-        return None
-    cores = len(os.sched_getaffinity(0))
-    workers = max(1, cores - (SPARE_CORES if cores > 2 * SPARE_CORES else 0))
-    # Twice as many as should be ready in time: the clock ends it, not the list.
-    people = max(8, round(2 * workers * seconds / school.person_s))
-    people = min(school.most_people, people)
-    command = [sys.executable, "-m", "benchmarks.gpu.heads", str(args.work / "heads")]
-    command += [school.preset, str(people), f"{seconds:.0f}", str(workers)]
-    if args.labels is not None:
-        command.append(str(args.labels))
-    env = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=part.ROOT, env=env, stdout=subprocess.PIPE, text=True)
+    folder = (args.heads or args.work / "heads").absolute()
+    if args.heads is None:
+        workers = len(os.sched_getaffinity(0))
+        asked = [sys.executable, "-m", "benchmarks.gpu.heads", str(folder), school.preset]
+        asked += [str(school.people), f"{seconds / 2:.0f}", str(workers)]
+        asked += [str(args.labels)] if args.labels is not None else []
+        env = {**os.environ, "JAX_PLATFORMS": "cpu", "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(asked, cwd=part.ROOT, env=env)
+    facts, end = folder / "facts.json", time.monotonic() + seconds
+    while not facts.is_file():
+        if time.monotonic() > end or (args.heads is None and process.poll()):
+            raise RuntimeError(f"{facts} is not there, see the log")
+        time.sleep(POLL)
+    return folder / "prepared", json.loads(facts.read_text())
 
 
-def wait_heads(args, process: subprocess.Popen | None, seconds: float) -> dict:
-    """What it says of itself. Raises RuntimeError where it fails or is late."""
-    if process is None:
-        facts, end = args.heads / "facts.json", time.monotonic() + seconds
-        while not facts.is_file():
-            if time.monotonic() > end:
-                raise RuntimeError(f"{facts} is not there after {seconds:.0f} s")
-            time.sleep(0.2)
-        return json.loads(facts.read_text())
-    try:
-        words, _ = process.communicate(timeout=max(1.0, seconds))
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
-        raise RuntimeError(f"no heads after {seconds:.0f} s more") from None
-    if process.returncode:
-        raise RuntimeError(f"heads: status {process.returncode}, see the log")
-    return json.loads(words.strip().splitlines()[-1])
+class Training:
+    """A training of the product as a process: compiling, ready (stopped), running, done or failed."""
 
+    def __init__(self, name: str, workdir: pathlib.Path, asked: list[str]):
+        self.name, self.workdir = name, workdir
+        self.began, self.compile_s, self.device_s = time.monotonic(), None, 0.0
+        self._log = workdir.parent / f"{name}.log"
+        with open(self._log, "wb") as log:
+            self.process = subprocess.Popen(
+                asked, cwd=part.ROOT, stdout=log, stderr=subprocess.STDOUT
+            )
+        self.state = "compiling"
 
-def step_seconds(own: part.Part, trainings: dict) -> dict[str, float]:
-    """Device seconds of a step of each, on drawn numbers: compiled side by side, measured one by one."""
-    pool = concurrent.futures.ThreadPoolExecutor(THREADS)
-
-    def prepare(config):
-        with config.unlocked():
-            config.train.num_train_steps = 1000  # only the schedule asks for it
-        program = steps.training(config)
-        began = time.perf_counter()
-        return program, program.compile(), time.perf_counter() - began
-
-    jobs = {name: pool.submit(prepare, config) for name, config in trainings.items()}
-    found = {}
-    for name, job in jobs.items():
-
-        def measure(job=job):
-            program, compiled, compile_s = job.result(max(1.0, own.left()))
-            took = steps.timed(program.start(compiled), jax.block_until_ready, MEASURED)
-            return {**took, "compile_s": compile_s}
-
-        took = own.attempt(f"steps/{name}", measure)
-        if took is not None:
-            found[name] = took["seconds"]
-    pool.shutdown(wait=False, cancel_futures=True)
-    return found
-
-
-def feed_seconds(config, prepared: Prepared) -> float:
-    """Seconds in which the reader makes a batch of images; 0 where slices can lie on the device."""
-    if jax.default_backend() == "gpu" and config.data.on_device == "auto":
-        return 0.0
-    targets = inputs_lib.choose_targets(config, prepared)
-    source = inputs_lib.image_source(config, prepared, "train", targets, 1)
-    options = dict(batch_size=config.train.batch_size, seed=0, start_step=0, num_workers=0)
-    batches = pipeline.make_train_iterator(source, num_threads=config.train.num_threads, **options)
-    with batches:
-        next(batches)
-        began, count = time.perf_counter(), 0
-        while time.perf_counter() - began < MEASURED or not count:
-            next(batches)
-            count += 1
-        return (time.perf_counter() - began) / count
-
-
-class Stopped(Exception):
-    """A training was stopped by its time limit; it has saved."""
-
-
-class Watch:
-    """Stops `jobs.train` in this process after `seconds` as a user would (SIGTERM: it saves), and looks
-    at it through the profiler once it is under way.
-    """
-
-    def __init__(self, workdir: pathlib.Path, seconds: float, folder: pathlib.Path | None):
-        self.workdir, self.folder, self.is_late = workdir, folder, False
-        self._timer = threading.Timer(seconds, self._stop)
-        self._over = threading.Event()
-        self._looker = threading.Thread(target=self._look, daemon=True)
-
-    def _stop(self) -> None:
-        self.is_late = True
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Stops it after its first steps; notes its end."""
         metrics = self.workdir / "metrics.jsonl"
-        while not self._over.wait(0.05):
-            if metrics.is_file() and metrics.stat().st_size > 0:
-                break
-        else:
-            return
-        trace.begin(self.folder)
-        self._over.wait(TRACED)
-        trace.end()
+        if self.state == "compiling" and metrics.is_file() and metrics.stat().st_size:
+            self.compile_s = time.monotonic() - self.began
+            self.process.send_signal(signal.SIGSTOP)
+            self.state = "ready"
+        elif self.process.poll() is not None:
+            if self.state == "running":
+                self.device_s = time.monotonic() - self._since
+            self.state = "done" if self.process.returncode == 0 else "failed"
 
-    def __enter__(self):
-        self._timer.start()
-        if self.folder is not None:
-            self._looker.start()
-        return self
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.state, self._since = "running", time.monotonic()
 
-    def __exit__(self, kind, error, where):
-        self._timer.cancel()
-        self._over.set()
-        if self.folder is not None:
-            self._looker.join()
-        if isinstance(error, SystemExit) and self.is_late:
-            raise Stopped from error
+    def close(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def facts(self) -> dict:
+        found = {
+            "state": self.state,
+            "device_s": self.device_s,
+            "until_first_steps_s": self.compile_s,
+        }
+        if self.state != "done":
+            found["last words"] = self._log.read_text(errors="replace").strip()[-300:]
+        return found
 
 
 class School:
-    """The trainings, one after the other, and what is known of them."""
+    """The trainings and what is known of them."""
 
     def __init__(self, own: part.Part, args, school: sizes.Schooling):
         self.own, self.args, self.school = own, args, school
-        self.trainings = configs(school)
-        self.steps_s: dict[str, float] = {}
+        self.preset, self.prepared, self.ae = school.preset, None, args.work / "ae"
         self.curves: list[tuple] = []
-        self.scores: list[tuple] = []
-        self.made: dict[str, np.ndarray] = {}
-        self.weights: dict[str, dict] = {}
-        self.done: list[str] = []
-        self.ae_s, self.prepared, self.truth = 0.0, None, None
 
     def run(self) -> None:
         own = self.own
-        heads = start_heads(self.args, self.school, SIMULATING * own.left())
-        try:
-            self.steps_s = step_seconds(own, self.trainings)
-            facts = wait_heads(self.args, heads, own.left() / 2)
-        finally:
-            if heads is not None:
-                heads.kill()
+        limit = SIMULATING * own.left()
+        self.prepared, facts = simulate(self.args, self.school, limit)
         own.put("heads", facts)
-        folder = self.args.heads or self.args.work / "heads"
-        self.prepared = Prepared(folder.absolute() / "prepared")
-        for config in self.trainings.values():
-            with config.unlocked():
-                config.data.prepared = str(self.prepared.folder)
-        names = [name for name in METHODS if name in self.steps_s and "ae" in self.steps_s]
-        seconds, names = self.share(names)
-        own.put("device_s_each", seconds)
-        own.put("not trained", [name for name in METHODS if name not in names])
-        for name in names:
-            own.attempt(f"trainings/{name}", lambda name=name: self.train(name, seconds))
-            self.hand_over()
-        for name in EXTRA:
-            if name in self.steps_s and own.left() > seconds + self.around(name) + REPORT:
-                own.attempt(f"trainings/{name}", lambda name=name: self.train(name, seconds))
-                self.hand_over()
-        if self.done:
-            own.attempt("report", self.report, REPORT)
-
-    def around(self, name: str) -> float:
-        """Seconds that a training takes beside its steps: it is compiled again, for its own schedule."""
-        return self.own.result["steps"][name]["compile_s"] + self.school.around_s
-
-    def share(self, names: list[str]) -> tuple[float, list[str]]:
-        """(device seconds of each, the methods that get them): the last ones are left out where too
-        little would be left for each. RuntimeError where no step could be measured.
-        """
-        if not names:
-            raise RuntimeError("no method's step could be measured")
-        shared = any(self.trainings[n].data.kind == "latents" for n in names)  # the autoencoder
-        around = sum(map(self.around, names)) + shared * self.around("ae")
-        seconds = ((1 - ENDING) * self.own.left() - around) / len(names)
-        if seconds >= self.school.least_s or len(names) == 1:
-            return min(max(seconds, self.school.least_s), self.school.most_s), names
-        return self.share(names[:-1])
-
-    def train(self, name: str, seconds: float) -> dict:
-        """One method with its share, its autoencoder first where it needs one; scored."""
-        config = self.trainings[name]
-        before = 0.0
-        if config.data.kind == "latents":
-            ae = self.args.work / "ae"
-            if not ae.is_dir():
-                self.own.attempt("trainings/ae", lambda: self.fit("ae", AE_SHARE * seconds, ae))
-                self.keep_weights("ae", ae)
-            before = self.ae_s
-            with config.unlocked():
-                config.autoencoder.workdir = str(ae)
-        workdir = self.args.work / name
-        facts = self.fit(name, max(0.1 * seconds, seconds - before), workdir)
-        self.curves += outputs.curve(name, workdir, before, facts["step_s"])
-        facts["test_psnr"] = self.score(name, workdir)
-        self.done.append(str(workdir))
-        return facts
-
-    def fit(self, name: str, seconds: float, workdir: pathlib.Path) -> dict:
-        """`jobs.train` for as many steps as `seconds` of the device hold."""
-        config, step_s = self.trainings[name], self.steps_s[name]
-        feed_s = feed_seconds(config, self.prepared)
-        # Whole calls between what is due: a gap shorter than a call would be taken step by step.
-        gap = max(1, int(seconds / max(step_s, feed_s)) // VALIDATIONS)
-        gap = max(1, gap // CALLS) * CALLS if gap >= CALLS else gap
-        count = VALIDATIONS * gap
-        with config.unlocked():
-            config.train.num_train_steps, config.train.save_every = count, count
-            config.train.val_every = config.train.log_every = gap
-            config.train.cpu_step_seconds = 0.0
-        folder = self.args.work / f"trace-{name}"
-        began, stopped = time.monotonic(), False
-        limit = SLOW * seconds + max(COMPILED, 3 * self.own.result["steps"][name]["compile_s"])
+        own.attempt("autoencoder", self.autoencoder)
+        trainings = [self.begin(name) for name in self.school.trainings]
         try:
-            with Watch(workdir, min(limit, self.own.left()), folder):
-                make.run(config, str(workdir))
-        except Stopped as error:
-            stopped = True
-            if newest_sound(workdir / "checkpoints") is None:
-                raise RuntimeError(f"{name}: nothing was trained in {limit:.0f} s") from error
-        if name == "ae":
-            self.ae_s = count * step_s
-        return {
-            "steps": count,
-            "step_s": step_s,
-            "reader_s_a_batch": feed_s,
-            "device_s": count * step_s,
-            "wall_s": time.monotonic() - began,
-            "stopped by its time limit": stopped,
-            "profile": looked_at(folder),
-        }
+            self.in_turns(trainings)
+        finally:
+            for training in trainings:
+                training.close()
 
-    def score(self, name: str, workdir: pathlib.Path) -> dict:
-        """PSNR of every test person by the first read-out and, of the CLDM, by one sample; the mean."""
-        run = open_run(str(workdir))
-        targets = tuple(run.config["data"]["targets"])
-        source = inputs_lib.image_source(
-            self.trainings[name], self.prepared, "test", targets, self.school.test_stride
+    def autoencoder(self) -> dict:
+        """Trained, and the latents of the training people."""
+        flags = self.flags("ae")
+        self.call(command("ae", self.preset, self.ae, *flags))
+        trained = self.own.elapsed()
+        flags = (
+            f"--config.autoencoder.workdir={self.ae}",
+            f"--config.data.prepared={self.prepared}",
         )
-        truth = self.read_truth(source)
-        codes = {m["code"]: n for n, m in self.prepared.index["modalities"].items()}
-        names = {code: target for code, target in codes.items() if target in targets}
-        people = [subject["id"] for subject in self.prepared.index["subjects"]]
-        modes = [next(iter(run.method.predict))]
-        modes += ["sample"] if "sample" in run.method.predict and "sample" not in modes else []
-        batch = self.trainings[name].train.batch_size
-        means = {}
-        for mode in modes:
-            images = predict_rows(run, mode, source, batch_size=batch, seed=0).images
-            self.made[f"{name} {mode}"] = images
-            rows = outputs.scores(name, mode, images, truth, names, people)
-            self.scores += rows
-            for target in names.values():
-                means[f"{mode} {target}"] = float(np.mean([r[5] for r in rows if r[3] == target]))
-        if name == "ldm":
-            self.weights = {"ldm": run.state.params or run.state.ema_params, **self.weights}
-        return means
+        self.call(command("ldm", self.preset, "unused", "--config.job=encode", *flags))
+        return {"trained_at_s": trained, "encoded_at_s": self.own.elapsed()}
 
-    def read_truth(self, source) -> dict:
-        """All test rows: middle source slice, target, mask [N, H, W], label, subject, slice [N]."""
-        if self.truth is None:
-            found = source.read(np.arange(len(source)))
-            middle = found["source"].shape[-1] // 2
-            self.truth = {k: found[k] for k in ("label", "subject", "slice")}
-            self.truth["source"] = found["source"][..., middle]
-            self.truth |= {k: found[k][..., 0] for k in ("target", "mask")}
-        return self.truth
+    def call(self, asked: list[str]) -> None:
+        """Raises CalledProcessError, TimeoutExpired."""
+        subprocess.run(asked, cwd=part.ROOT, check=True, timeout=max(1.0, self.own.left()))
 
-    def keep_weights(self, name: str, workdir: pathlib.Path) -> None:
-        model, variables, _ = inputs_lib.load_autoencoder(str(workdir))
-        del model
-        self.weights[name] = {k: v for k, v in variables.items() if isinstance(v, dict)}
+    def flags(self, name: str) -> list[str]:
+        """Settings of a training: the school's, and as few programs as can be."""
+        lesson = self.school.trainings.get(name, self.school.autoencoder)
+        steps = {"num_train_steps": lesson.steps, "save_every": lesson.steps}
+        steps |= {"log_every": max(1, lesson.steps // 20), "calibrate_samples": 0}
+        steps["val_every"] = max(1, lesson.steps // 4)
+        settings = {f"train.{k}": v for k, v in steps.items()} | lesson.settings
+        settings["data.prepared"] = self.prepared
+        return [f"--config.{key}={value}" for key, value in settings.items()]
 
-    def hand_over(self) -> None:
-        """The files so far: whatever comes later, they are there."""
-        out = self.own.out
-        outputs.write_table(out / "curves.csv", CURVES, self.curves)
-        outputs.write_table(out / "scores.csv", SCORES, self.scores)
-        if self.made:
-            outputs.write_picture(out / "samples.png", self.truth, self.made)
-            groups = [subject["group"] for subject in self.prepared.index["subjects"]]
-            outputs.write_predictions(out / "predictions.npz", self.truth, self.made, groups)
-        if self.weights:
-            self.own.put("weights", outputs.write_weights(out, self.weights))
+    def begin(self, name: str) -> Training:
+        lesson, workdir = self.school.trainings[name], self.args.work / name
+        flags = [f"--config.name={name}", *self.flags(name)]
+        if lesson.config == "ldm":
+            flags.append(f"--config.autoencoder.workdir={self.ae}")
+        return Training(name, workdir, command(lesson.config, self.preset, workdir, *flags))
 
-    def report(self) -> dict:
-        """The product's own evaluation by its protocol, on some slices of the test people."""
-        from configs import eval as evaluation
+    def in_turns(self, trainings: list[Training]) -> None:
+        """Lets one at a time go on, the first ones first, and hands each over when it is done."""
+        open_ = list(trainings)
+        while open_ and self.own.left() > 0:
+            for training in list(open_):
+                before = training.state
+                training.look()
+                if training.state in ("done", "failed"):
+                    open_.remove(training)
+                if training.state != before:
+                    self.own.put(f"trainings/{training.name}", training.facts())
+                    print(f"train: {training.name} {training.state}", flush=True)
+                    if training.state == "done":
+                        self.own.attempt(
+                            f"models/{training.name}", lambda t=training: self.hand_over(t)
+                        )
+            ready = [t for t in open_ if t.state == "ready"]
+            if ready and not any(t.state == "running" for t in open_):
+                ready[0].go_on()
+            time.sleep(POLL)
+        for training in open_:
+            self.own.failed.append(training.name)
+            self.own.put(f"trainings/{training.name}", training.facts())
 
-        config = evaluation.get_config(self.school.preset)
-        with config.unlocked():
-            config.runs, config.data.prepared = ",".join(self.done), str(self.prepared.folder)
-            config.kernels = "xla"
-        folder = self.args.work / "report"
-        evaluate.run(config, str(folder))
-        scores = (folder / "scores.csv").read_text()
-        (self.own.out / "protocol-scores.csv").write_text(scores)
-        return {"rows": scores.count("\n") - 1}
+    def hand_over(self, training: Training) -> dict:
+        """The exported model in float16, its card, and the curve of its validations."""
+        folder, out = self.args.work / f"{training.name}-model", self.own.out
+        asked = command("export", self.preset, folder, f"--config.run={training.workdir}")
+        asked = [word for word in asked if "kernels" not in word] + ["--config.dtype=float16"]
+        env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+        subprocess.run(asked, cwd=part.ROOT, env=env, check=True, timeout=AROUND)
+        archive = out / f"{training.name}.tgz"
+        subprocess.run(["tar", "czf", archive, "-C", folder.parent, folder.name], check=True)
+        self.curves += curve(training)
+        lines = [",".join(map(str, row)) for row in (CURVES, *self.curves)]
+        (out / "curves.csv").write_text("\n".join(lines) + "\n")
+        return {"bytes": archive.stat().st_size}
 
 
-def looked_at(folder: pathlib.Path) -> dict:
-    """What the profiler saw of a training, or why there is nothing."""
-    try:
-        return trace.summarise(folder)
-    except (ValueError, FileNotFoundError) as error:
-        return {"none": str(error)[:200]}
+def curve(training: Training) -> list[tuple]:
+    """(method, target, step, device seconds, PSNR on validation people) of a training's validations."""
+    rows = list(writers.read_rows(training.workdir))
+    last = max(row["step"] for row in rows)
+    found = []
+    for row in rows:
+        for key, value in row.items():
+            if key.startswith("val/psnr_") and value is not None:
+                seconds = round(training.device_s * row["step"] / last, 2)
+                found.append(
+                    (training.name, key.removeprefix("val/psnr_"), row["step"], seconds, value)
+                )
+    return found
 
 
 def main(argv=None) -> int:
     args = part.arguments(argv)
     args.work = args.work.absolute()
     own = part.Part(args.work, args.seconds)
-    device.choose_kernels("xla")
-    device.enable_compilation_cache()
-    part.need_gpu(args.rehearse)
-    own.put("device", device.describe())
     School(own, args, sizes.schooling(args.rehearse)).run()
     return own.status()
 
