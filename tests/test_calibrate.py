@@ -72,6 +72,17 @@ class TestTheFile:
             assert target.regions.keys() == REGIONS[name].keys()
         assert calibration.Calibration.from_json(found.to_json()) == found
 
+    def test_one_of_before_keeps_the_blur_it_was_measured_with(self, run):
+        found = open_run(str(run)).calibration
+        before = found.to_json()
+        for target in before["targets"].values():
+            del target["smooth_mm"]
+        opened = calibration.Calibration.from_json(before).targets["ct"]
+        assert opened.smooth_mm == (4.0, 4.0, 4.0) != found.targets["ct"].smooth_mm
+        noise = np.random.default_rng(0).normal(size=(4, 1, 32, 32)).astype(np.float32)
+        maps = [ensemble.sd_map(noise, (1, 1), s) for s in (opened.smooth_mm[0], 2.0)]
+        assert maps[0].std() < 0.7 * maps[1].std()
+
     def test_it_fits_the_people_it_was_made_on(self, study, run):
         """On them 90 % of pixels are covered at every scale; as sampled they are not."""
         opened, prepared = open_run(str(run)), Prepared(study.prepared)

@@ -160,9 +160,10 @@ def _target(drawn, spec, target: str, spacing, height: float) -> TargetCalibrati
     asked = []
     for d in map(_whole, drawn):
         mended = ensemble.scaled(ensemble.deviations(d.samples), factors, spacing)
-        for found, sd_mm in zip(ratios, ensemble.SCALES_MM, strict=True):
+        scales = zip(ratios, ensemble.SCALES_MM, ensemble.SMOOTH_MM, strict=True)
+        for found, sd_mm, smooth_mm in scales:
             e, s = (ensemble.blur(x, sd_mm, spacing) for x in (d.point - d.real, mended))
-            found.append(ensemble.ratios(e, ensemble.sd_map(s, spacing))[d.head])
+            found.append(ensemble.ratios(e, ensemble.sd_map(s, spacing, smooth_mm))[d.head])
         asked.append(spread.ask_regions(d, factors, spec, target, spacing, height))
     q90 = [float(np.quantile(np.concatenate(r), ensemble.LEVEL)) for r in ratios]
     if not np.isfinite(q90).all():

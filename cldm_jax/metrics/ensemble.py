@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage, stats
 
 SCALES_MM = (0.0, 4.0, 16.0)  # SD of the blur after which spread and error are compared
-SMOOTH_MM = 4.0  # SD of the blur of a variance over few members
+SMOOTH_MM = (2.0, 4.0, 4.0)  # SD of the blur of a variance over few members, at each of SCALES_MM
 LEVEL = 0.9  # of every interval
 
 
@@ -72,11 +72,11 @@ def rescale(point, deviation, band_factors, spacing_mm) -> np.ndarray:
     return point + scaled(deviation, band_factors, spacing_mm)
 
 
-def sd_map(deviation, spacing_mm) -> np.ndarray:
+def sd_map(deviation, spacing_mm, smooth_mm: float = SMOOTH_MM[0]) -> np.ndarray:
     """SD [..., H, W] over members of `deviations` [K, ..., H, W]. The variance of few members is blurred
-    by SMOOTH_MM, which makes intervals narrower for the same coverage.
+    by smooth_mm, which makes intervals narrower for the same coverage (docs/results/levers.md).
     """
-    return np.sqrt(blur(np.mean(np.square(deviation), axis=0), SMOOTH_MM, spacing_mm))
+    return np.sqrt(blur(np.mean(np.square(deviation), axis=0), smooth_mm, spacing_mm))
 
 
 def ratios(error, sd) -> np.ndarray:

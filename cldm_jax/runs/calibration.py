@@ -8,25 +8,27 @@ from collections.abc import Mapping
 from typing import Any
 
 from cldm_jax import files
-from cldm_jax.metrics.ensemble import SCALES_MM
+from cldm_jax.metrics.ensemble import SCALES_MM, SMOOTH_MM
 from cldm_jax.metrics.regions import REGIONS
 
 FILE = "calibration.json"
 VERSION = 1
+SMOOTH_BEFORE = (4.0,) * len(SCALES_MM)  # of calibrations that do not name it
 
 
 @dataclasses.dataclass(frozen=True)
 class TargetCalibration:
     """Of one target. factors: of each band. q90: multiplier of the SD for a 90 % interval, at each of
-    SCALES_MM. regions: {name: `regions.fit_rule`}.
+    SCALES_MM. regions: {name: `regions.fit_rule`}. smooth_mm: of the SD map, at each of SCALES_MM.
     """
 
     factors: tuple[float, ...]
     q90: tuple[float, ...]
     regions: dict[str, dict[str, Any]]
+    smooth_mm: tuple[float, ...] = SMOOTH_MM
 
     def __post_init__(self):
-        for name in ("factors", "q90"):
+        for name in ("factors", "q90", "smooth_mm"):
             found = getattr(self, name)
             if len(found) != len(SCALES_MM) or not all(math.isfinite(v) and v >= 0 for v in found):
                 raise ValueError(f"{name} {found!r}")
@@ -63,7 +65,12 @@ class Calibration:
         if tuple(value["scales_mm"]) != SCALES_MM:
             raise ValueError(f"scales {value['scales_mm']}, this code has {SCALES_MM}")
         targets = {
-            name: TargetCalibration(tuple(t["factors"]), tuple(t["q90"]), t["regions"])
+            name: TargetCalibration(
+                tuple(t["factors"]),
+                tuple(t["q90"]),
+                t["regions"],
+                tuple(t.get("smooth_mm", SMOOTH_BEFORE)),
+            )
             for name, t in value["targets"].items()
         }
         for name, target in targets.items():

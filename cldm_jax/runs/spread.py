@@ -184,11 +184,12 @@ def judge(drawn: Drawn, calibration: TargetCalibration, spacing_mm) -> dict:
     error, raw_error = drawn.point - drawn.real, mean - drawn.real
     found = {k: [] for k in ("coverage", "coverage_raw", "crps", "crps_raw", "mae")}
     head = drawn.head
-    for sd_mm, q90 in zip(ensemble.SCALES_MM, calibration.q90, strict=True):
+    scales = zip(ensemble.SCALES_MM, calibration.q90, calibration.smooth_mm, strict=True)
+    for sd_mm, q90, smooth_mm in scales:
         e, d, raw_e, raw = (
             ensemble.blur(x, sd_mm, spacing_mm) for x in (error, mended, raw_error, plain)
         )
-        inside = np.abs(e) <= q90 * ensemble.sd_map(d, spacing_mm)
+        inside = np.abs(e) <= q90 * ensemble.sd_map(d, spacing_mm, smooth_mm)
         e, d, raw_e, raw = (x[..., head] for x in (e, d, raw_e, raw))
         raw_inside = np.abs(raw_e) <= NORMAL_90 * raw.std(0, ddof=1)
         found["coverage"].append(float(inside[head].mean()))
@@ -196,10 +197,11 @@ def judge(drawn: Drawn, calibration: TargetCalibration, spacing_mm) -> dict:
         found["crps"].append(float(ensemble.crps(e, d).mean()))
         found["crps_raw"].append(float(ensemble.crps(raw_e, raw, centred=False).mean()))
         found["mae"].append(float(np.abs(e).mean()))
+    sd = ensemble.sd_map(mended, spacing_mm, calibration.smooth_mm[0])
     energy = ensemble.energy_score(error, mended, head)
     energy_raw = ensemble.energy_score(raw_error, plain, head, centred=False)
     return found | {
         "energy": float(np.nanmean(energy)),
         "energy_raw": float(np.nanmean(energy_raw)),
-        "rank": ensemble.rank_correlation(ensemble.sd_map(mended, spacing_mm)[head], error[head]),
+        "rank": ensemble.rank_correlation(sd[head], error[head]),
     }

@@ -190,8 +190,9 @@ def sd_maps(calibrated, scorer, rows: np.ndarray, source_of) -> dict[str, dict[i
                 continue
             source = spread.Rows(source_of(made.run.config["data"]["context"]), wanted)
             deviation = ensemble.deviations(made.drawer.draw(source))
-            factors = made.run.calibration.targets[target].factors
-            sd = ensemble.sd_map(ensemble.scaled(deviation, factors, spacing), spacing)
+            found = made.run.calibration.targets[target]
+            mended = ensemble.scaled(deviation, found.factors, spacing)
+            sd = ensemble.sd_map(mended, spacing, found.smooth_mm[0])
             key = f"{name}:{made.run.calibration.point}"
             maps.setdefault(key, {}).update(zip(wanted.tolist(), sd, strict=True))
     return maps

@@ -69,7 +69,7 @@ def measure(
             scaled = np.stack(
                 [ensemble.scaled(d, calibrated.factors, spacing_mm) for d in deviation]
             )
-            sds.append(ensemble.sd_map(scaled, spacing_mm))
+            sds.append(ensemble.sd_map(scaled, spacing_mm, calibrated.smooth_mm[0]))
             here = np.flatnonzero(np.isin(used, at))
             if len(here):
                 images = intensity.from_model(spec, own[used[here]] + scaled[:, used[here] - start])
