@@ -1,19 +1,14 @@
 """Promise 7: the same seed gives the same run, on any number of devices, readers and images at a time.
 
-Devices are those of benchmarks/scale.py (launch/scale_check.sh), over 12 steps instead of its 100.
+Devices are simulated (devices.py).
 """
 
-import contextlib
 import pathlib
 from unittest import mock
 
-from benchmarks import scale
-from faults import twins
-from faults.common import Outcome, Promise, loss_bits, quiet, tally
+from faults import devices, twins
+from faults.common import Outcome, Promise, loss_bits, tally
 
-SHORT = dict(STEPS=12, SAVE_EVERY=6, TRAINED=((8, 1), (4, 1), (2, 1)), SAVED=(1, 2))
-SHORT |= dict(SHARES=SHORT["TRAINED"])
-CHECKS = (scale.order_and_noise, scale.same_losses, scale.restored_elsewhere)
 TWINS = (
     "test_methods.py::test_a_patient_does_not_depend_on_the_batch",
     "test_data_shards.py::test_order_resumes_by_step",
@@ -24,10 +19,7 @@ TWINS = (
 def deterministic(folder: pathlib.Path, quick: bool) -> Outcome:
     outcome = tally(0, [], _by_place())
     if not quick:
-        with contextlib.ExitStack() as stack:
-            for name, value in SHORT.items():
-                stack.enter_context(mock.patch.object(scale, name, value))
-            outcome = _trained(_study(folder), outcome.negative_control)
+        outcome = _trained(devices.Study(folder), outcome.negative_control)
     return twins.added(outcome, folder, TWINS)
 
 
@@ -49,36 +41,27 @@ def _by_place() -> bool:
     return False
 
 
-def _study(folder: pathlib.Path) -> scale.Study:
-    """scale.py's latent model on the data and the autoencoder that all promises share."""
-    for name in ("data", "ae"):
-        (folder.parent / name).mkdir(exist_ok=True)
-        (folder / name).symlink_to(folder.parent / name)
-    return scale.Study(folder)
-
-
-def _trained(study: scale.Study, control: bool | None) -> Outcome:
+def _trained(study: devices.Study, control: bool | None) -> Outcome:
     """Order and noise by hash, losses of every step, runs saved here and gone on with there; and each
     method once more, to the bit.
     """
-    with quiet():
-        rows = [row for check in CHECKS for row in check(study)]
-    wrong = [row.line() for row in rows if not row.ok]
+    rows = [row for check in devices.CHECKS for row in check(study)]
+    wrong = [row.line() for row in rows if not row.is_met]
     truth = _again(study, "ldm")
     for config in ("ldm", "unet", "cyclegan"):
         first = truth if config == "ldm" else _again(study, config)
         wrong += [] if _again(study, config) == first else [f"{config} twice: other lines"]
-    far = max(row.measured for row in rows if "loss" in row.check)
-    note = f"losses within {far:.1g}, relative, of those on one device over {scale.STEPS} steps"
+    far = max(row.measured for row in rows if "loss" in row.case)
+    note = f"losses within {far:.1g}, relative, of those on one device over {devices.STEPS} steps"
     return tally(len(rows) + 3, wrong, control and _again(study, "ldm", seed=1) != truth, note)
 
 
-def _again(study: scale.Study, config: str, seed: int = 0) -> dict:
+def _again(study: devices.Study, config: str, seed: int = 0) -> dict:
     """The lines of a training of a method once more."""
     workdir = study.folder / f"{config}-{len(list(study.folder.iterdir()))}"
     words = [word for word in study.words(workdir)[1:] if config == "ldm" or "autoenc" not in word]
     words = [f"--config=configs/{config}.py:tiny", *words, f"--config.seed={seed}"]
-    scale.run("cldm_jax.main", words, 1, 1, workdir.with_suffix(".log"))
+    devices.run("cldm_jax.main", words)
     return loss_bits(workdir)
 
 

@@ -2,12 +2,15 @@
 
 import json
 import pathlib
+import shlex
 import signal
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
+from test_docs import refusal
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # faults is no package of the installation
@@ -16,6 +19,7 @@ from faults import __main__ as runner  # noqa: E402
 from faults import (  # noqa: E402
     checkpoints,
     determinism,
+    devices,
     hurt,
     inputs,
     outputs,
@@ -127,6 +131,51 @@ class TestTwins:
             path, _, name = node.partition("::")
             text = (ROOT / "tests" / path).read_text()
             assert f"def {name}(" in text or f"class {name}:" in text, node
+
+
+class TestDevices:
+    """Promise 7 on processes that only pretend; `test_slow_promise` has its quick half."""
+
+    @pytest.fixture(params=[True, False], ids=["kept", "broken"])
+    def is_kept(self, request, monkeypatch):
+        """Whether runs on many devices are like those on one; no process is started."""
+        lock = threading.Lock()
+
+        def run(module, words, count=1):
+            with lock:
+                assert refusal(f"python -m cldm_jax.main {shlex.join(words)}") == ""
+            drift = 0 if request.param else 1e-2 * (count - 1)
+            if module == "faults.devices":
+                hashes = [f"{step} {drift}" for step in range(devices.PROBED)]
+                return json.dumps({"order": [[h] for h in hashes], "noise": hashes})
+            workdir = pathlib.Path(words[1].partition("=")[2])
+            for step in (devices.SAVE_EVERY, devices.STEPS):
+                (workdir / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
+                (workdir / "checkpoints" / f"sha256-{step}.json").touch()
+            steps = range(1, devices.STEPS + 1)
+            rows = [json.dumps({"step": k, "train/loss": 1 / k + drift}) for k in steps]
+            (workdir / "metrics.jsonl").write_text("\n".join(rows) + "\n")
+
+        monkeypatch.setattr(devices, "run", run)
+        monkeypatch.setattr(determinism, "_again", lambda study, config, seed=0: {config: seed})
+        return request.param
+
+    def test_what_differs_is_counted(self, is_kept, tmp_path):
+        outcome = determinism._trained(devices.Study(tmp_path), True)
+        assert outcome.injected == 2 * 3 + 3 + 4 + 3 and outcome.negative_control
+        kept = 3 + 2  # the methods, and what one device goes on with
+        assert outcome.survived == (outcome.injected if is_kept else kept), outcome.notes
+
+    def test_a_run_that_ends_early_is_no_comparison(self, is_kept, tmp_path, monkeypatch):
+        monkeypatch.setattr(devices, "losses", lambda workdir: {1: 1.0})
+        with pytest.raises(RuntimeError, match="1 steps were logged"):
+            devices.same_losses(devices.Study(tmp_path))
+
+    def test_order_and_noise_are_probed(self, study):
+        found = devices.probe(study.config("ldm", batch_size=8))
+        assert [len(rows) for rows in found["order"]] == [8] * devices.PROBED
+        assert len(set(found["noise"])) == devices.PROBED  # every step has its own
+        assert len({h for rows in found["order"] for h in rows}) > 8
 
 
 @pytest.mark.parametrize("name", checkpoints.FAILURES)

@@ -1,18 +1,25 @@
-"""Several devices and several processes as one run. The whole table: launch/scale_check.sh."""
+"""Several devices and several processes as one run. More of devices: promise 7 of faults/."""
 
 import os
+import signal
+import socket
 import subprocess
+import sys
+import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from test_train import losses
 
-from benchmarks import scale
 from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import predict
 from cldm_jax.runtime import processes, sharding
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_rows_are_divided_and_come_back_whole():
@@ -104,11 +111,11 @@ def sbatch(script: str, words: list[str], folder, **fakes: str):
     for name, text in fakes.items():
         (folder / name).write_text(text)
         (folder / name).chmod(0o755)
-    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_SUBMIT_DIR": str(scale.ROOT)}
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_SUBMIT_DIR": str(ROOT)}
     flags = {"XLA_FLAGS": "", "LOG": str(folder / "log"), "CLDM_HUGE_PAGES": "0"}
     environment = {**os.environ, **job, **flags, "PATH": f"{folder}:{os.environ['PATH']}"}
     command = ["bash", f"launch/slurm/{script}.sbatch", *words]
-    return subprocess.run(command, cwd=scale.ROOT, env=environment, capture_output=True, text=True)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
 
 
 @pytest.mark.slow
@@ -120,7 +127,7 @@ def test_two_tasks_of_slurm_train_as_one_process_does(study, tmp_path):
     said = [(tmp_path / f"log.{i}").read_text() for i in (0, 1)]
     assert done.returncode == 0, (done.stderr, said)
     assert "train unet" in said[0] and "unet" not in said[1]
-    mine, theirs = (scale.losses(w) for w in (tmp_path / "unet", study.unet))
+    mine, theirs = (losses(w) for w in (tmp_path / "unet", study.unet))
     assert list(mine) == list(theirs) == list(range(1, 21))
     assert max(abs(mine[k] / theirs[k] - 1) for k in mine) < 1e-5
     assert files.read_json(tmp_path / "unet" / "run.json")["hardware"]["processes"] == 2
@@ -140,17 +147,58 @@ def test_a_stopped_job_goes_back_into_the_queue_and_a_refused_one_does_not(tmp_p
         assert done.returncode == status and not (tmp_path / "queued").exists()
 
 
+def start(words: list[str], count: int) -> list[subprocess.Popen]:
+    """A command in so many processes of one device each."""
+    with socket.socket() as s:
+        s.bind(("localhost", 0))
+        address = f"--coordinator=localhost:{s.getsockname()[1]}"
+    environment = {**os.environ, "XLA_FLAGS": "", "CLDM_HUGE_PAGES": "0"}
+    started, pipe = [], dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    for i in range(count):
+        joined = [address, f"--processes={count}", f"--process={i}"] if count > 1 else []
+        command = [sys.executable, "-m", "cldm_jax.main", *words, *joined]
+        started.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipe))
+    return started
+
+
+def finish(started: list[subprocess.Popen]) -> tuple[list[int], list[str]]:
+    """Exit statuses and what was said; those that do not end in time are killed."""
+    try:
+        said = [process.communicate(timeout=240)[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    return [process.returncode for process in started], said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_one_of_two_ends_both(study, tmp_path, number):
+    """Asked to stop, both save the same step and leave; where one is killed, the other does not wait."""
+    workdir = tmp_path / "unet"
+    words = ["--config=configs/unet.py:tiny", f"--config.data.root={study.data_root}"]
+    words += [f"--workdir={workdir}", "--config.train.save_every=10"]
+    started, end = start([*words, "--config.train.num_train_steps=100000"], 2), time.time() + 240
+    while not (workdir / "checkpoints" / "10").is_dir() and time.time() < end:
+        time.sleep(0.02)
+    started[1].send_signal(number)
+    statuses, said = finish(started)
+    if number == signal.SIGTERM:
+        assert statuses == [128 + number] * 2, said
+        assert (workdir / "checkpoints" / str(max(losses(workdir)))).is_dir()
+    else:
+        assert statuses[0] not in (0, None) and statuses[1] == -number, said
+
+
 def test_a_job_of_one_process_is_refused_in_each(tmp_path):
     words = ["--config=configs/prepare.py:tiny", f"--workdir={tmp_path / 'prepared'}"]
-    group = scale.start("cldm_jax.main", words, 1, 2, tmp_path / "prepare.log")
-    assert scale.finish(group) == [2, 2]
-    assert "is one process's work" in group.logs[0].read_text()
+    statuses, said = finish(start(words, 2))
+    assert statuses == [2, 2] and "is one process's work" in said[0]
 
 
 def test_nobody_to_join(tmp_path):
     """--distributed on a machine that nothing started it on."""
     words = ["--config=configs/unet.py:tiny", f"--workdir={tmp_path / 'run'}", "--distributed"]
-    group = scale.start("cldm_jax.main", words, 1, 1, tmp_path / "alone.log")
-    assert scale.finish(group) == [2]
-    said = group.logs[0].read_text()
+    statuses, (said,) = finish(start(words, 1))
+    assert statuses == [2]
     assert "cannot be joined" in said and "srun" in said and "Traceback" not in said
