@@ -19,15 +19,6 @@ DISTURBED = 0.15  # cores' worth of other processes on our CPUs above which a sa
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "PJRT_NPROC")
 GEMM_SIZES = (1024, 2048, 4096)
 GEMMS = (("torch", "float32"), ("numpy", "float32"), ("flax", "float32"), ("torch", "bfloat16"))
-GROWTH_TOLERANCE = 0.1  # of an exponent: what counts as growing no faster than the arithmetic
-SERIES = {  # name: (against, sizes, task of a size)
-    "AE encode": ("image side", (64, 128, 256), lambda n: Spec("ae_encode", 1, n)),
-    "U-Net forward": ("latent side", (16, 32, 64), lambda n: Spec("unet", 1, n)),
-    "U-Net batch": ("batch", (1, 2, 4, 8, 16), lambda n: Spec("unet", n, 32)),
-    "DDIM": ("steps", (1, 2, 5, 10, 20), lambda n: Spec("ddim", 1, 32, steps=n)),
-    "volume, one step": ("slices", (8, 16, 32, 64), lambda n: Spec("volume", 8, 32, slices=n)),
-}
-QUICK_SERIES = ("U-Net forward", "DDIM")
 
 
 class WorkerError(Exception):
@@ -260,22 +251,3 @@ def measure_limit(threads: int, settings: Settings, sizes=GEMM_SIZES) -> dict:
             gflops = by_case[f"{side}/{dtype}/{size}"] = round(2 * size**3 / fastest / 1e9, 1)
             best[dtype] = max(best[dtype], gflops)
     return {"f32_gflops": best["float32"], "bf16_gflops": best["bfloat16"], "by_case": by_case}
-
-
-def growth_row(name: str, threads: int, settings: Settings) -> dict:
-    """Seconds and FLOPs of every size of a series, with fitted exponents."""
-    against, sizes, make_spec = SERIES[name]
-    taken = [alone("flax", threads, settings, spec=list(make_spec(n))) for n in sizes]
-    flops = [t.facts["flops"] for t in taken]
-    seconds = [statistics.median(t.times(threads)) for t in taken]
-    return grown(name, threads, against, sizes, seconds, stats.growth(sizes, flops), flops)
-
-
-def grown(name, threads, against: str, sizes, seconds, arithmetic: dict, flops=None) -> dict:
-    """A row of growth; `excess`: by how much its time's exponent passes its arithmetic's; `met`."""
-    found = stats.growth(sizes, seconds)
-    excess = found["exponent_upper"] - arithmetic["exponent_upper"]
-    what = {"name": name, "threads": threads, "against": against, "sizes": list(sizes)}
-    what |= {"seconds": seconds, "flops": flops, "excess": excess, **found}
-    exponents = {f"flops_{k}": v for k, v in arithmetic.items()}
-    return {**what, **exponents, "met": excess <= GROWTH_TOLERANCE}

@@ -1,14 +1,6 @@
-"""The project's own reader over generated datasets: what opening, memory and a slice cost.
+"""The project's own reader over generated datasets: the worker's side. Never imports JAX."""
 
-`setup` is the worker's side; `python -m benchmarks.reader FOLDER` prints `measure(FOLDER)` as one JSON
-line, for a process of its own. Never imports JAX.
-"""
-
-import json
-import os
 import pathlib
-import sys
-import time
 
 import numpy as np
 
@@ -16,44 +8,31 @@ from cldm_jax.data import pipeline, shards
 from configs import common
 
 CODES = {"pet": 0, "ct": 1, "mr": 2}
-SLICES, SHARD = 100, 4000  # of a person, of a file
+SLICES = 100  # of a person
 BATCHES = 50  # per timed call
-SECONDS = 2.0  # of reading in `measure`
-FACTS = {"open_s": "s", "open_mb": "MB", "source_s": "s", "source_mb": "MB", "slices_per_s": ""}
 
 
 def generate(folder, slices: int, size: int, images=None) -> shards.Prepared:
-    """A prepared dataset of about so many slices of PET, CT and MR, all alike and zero: images [size,
-    size], or latents [size, size, 4] of the people of the dataset `images`. Kept if it is there already.
-
-    Its shards share their disk blocks (hard links): a million slices of their own would be 115 GB, and
-    what is asked here is not the disk's pace.
+    """A prepared dataset of about so many slices of PET, CT and MR, all zero: images [size, size], or
+    latents [size, size, 4] of the people of the dataset `images`. Kept if it is there already.
     """
     folder = pathlib.Path(folder)
     if (folder / shards.INDEX).is_file():
         return shards.Prepared(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    people, per_shard = max(1, slices // SLICES), SHARD // SLICES
+    people = max(1, slices // SLICES)
     kind, dtype, item = ("images", "uint16", (size, size))
     if images is not None:
         kind, dtype, item = ("latents", "float16", (size, size, 4))
     types = dict.fromkeys(CODES, dtype) | ({"mask": "uint8"} if images is None else {})
-    entries, alike = {}, {}
-    for number in range(-(-people // per_shard)):
-        length = min(per_shard, people - number * per_shard) * SLICES
-        for name, stored in types.items():
-            file = f"{name}-{number:05d}.npy"
-            first = alike.setdefault((name, length), file)
-            if first == file:
-                np.save(folder / file, np.zeros((length, *item), stored))
-            else:
-                os.link(folder / first, folder / file)
-            entries[file] = {"sha256": "", "shape": [length, *item], "dtype": stored}
+    entries, shape = {}, (people * SLICES, *item)
+    for name, stored in types.items():
+        np.save(folder / f"{name}.npy", np.zeros(shape, stored))
+        entries[f"{name}.npy"] = {"sha256": "", "shape": [*shape], "dtype": stored}
     subjects = []
     for i in range(people):
-        shard, offset = f"{i // per_shard:05d}.npy", i % per_shard * SLICES
-        place = {"offset": offset, "scale": 1.0}
-        volumes = {name: {"shard": f"{name}-{shard}", **place} for name in types}
+        place = {"offset": i * SLICES, "scale": 1.0}
+        volumes = {name: {"shard": f"{name}.npy", **place} for name in types}
         person = {"id": f"sub-{i:06d}", "group": f"g{i}", "n_slices": SLICES}
         subjects.append({**person, "keep": [z > 4 for z in range(SLICES)], "volumes": volumes})
     index = {
@@ -71,10 +50,10 @@ def generate(folder, slices: int, size: int, images=None) -> shards.Prepared:
     return shards.Prepared(folder)
 
 
-def open_source(images, latents=None, targets=("ct",)):
+def open_source(images, latents=None):
     """Training items: three PET slices to an image, or PET latents to latents."""
     context, kind = (3, "image") if latents is None else (1, "latent")
-    options = dict(split="train", targets=targets, context=context, source_kind=kind)
+    options = dict(split="train", targets=("ct",), context=context, source_kind=kind)
     return pipeline.make_source(images, latents=latents, **options)
 
 
@@ -97,32 +76,3 @@ def setup(folder: str, kind: str, slices: int, size: int, batch: int):
             next(batches)
 
     return call, {"slices": BATCHES * batch}
-
-
-def resident_mb() -> float:
-    status = pathlib.Path("/proc/self/status").read_text()
-    return int(status.partition("VmRSS:")[2].split()[0]) / 1024
-
-
-def measure(folder, batch: int = 32) -> dict[str, float]:
-    """FACTS: seconds and MB of opening and of locating the training items, slices a second."""
-    marks = [(time.perf_counter(), resident_mb())]
-    prepared = shards.Prepared(folder)
-    marks.append((time.perf_counter(), resident_mb()))
-    source = open_source(prepared, targets=("ct", "mr"))
-    marks.append((time.perf_counter(), resident_mb()))
-    with open_batches(source, batch, 2) as batches:
-        for _ in range(BATCHES):  # shards are mapped, threads are there
-            next(batches)
-        count, began = 0, time.perf_counter()
-        while time.perf_counter() - began < SECONDS:
-            next(batches)
-            count += batch
-        rate = count / (time.perf_counter() - began)
-    (began, before), (opened, held), (made, whole) = marks
-    values = (opened - began, held - before, made - opened, whole - held, rate)
-    return dict(zip(FACTS, values, strict=True))
-
-
-if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1])), flush=True)

@@ -30,8 +30,7 @@ class Summary:
         if (old.get("machine"), old.get("settings")) != (machine, settings):
             old = {}
         new = {"machine": machine, "settings": settings, "limit_gflops": 0, "limits": {}}
-        empty = {"rows": [], "growth": [], "loop": [], "startup": [], "failed": {}}
-        self.data = {**new, **empty, **old}
+        self.data = {**new, "rows": [], "failed": {}, **old}
 
     def save(self) -> None:
         files.write_json(self.path, self.data)
@@ -48,18 +47,17 @@ class Summary:
         self.data["limit_gflops"] = max(v["f32_gflops"] for v in self.data["limits"].values())
         self.save()
 
-    def has(self, section: str, name: str, threads: int | None) -> bool:
-        """Whether `section` has a row of this name and number of threads."""
-        rows = self.data[section]
-        return any(r["name"] == name and r.get("threads") == threads for r in rows)
+    def has(self, name: str, threads: int) -> bool:
+        """Whether there is a row of this name and number of threads."""
+        return any((r["name"], r["threads"]) == (name, threads) for r in self.data["rows"])
 
-    def add(self, section: str, rows: list[dict]) -> None:
-        """Appends rows; those of "rows" must have every key of ROW_KEYS."""
-        for row in rows if section == "rows" else ():
+    def add(self, rows: list[dict]) -> None:
+        """Appends rows; they must have every key of ROW_KEYS."""
+        for row in rows:
             missing = [key for key in ROW_KEYS if key not in row]
             if missing:
                 raise ValueError(f"row {row.get('name')}: no {', '.join(missing)}")
-        self.data[section] += rows
+        self.data["rows"] += rows
         self.save()
 
     def fail(self, what: str, reason: str) -> None:
@@ -99,54 +97,26 @@ def row_line(row: dict) -> str:
     )
 
 
-# Section: {head of a column: what a row has there}.
-TABLES = {
-    "rows": {
-        "row": lambda r: r["name"],
-        "threads": lambda r: f"{r['threads']} ({r['compared']})",
-        "peer": lambda r: f"{r['peer']} {r['peer_variant']}".strip(),
-        "ours, ms": lambda r: milliseconds(r["ours_s"]),
-        "peer, ms": lambda r: milliseconds(r["peer_s"]),
-        "ours / peer": lambda r: f"**{number(r['ratio'])}**",
-        "range": ratio_range,
-        "bound": verdict,
-        "MFU": lambda r: number(r["mfu"]),
-        "cores": lambda r: f"{number(r['ours_cores'])} / {number(r['peer_cores'])}",
-        "peak RSS, MB": lambda r: f"{number(r['ours_rss_mb'], 0)} / {number(r['peer_rss_mb'], 0)}",
-    },
-    "growth": {
-        "cost of": lambda r: r["name"],
-        "threads": lambda r: r["threads"],
-        "against": lambda r: r["against"],
-        "sizes": lambda r: ", ".join(map(str, r["sizes"])),
-        "ms": lambda r: ", ".join(map(milliseconds, r["seconds"])),
-        "exponent": lambda r: number(r["exponent"]),
-        "upper half": lambda r: number(r["exponent_upper"]),
-        "of its arithmetic": lambda r: number(r["flops_exponent_upper"]),
-        "no faster": lambda r: "yes" if r["met"] else "NO",
-    },
-    "loop": {
-        "training": lambda r: r["name"],
-        "threads": lambda r: r["threads"],
-        "a step of the loop, ms": lambda r: milliseconds(r["loop_s"]),
-        "bare step, ms": lambda r: milliseconds(r["bare_s"]),
-        "loop / bare": lambda r: f"**{number(r['ratio'])}**",
-        "range": ratio_range,
-        "bound": verdict,
-    },
-    "startup": {
-        "start-up": lambda r: r["name"],
-        "wall, s": lambda r: number(r["wall_s"]),
-        "CPU, s": lambda r: number(r["cpu_s"]),
-        "best wall, s": lambda r: number(r["best_s"]),
-    },
+# Head of a column: what a row has there.
+COLUMNS = {
+    "row": lambda r: r["name"],
+    "threads": lambda r: f"{r['threads']} ({r['compared']})",
+    "peer": lambda r: f"{r['peer']} {r['peer_variant']}".strip(),
+    "ours, ms": lambda r: milliseconds(r["ours_s"]),
+    "peer, ms": lambda r: milliseconds(r["peer_s"]),
+    "ours / peer": lambda r: f"**{number(r['ratio'])}**",
+    "range": ratio_range,
+    "bound": verdict,
+    "MFU": lambda r: number(r["mfu"]),
+    "cores": lambda r: f"{number(r['ours_cores'])} / {number(r['peer_cores'])}",
+    "peak RSS, MB": lambda r: f"{number(r['ours_rss_mb'], 0)} / {number(r['peer_rss_mb'], 0)}",
 }
 
 
-def table(columns: dict, rows: list[dict]) -> str:
+def table(rows: list[dict]) -> str:
     """Markdown."""
-    lines = [list(columns), ["---"] * len(columns)]
-    lines += [[make(row) for make in columns.values()] for row in rows]
+    lines = [list(COLUMNS), ["---"] * len(COLUMNS)]
+    lines += [[make(row) for make in COLUMNS.values()] for row in rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
 
 
@@ -165,16 +135,14 @@ def volume_line(row: dict) -> str:
 
 
 def markdown(data: dict) -> str:
-    """Every section that has something in it."""
+    """The table, and what it does not say."""
     parts = [f"Machine: {data['machine']['cpu']}"]
     for threads, v in data["limits"].items():
         bf16 = f"{v['bf16_gflops']:.0f} GF/s bf16" if v["bf16_gflops"] else "no bf16"
         parts[0] += f"\nLimit on {threads} threads: {v['f32_gflops']:.0f} GF/s f32, {bf16}"
-    for section, columns in TABLES.items():
-        if data[section]:
-            parts.append(table(columns, data[section]))
-        if data[section] and section == "rows":
-            parts += [MEANING, *(volume_line(row) for row in data["rows"] if "ours_psnr" in row)]
+    if data["rows"]:
+        parts += [table(data["rows"]), MEANING]
+        parts += [volume_line(row) for row in data["rows"] if "ours_psnr" in row]
     parts += [f"Failed: {what}: {reason}" for what, reason in data["failed"].items()]
     return "\n\n".join(parts) + "\n"
 

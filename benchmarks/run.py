@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 import sys
 
-from benchmarks import data, loop, proc, race, report, startup, volume
+from benchmarks import data, proc, race, report, volume
 from benchmarks.report import Summary
 from benchmarks.tasks import QUICK, RACES, SECTIONS
 
@@ -48,16 +48,16 @@ class Benchmark:
     def __init__(self, args: argparse.Namespace):
         self.args, self.out = args, args.out
         self.settings = race.Settings(args.rounds, wall=1.0, tries=4, compiled=args.compile)
-        self.brief = self.settings._replace(rounds=min(3, args.rounds), wall=0.5)
+        self.brief = self.settings._replace(rounds=2, wall=0.5)  # for the machine's limit
         kept = ("quick", "compile", "rounds", "volume_minutes")
         settings = {name: getattr(args, name) for name in kept}
         self.summary = Summary(args.out, settings, fresh=args.fresh)
 
-    def attempt(self, section: str, first: str, threads: int | None, make, *args) -> None:
+    def attempt(self, first: str, threads: int, make, *args) -> None:
         """Adds the rows of make(*args), or notes why there are none; not where `first` is there."""
-        if self.summary.has(section, first, threads):
+        if self.summary.has(first, threads):
             return
-        what = first if threads is None else f"{first}, {threads} threads"
+        what = f"{first}, {threads} threads"
         print(f"benchmark: {what}", flush=True)
         try:
             rows = make(*args)
@@ -67,15 +67,14 @@ class Benchmark:
             print(f"benchmark: {what} failed: {reason}", file=sys.stderr)
             return
         self.summary.data["failed"].pop(what, None)
-        self.summary.add(section, rows)
-        for row in rows if section == "rows" else ():
+        self.summary.add(rows)
+        for row in rows:
             print(f"benchmark: {report.row_line(row)}", flush=True)
 
     def limit(self, threads: int) -> float:
         if not self.summary.has_limit(threads):
             sizes = race.GEMM_SIZES[:2] if self.args.quick else race.GEMM_SIZES
-            settings = self.brief._replace(rounds=2)
-            self.summary.set_limit(threads, race.measure_limit(threads, settings, sizes))
+            self.summary.set_limit(threads, race.measure_limit(threads, self.brief, sizes))
         return self.summary.limit(threads)
 
     def race(self, name: str, threads: int) -> list[dict]:
@@ -88,35 +87,20 @@ class Benchmark:
         volume.ensure_trained(folder, self.args.volume_minutes, people=16 if quick else 40)
         return volume.volume_rows(self.summary, folder, threads, self.settings, quick)
 
-    def growth(self, name: str, threads: int) -> list[dict]:
-        return [race.growth_row(name, threads, self.brief)]
-
     def run_threads(self, threads: int) -> None:
         quick, asked = self.args.quick, self.args.names
         for name in filter(asked.__contains__, RACES):
-            self.attempt("rows", name, threads, self.race, name, threads)
+            self.attempt(name, threads, self.race, name, threads)
         if "data" in asked:
             parts = (self.summary, self.out / "data", threads, self.settings)
-            self.attempt("rows", "data_images", threads, data.data_rows, *parts)
+            self.attempt("data_images", threads, data.data_rows, *parts)
         # --quick has no minutes for the volume on every number of threads
         if "volume_150" in asked and not (quick and threads != max(self.args.threads)):
-            self.attempt("rows", volume.name(), threads, self.volume, threads)
-        for name in race.QUICK_SERIES if quick else race.SERIES:
-            if "growth" in asked:
-                self.attempt("growth", name, threads, self.growth, name, threads)
-        if "loop" in asked:
-            parts = (self.out / "loop", threads, self.brief.rounds)
-            self.attempt("loop", "training loop", threads, loop.loop_rows, *parts)
+            self.attempt(volume.name(), threads, self.volume, threads)
 
     def run(self) -> None:
         for threads in self.args.threads:
             self.run_threads(threads)
-        if "growth" in self.args.names:
-            cohorts = data.COHORTS[:2] if self.args.quick else data.COHORTS
-            parts = (self.out / "data", self.brief, cohorts)
-            self.attempt("growth", "reader open", 1, data.cohort_growth, *parts)
-        if "startup" in self.args.names:
-            self.attempt("startup", "--help", None, startup.startup_rows, self.out / "startup")
 
 
 def main(argv=None) -> int:

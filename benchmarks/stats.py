@@ -1,8 +1,6 @@
-"""Arithmetic of the report: which samples count, and fitted exponents."""
+"""Samples: what is compared of them, and which count."""
 
-import math
-import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 
@@ -34,17 +32,3 @@ def take_clean(measure: Callable[[], Sample], limit: float, tries: int) -> tuple
         if seen[-1].others <= limit:
             return seen[-1], len(seen) - 1
     return min(seen, key=lambda s: s.others), len(seen)
-
-
-def exponent(sizes: Sequence[float], values: Sequence[float]) -> float:
-    """Slope of the least-squares line through log(values) over log(sizes): b in value = a * size^b."""
-    return statistics.linear_regression(
-        *([math.log(x) for x in xs] for xs in (sizes, values))
-    ).slope
-
-
-def growth(sizes: Sequence[float], values: Sequence[float]) -> dict[str, float]:
-    """Exponents over the whole range and over its upper half, where fixed costs no longer hide it."""
-    half = max(2, math.ceil(len(sizes) / 2))
-    upper = exponent(sizes[-half:], values[-half:])
-    return {"exponent": exponent(sizes, values), "exponent_upper": upper}

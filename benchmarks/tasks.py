@@ -6,11 +6,10 @@ from typing import NamedTuple
 class Spec(NamedTuple):
     """One piece of work, the same on both sides."""
 
-    kind: str  # ae_train | ae_encode | ae_decode | ldm_train | unet | ddim | volume (ours only)
+    kind: str  # ae_train | ae_encode | ae_decode | ldm_train | ddim
     batch: int
     size: int  # pixels of the image (autoencoder) or of the latent (U-Net)
     steps: int = 1  # of DDIM
-    slices: int = 0  # of a volume
 
 
 # The networks, by MONAI's keywords, which are ours too. num_head_channels: where there is attention.
@@ -40,7 +39,7 @@ RACES = {
     "ae_encode_b8": Spec("ae_encode", 8, 128),
     "ae_decode_b8": Spec("ae_decode", 8, 128),
 }
-SECTIONS = ("data", "volume_150", "growth", "loop", "startup")  # what else, in this order
+SECTIONS = ("data", "volume_150")  # what else, in this order
 QUICK = ("ldm_train_b8", "ddim_b8", "data", "volume_150")
 
 # ours / peer: slices are read in a fifth of the time in which the training step consumes them, and the

@@ -150,18 +150,16 @@ def _training(loss, params, data, forward: int) -> Task:
     return Task(call, count, flops.TRAINING_FACTOR * forward, compile_s)
 
 
-def _inference(function, variables, data, forward: int, calls: int = 1) -> Task:
-    """`calls` calls of function(variables, *data)."""
+def _inference(function, variables, data, forward: int) -> Task:
+    """function(variables, *data)."""
     count = _count(variables["params"])
     variables = prepare_variables(jax.tree.map(jnp.asarray, variables))
     compiled, compile_s = _compiled(function, variables, *data)
 
     def call():
-        for _ in range(calls):
-            last = jax.block_until_ready(compiled(variables, *data))
-        return last
+        return jax.block_until_ready(compiled(variables, *data))
 
-    return Task(call, count, calls * forward, compile_s)
+    return Task(call, count, forward, compile_s)
 
 
 def _autoencoder(spec: tasks.Spec):
@@ -207,12 +205,6 @@ def _ldm_train(spec: tasks.Spec) -> Task:
     return _training(lambda *args: ldm_loss(net, *args), params, data, forward)
 
 
-def _unet(spec: tasks.Spec) -> Task:
-    net, params, (latents, source, code), forward = _unet_and(spec)
-    data = (latents, code + 10, code, source)
-    return _inference(net.apply, {"params": params}, data, forward)
-
-
 def _ddim(spec: tasks.Spec) -> Task:
     net, params, (_, source, code), forward = _unet_and(spec)
 
@@ -224,27 +216,10 @@ def _ddim(spec: tasks.Spec) -> Task:
     return _inference(sample, {"params": params}, data, spec.steps * forward)
 
 
-def _volume(spec: tasks.Spec) -> Task:
-    """The one-step read-out of `spec.slices` slices, `spec.batch` at a time."""
-    unet, params, (latents, source, code), _ = _unet_and(spec)
-    net = make_autoencoder()
-    decoder = init_params(net, jax.random.key(0), latents, None, None, method="decode")
-    standard = {"mean": jnp.zeros(tasks.LATENT_CHANNELS), "std": jnp.ones(tasks.LATENT_CHANNELS)}
-    variables = {"params": {"unet": params, "autoencoder": decoder}, **standard}
-
-    def one(variables, source, code):
-        return read_out(unet, net, variables, source, source, code)
-
-    forward = read_out_flops(unet, net, latents, 0)
-    return _inference(one, variables, (source, code), forward, -(-spec.slices // spec.batch))
-
-
 _MAKERS = {
     "ae_train": _ae_train,
     "ae_encode": _ae_encode,
     "ae_decode": _ae_decode,
     "ldm_train": _ldm_train,
-    "unet": _unet,
     "ddim": _ddim,
-    "volume": _volume,
 }

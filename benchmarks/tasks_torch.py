@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import nets_torch, tasks
 
-KINDS = ("ae_train", "ae_encode", "ae_decode", "ldm_train", "unet", "ddim")
+KINDS = ("ae_train", "ae_encode", "ae_decode", "ldm_train", "ddim")
 
 
 class Task(NamedTuple):
@@ -84,9 +84,6 @@ def _unet(spec: tasks.Spec, net, layout, wrap):
     shape = (2, spec.batch, tasks.LATENT_CHANNELS, spec.size, spec.size)
     latents, source = (x.contiguous(memory_format=layout) for x in torch.randn(shape))
     code, forward = torch.zeros(spec.batch, dtype=torch.long), wrap(net)
-    if spec.kind == "unet":
-        x = torch.cat([latents, source], 1)
-        return lambda: forward(x, code + 10, class_labels=code)
     alphas_bar = nets_torch.cosine_alphas_bar()
     if spec.kind == "ddim":
         scheduler = nets_torch.sampling_scheduler(alphas_bar, spec.steps)
