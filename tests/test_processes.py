@@ -187,7 +187,10 @@ def test_a_signal_to_one_of_two_ends_both(study, tmp_path, number):
         assert statuses == [128 + number] * 2, said
         assert (workdir / "checkpoints" / str(max(losses(workdir)))).is_dir()
     else:
-        assert statuses[0] not in (0, None) and statuses[1] == -number, said
+        # By our own word, or by JAX's coordination service, which aborts.
+        assert statuses[0] in (2, -signal.SIGABRT) and statuses[1] == -number, said
+        told = "another process of this run is gone" in said[0]
+        assert told or statuses[0] == -signal.SIGABRT, said
 
 
 def test_a_job_of_one_process_is_refused_in_each(tmp_path):

@@ -124,10 +124,8 @@ def losses_named():
     """The loss of another process is the system's doing, not a traceback of ours."""
     try:
         yield
-    except (
-        jax.errors.JaxRuntimeError,
-        ValueError,
-    ) as error:  # the latter when a step is handed over
+    except (jax.errors.JaxRuntimeError, ValueError, OSError) as error:
+        # ValueError when a step is handed over; OSError is what JAX makes of a connection that broke.
         if count() == 1 or not _LOSS.search(str(error)):
             raise
         reason = f"another process of this run is gone ({str(error).splitlines()[0][:120]})"
