@@ -4,8 +4,6 @@ from typing import NamedTuple
 
 from benchmarks.gpu.sizes import Sizes
 
-VARIANTS = ("eager", "graphs", "compile")  # of the peer
-
 
 class Row(NamedTuple):
     """One piece of work, the same on both sides."""

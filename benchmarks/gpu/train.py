@@ -158,6 +158,8 @@ class School:
                 training.look()
                 if training.state in ("done", "failed"):
                     open_.remove(training)
+                if training.state == "failed":
+                    self.own.failed.append(training.name)
                 if training.state != before:
                     self.own.put(f"trainings/{training.name}", training.facts())
                     print(f"train: {training.name} {training.state}", flush=True)

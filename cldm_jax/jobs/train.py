@@ -44,8 +44,8 @@ def run(config, workdir: str) -> None:
     check(config, workdir)
     _warn_if_gpu_preset(config)
     lock = run_lock(workdir) if processes.is_main() else contextlib.nullcontext()
-    named = _write_errors_named(workdir), processes.losses_named()  # a lost process is no full disk
-    with named[0], named[1], lock, StopRequest() as stop:
+    # Inside: a lost process is no full disk.
+    with _write_errors_named(workdir), processes.losses_named(), lock, StopRequest() as stop:
         config, _ = inputs_lib.settled(config, say=True)
         resolved = record.comparable(config)
         with processes.main_first():
