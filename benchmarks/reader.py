@@ -4,10 +4,12 @@ import pathlib
 
 import numpy as np
 
-from cldm_jax.data import pipeline, shards
+from cldm_jax.data import intensity, pipeline, shards
+from cldm_jax.data.grid import ModelGrid
 from configs import common
 
 CODES = {"pet": 0, "ct": 1, "mr": 2}
+SPEC = intensity.fit(intensity.make("ct", "window", low=-1024, high=3071, percentile=None), [])
 SLICES = 100  # of a person
 BATCHES = 50  # per timed call
 
@@ -33,19 +35,30 @@ def generate(folder, slices: int, size: int, images=None) -> shards.Prepared:
     for i in range(people):
         place = {"offset": i * SLICES, "scale": 1.0}
         volumes = {name: {"shard": f"{name}.npy", **place} for name in types}
-        person = {"id": f"sub-{i:06d}", "group": f"g{i}", "n_slices": SLICES}
+        person = {
+            "id": f"sub-{i:06d}",
+            "group": f"g{i}",
+            "n_slices": SLICES,
+            "grid_affine": np.eye(4).tolist(),
+        }
         subjects.append({**person, "keep": [z > 4 for z in range(SLICES)], "volumes": volumes})
     index = {
         "kind": kind,
         "name": "generated",
-        "modalities": {name: {"code": code} for name, code in CODES.items()},
+        "contrast": "simulated",
+        "config": {},
+        "grid": ModelGrid((size, size), (1.0, 1.0), 2.0).to_index("fov"),
+        "modalities": {
+            name: {"code": code, "units": "HU", "normaliser": SPEC.to_json()}
+            for name, code in CODES.items()
+        },
         "encoding": shards.ENCODINGS[dtype],
         "subjects": subjects,
         "splits": {"train": [s["id"] for s in subjects], "val": [], "test": [], "hash": ""},
         "shards": entries,
     }
     if images is not None:
-        index["images_fingerprint"] = images.index["fingerprint"]
+        index["images_fingerprint"] = images.index.fingerprint
     shards.write_index(folder, index)
     return shards.Prepared(folder)
 

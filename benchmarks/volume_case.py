@@ -119,7 +119,7 @@ def lay_out(folder: pathlib.Path, run: pathlib.Path, prepared) -> int:
             parts.append(prepared.read(person, name)[keep])
     pet, ct, mask = (np.concatenate(parts) for parts in found.values())
     rows = np.resize(np.arange(len(pet)), SLICES)
-    codes = {k: prepared.index["modalities"][k]["code"] for k in ("pet", "ct")}
+    codes = {k: prepared.index.code(k) for k in ("pet", "ct")}
     mean, std = (np.asarray(frozen["statistics"][k]) for k in ("mean", "std"))
     latents = [
         stored.codec.encode(frozen["autoencoder"], some[..., None], np.zeros(len(some), np.int32))

@@ -9,6 +9,7 @@ import contextlib
 import gzip
 import os
 import pathlib
+import types
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -391,8 +392,11 @@ PAIRS = [
 def identity_model():
     """predict.predict with a model whose CT and MR are its PET; nothing is trained or read."""
     from cldm_jax.data import intensity
+    from cldm_jax.data.grid import ModelGrid
+    from cldm_jax.data.index import Modality
     from cldm_jax.methods.base import Method, Prediction
     from cldm_jax.runs import readouts
+    from cldm_jax.runs.manifest import Data
     from cldm_jax.volumes import derivatives, opened
 
     rules = {
@@ -401,14 +405,11 @@ def identity_model():
         "mr": intensity.make("mr", "volume_percentile", low=0, high=1, percentile=99.5),
     }
     modalities = {
-        name: {
-            "code": intensity.MODALITIES[name].code,
-            "normaliser": intensity.fit(spec, [1.0]).to_json(),
-        }
+        name: Modality(intensity.MODALITIES[name].code, "", intensity.fit(spec, [1.0]))
         for name, spec in rules.items()
     }
-    grid = {"size": [48, 40], "spacing_mm": [5.0, 5.0], "slice_spacing_mm": None, "center": "pet"}
-    data = {"grid": grid, "modalities": modalities, "name": "identity", "contrast": "simulated"}
+    grid = ModelGrid((48, 40), (5.0, 5.0), None)
+    data = Data("identity", "", "", 0, "simulated", grid, "pet", modalities)
     sampling = {"num_sampling_steps": 1, "num_samples": (1, 2)}
     config = {
         "recipe": {"sampling": sampling},
@@ -424,7 +425,16 @@ def identity_model():
 
     readings = {"onestep": identity, "sample": identity, "mean2": mean}
     method = Method(None, None, readings, {name: 1 for name in readings})
-    run = readouts.Run("", "identity", config, {"data": data}, 0, method, (), None)
+    run = readouts.Run(
+        "",
+        "identity",
+        config,
+        types.SimpleNamespace(data=data, pet_ranges=None),
+        0,
+        method,
+        (),
+        None,
+    )
     with (
         mock.patch.object(opened, "open_run", lambda *_: run),
         mock.patch.object(derivatives, "model_identity", lambda *_: "0" * 64),

@@ -17,6 +17,7 @@ import numpy as np
 
 from cldm_jax import files
 from cldm_jax.data import bids, nifti, pet_inputs, shards
+from cldm_jax.data.grid import ModelGrid
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import prepare
 from cldm_jax.runtime import device, weights
@@ -135,10 +136,7 @@ def _unlike_the_others(cohort, work) -> str:
     """Why a folder from which something was left out is not whole: "" where it is."""
     prepared = shards.Prepared(work, verify=True)
     given = {s.id: set(s.files) for s in bids.read_cohort(cohort)}
-    made = {
-        s["id"]: {n for n in given[s["id"]] if n in s["volumes"]}
-        for s in prepared.index["subjects"]
-    }
+    made = {p.id: {n for n in given[p.id] if n in p.volumes} for p in prepared.index.people}
     wrong = [k for k in given if made.get(k) != given[k]]
     return "" if len(wrong) == 1 and len(made) >= len(given) - 1 else f"left out of {wrong}: {made}"
 
@@ -278,14 +276,18 @@ def seeds(folder: pathlib.Path) -> dict[str, bytes]:
         slice_ = dicom_slice(z, stored, affine, 0.5)
         slice_.save_as(folder / f"{z}.dcm", enforce_file_format=True)
     header = "subject,group,split,pet,ct,mr\n"
-    prepared = {"subjects": [], "shards": {}, "modalities": {}, "encoding": {}, "splits": {}}
+    prepared = {"name": "a", "contrast": "unknown", "config": {}, "modalities": {}}
+    prepared["grid"] = ModelGrid((4, 4), (1.0, 1.0), 1.0).to_index("fov")
     prepared["encoding"] = shards.ENCODINGS["uint16"]
     (folder / "prepared").mkdir(exist_ok=True)
     writer = shards.ShardWriter(folder / "prepared", "pet", "uint16", (4, 4), 8)
     where = writer.add(np.zeros((3, 4, 4), np.float32))
     volume = {"pet": {"shard": where[0], "offset": 0}}
-    prepared["subjects"] = [{"id": "a", "group": "a", "n_slices": 3, "volumes": volume}]
-    prepared["splits"] = {"train": ["a"], "val": [], "test": []}
+    prepared["subjects"] = [
+        {"id": "a", "group": "a", "n_slices": 3, "keep": [True] * 3}
+        | {"grid_affine": np.eye(4).tolist(), "volumes": volume}
+    ]
+    prepared["splits"] = {"hash": "", "train": ["a"], "val": [], "test": []}
     prepared["shards"] = writer.close()
     shards.write_index(folder / "prepared", prepared)
     exported = folder / "exported"

@@ -88,7 +88,7 @@ class TestTheFile:
         opened, prepared = open_run(str(run)), Prepared(study.prepared)
         source = spread.open_source(prepared, "val", ("ct", "mr"), {"context": 3}, 2, 2)
         drawer = spread.Drawer(opened, "mirror", SAMPLES, batch_size=4, seed=0)
-        names, spacing = {1: "ct", 2: "mr"}, tuple(prepared.index["grid"]["spacing_mm"])
+        names, spacing = {1: "ct", 2: "mr"}, tuple(prepared.json["grid"]["spacing_mm"])
         judged = {"ct": [], "mr": []}
         for drawn in spread.volumes(drawer, source):
             own = opened.calibration.targets[names[drawn.code]]

@@ -96,7 +96,7 @@ def test_a_slab_resliced_to_the_whole_head(tmp_path, whole, name, value):
         )
         # Whoever reads the person's list alone finds nothing in it that was not measured.
         both = prepared.keep(s, name) & prepared.keep(s, other)
-        np.testing.assert_array_equal(prepared.index["subjects"][s]["keep"], both)
+        np.testing.assert_array_equal(prepared.json["subjects"][s]["keep"], both)
         np.testing.assert_array_equal(prepared.keep(s, "pet"), whole.keep(s, "pet"))
     images = items_of(prepared, name).read(np.arange(len(items_of(prepared, name))))
     assert np.ptp(images["target"], axis=(1, 2, 3)).min() > 0.5  # none is constant

@@ -10,6 +10,7 @@ from cldm_jax.data import intensity, pipeline, shards
 from cldm_jax.errors import UserError
 
 H, W = 10, 8
+SPEC = intensity.fit(intensity.make("ct", "window", low=-1, high=1, percentile=None), [])
 DEPTH = (7, 5, 9, 6)  # slices of the four subjects; the last has no MR
 ID = ("a", "b", "c", "d")
 KEEP = {"a": slice(1, 6), "b": slice(0, 5), "c": slice(2, 9), "d": slice(0, 6)}
@@ -45,17 +46,29 @@ def _write(folder, kind="images", images_fingerprint=None):
             volumes[m] = {"shard": shard, "offset": offset, "scale": 1.0}
         keep = np.zeros(depth, bool)
         keep[KEEP[name]] = True
-        entry = {"id": name, "group": name, "split": "test" if name == "d" else "train"}
+        entry = {"id": name, "group": name, "grid_affine": np.eye(4).tolist()}
         subjects.append(entry | {"n_slices": depth, "keep": keep.tolist(), "volumes": volumes})
     written = {}
     for writer in writers.values():
         written |= writer.close()
     index = {
         "kind": kind,
-        "modalities": {m: {"code": c} for c, m in enumerate(("pet", "ct", "mr"))},
+        "name": "generated",
+        "contrast": "unknown",
+        "config": {},
+        "grid": {
+            "size": [H, W],
+            "spacing_mm": [1.0, 1.0],
+            "slice_spacing_mm": 1.0,
+            "center": "fov",
+        },
+        "modalities": {
+            m: {"code": c, "units": "HU", "normaliser": SPEC.to_json()}
+            for c, m in enumerate(("pet", "ct", "mr"))
+        },
         "encoding": shards.ENCODINGS[dtype],
         "subjects": subjects,
-        "splits": {"train": ["a", "b", "c"], "val": ["d"], "test": ["d"]},
+        "splits": {"hash": "", "train": ["a", "b", "c"], "val": ["d"], "test": ["d"]},
         "shards": written,
     }
     if images_fingerprint:
@@ -72,7 +85,7 @@ def images(tmp_path_factory):
 @pytest.fixture(scope="module")
 def latents(tmp_path_factory, images):
     folder = tmp_path_factory.mktemp("latents")
-    return _write(folder, "latents", images.index["fingerprint"])
+    return _write(folder, "latents", images.index.fingerprint)
 
 
 def _source(images, **changes):
@@ -124,7 +137,7 @@ def test_volumes_come_back(images):
 
 
 def test_volumes_are_not_cut_and_shards_are_bounded(images):
-    shapes = {k: v["shape"][0] for k, v in images.index["shards"].items() if k.startswith("pet")}
+    shapes = {k: v.shape[0] for k, v in images.index.shards.items() if k.startswith("pet")}
     assert shapes == {"pet-00000.npy": 12, "pet-00001.npy": 9, "pet-00002.npy": 6}  # limit 13
 
 
@@ -203,7 +216,7 @@ def test_items(images):
         name = ("pet", "ct", "mr")[label]
         np.testing.assert_allclose(batch["target"][i], _value(s, name, z), atol=2e-5)
         assert batch["mask"][i].sum() == (H - 4) * (W - 4)
-        assert images.index["subjects"][s]["keep"][z]
+        assert images.index.people[s].keep[z]
     for key, dtype in (("source", np.float32), ("label", np.int32), ("slice", np.int32)):
         assert batch[key].dtype == dtype
 

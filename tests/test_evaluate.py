@@ -157,7 +157,7 @@ def test_floor_is_the_mean_of_training_people_at_that_depth(study):
     prepared, source = source_of(study, ("mr",))
     floor = references.population_mean(prepared, source, {2: "mr"})
     top = {
-        s: np.flatnonzero(prepared.index["subjects"][s]["keep"]).max()
+        s: np.flatnonzero(prepared.json["subjects"][s]["keep"]).max()
         for s in [*prepared.subjects("train"), *prepared.subjects("test")]
     }
     row = int(source.keys["slice"].argmax())

@@ -73,7 +73,7 @@ def images(run, mode, study):
 def test_predictions_keep_every_bit(study, models, name, mode):
     trained, opened = (readouts.open_run(str(f)) for f in (getattr(study, name), models[name]))
     assert (trained.name, trained.step) == (opened.name, opened.step)
-    assert trained.manifest["data"] == opened.manifest["data"]
+    assert trained.manifest.data == opened.manifest.data
     np.testing.assert_array_equal(images(trained, mode, study), images(opened, mode, study))
 
 
@@ -196,7 +196,7 @@ def test_the_card_says_what_it_is(study, models):
 
 
 def test_nothing_private_is_handed_on(study, models):
-    people = [s["id"] for s in Prepared(study.prepared).index["subjects"]]
+    people = [s["id"] for s in Prepared(study.prepared).json["subjects"]]
     trained = files.read_json(study.ldm / "run.json")
     assert str(study.root) in (study.ldm / "config.json").read_text()  # there is what to hide
     for folder in models.values():

@@ -194,7 +194,7 @@ class TestLeaks:
 
     def test_an_edited_index(self, tmp_path):
         """A prepared folder in which somebody moved a test person into training as well."""
-        index = inputs.prepared(corpus.cohort(tmp_path / "c"), tmp_path / "w").index
+        index = inputs.prepared(corpus.cohort(tmp_path / "c"), tmp_path / "w").json
         index["splits"]["train"] += index["splits"]["test"][:1]
         shards.write_index(tmp_path / "w", index)
         with pytest.raises(UserError, match="in another split"):

@@ -9,7 +9,7 @@ from cldm_jax import files
 from cldm_jax.data import bids, intensity, nifti, pet_inputs
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import prepare, simulate, train
+from cldm_jax.jobs import export, prepare, simulate, train
 from cldm_jax.phantom import cohort, osem, pet, tissue
 from cldm_jax.phantom.fields import Grid
 from cldm_jax.runs import inputs, readouts, record
@@ -17,6 +17,7 @@ from cldm_jax.scoring import scorer
 from cldm_jax.uses import attenuation
 from cldm_jax.volumes import opened, synthesis
 from configs import ae, nac, unet
+from configs import export as export_config
 from configs import prepare as prepare_config
 from configs import simulate as simulate_config
 
@@ -135,7 +136,7 @@ def test_nac_is_simulated_and_prepared_beside_the_pet(data):
     truth = files.read_json(folder / "sub-0001" / "truth" / "truth.json")["acquisition"]
     assert truth["nac"]["corrections"] == {"attenuation": False, "scatter": False, "randoms": False}
     assert truth["nac"]["cov"] == truth["pet"]["cov"]
-    index = prepared.index
+    index = prepared.json
     assert list(index["modalities"]) == ["pet", "ct", "mr", "nac"]
     assert index["modalities"]["nac"]["normaliser"]["percentile"] == 99.0
     assert [("nac" in s["volumes"]) for s in index["subjects"]] == [True, True, True, False]
@@ -163,6 +164,11 @@ def test_a_training_reads_it_and_prediction_takes_it(data, tmp_path):
     np.testing.assert_allclose(
         synthesis.make_source(image, model.setting).slices, prepared.read(0, "nac"), atol=1e-4
     )
+    exporting = export_config.get_config("tiny")
+    exporting.run = str(tmp_path / "run")
+    export.run(exporting, str(tmp_path / "exported"))
+    handed_on = opened.open_model(opened.Request("", "", checkpoint=str(tmp_path / "exported")))
+    assert handed_on.setting.source == "nac"
     config.data.source = "pet"
     with pytest.raises(UserError, match="data.source: 'nac' -> 'pet'"):
         record.check_same_config(tmp_path / "run", record.comparable(config))

@@ -1,11 +1,13 @@
 """Measures of a PET as it enters a network: right on shapes whose numbers are known, and compared."""
 
+import types
+
 import numpy as np
 import pytest
 from scipy import ndimage
 
 from cldm_jax import Synthesiser
-from cldm_jax.data import intensity, pet_ranges
+from cldm_jax.data import index, intensity, pet_ranges
 from cldm_jax.data.pet_ranges import measure
 from cldm_jax.errors import UserError
 from faults import corpus
@@ -76,12 +78,11 @@ class People:
     """What `of_people` needs of prepared data."""
 
     def __init__(self, pets):
-        affine = np.diag([MM[2], -MM[1], MM[0], 1.0]).tolist()
+        person = types.SimpleNamespace(voxel_mm=MM)
         self.pets = pets
-        self.index = {
-            "subjects": [{"grid_affine": affine}] * len(pets),
-            "modalities": {"pet": {"normaliser": SPEC.to_json()}},
-        }
+        self.index = types.SimpleNamespace(
+            people=[person] * len(pets), modalities={"pet": index.Modality(0, "SUV", SPEC)}
+        )
 
     def subjects(self, split):
         return list(range(len(self.pets))) if split == "train" else []

@@ -19,7 +19,7 @@ from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import predict
-from cldm_jax.runs import readouts
+from cldm_jax.runs import inputs
 from cldm_jax.runs.readouts import open_run, predict_rows
 from cldm_jax.volumes import derivatives, synthesis
 from configs import predict as predict_config
@@ -133,7 +133,7 @@ def test_prediction_equals_evaluation(study, tmp_path):
         prepared, split="test", targets=("ct",), context=3, latents=None, source_kind="image"
     )
     subject = int(rows_of.keys["subject"][0])
-    pet = study.data_root / "cohort" / prepared.index["subjects"][subject]["id"] / "pet.nii.gz"
+    pet = study.data_root / "cohort" / prepared.json["subjects"][subject]["id"] / "pet.nii.gz"
     run(study, pet, tmp_path, targets=("ct",), mode="onestep")
     volume = nifti.canonical(nifti.read_volume(tmp_path / "pet_desc-synth_ct.nii.gz"))
     trained = open_run(str(study.ldm))
@@ -472,14 +472,16 @@ class TestWhatIsLeftAside:
 
     def test_a_model_of_one_target_says_so(self, study, bids, tmp_path, monkeypatch):
         """Also where an earlier version wrote down a target that its people did not have."""
-        stored = readouts.read_run_json
+        stored = inputs.read_run_json
 
         def without_mr(workdir, name):
             value = stored(workdir, name)
+            if name != "run.json":
+                return value
             modalities = {k: v for k, v in value["data"]["modalities"].items() if k != "mr"}
             return {**value, "data": {**value["data"], "modalities": modalities}}
 
-        monkeypatch.setattr(readouts, "read_run_json", without_mr)
+        monkeypatch.setattr(inputs, "read_run_json", without_mr)
         (made,) = run(study, pet_path(bids), tmp_path / "a", mode="onestep")
         assert "_ct.nii.gz" in str(made)
         with pytest.raises(UserError, match="'mr'.*This model makes: ct"):

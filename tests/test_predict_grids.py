@@ -6,6 +6,7 @@ The network is the identity here: what is measured is the way in, the way out an
 import dataclasses
 import gzip
 import json
+import types
 
 import nibabel as nib
 import numpy as np
@@ -13,19 +14,17 @@ import pytest
 import test_data_dicom
 
 from cldm_jax.data import dicom, intensity, nifti, pet_checks
+from cldm_jax.data.grid import ModelGrid
+from cldm_jax.data.index import Modality
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import predict
 from cldm_jax.methods.base import Method, Prediction
 from cldm_jax.runs import readouts
+from cldm_jax.runs.manifest import Data
 from cldm_jax.volumes import derivatives, opened, synthesis
 
 CT_WINDOW = (-1024.0, 3071.0)
-GRID = {
-    "size": [112, 96],
-    "spacing_mm": [2.0, 2.0],
-    "slice_spacing_mm": 2.0,
-    "center": "pet",
-}
+GRID = ModelGrid((112, 96), (2.0, 2.0), 2.0)
 MARKER = np.array([31.0, 18.0, 12.0])  # world mm; a blob in a head
 BLOB_MM = 7.0
 CENTRE = (5.0, -3.0, 4.0)  # world mm of the field of view's
@@ -49,13 +48,21 @@ def identity_model():
         ),
     }
     modalities = {
-        name: {"code": intensity.MODALITIES[name].code, "normaliser": spec.to_json()}
-        for name, spec in specs.items()
+        name: Modality(intensity.MODALITIES[name].code, "", spec) for name, spec in specs.items()
     }
-    data = {"grid": GRID, "modalities": modalities, "name": "identity", "contrast": "simulated"}
+    data = Data("identity", "", "", 0, "simulated", GRID, "pet", modalities)
     config = {"recipe": {}, "data": {"context": 3, "targets": ["ct"]}}
     method = Method(None, None, {"onestep": _identity}, {"onestep": 1})
-    made = readouts.Run("", "identity", config, {"data": data}, 0, method, (), None)
+    made = readouts.Run(
+        "",
+        "identity",
+        config,
+        types.SimpleNamespace(data=data, pet_ranges=None),
+        0,
+        method,
+        (),
+        None,
+    )
     patch = pytest.MonkeyPatch()
     patch.setattr(opened, "open_run", lambda *args: made)
     patch.setattr(derivatives, "model_identity", lambda *args: "0" * 64)

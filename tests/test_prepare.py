@@ -55,12 +55,12 @@ def prepared(cohort, tmp_path_factory):
 
 
 def _entry(prepared, name):
-    ids = [s["id"] for s in prepared.index["subjects"]]
-    return ids.index(name), prepared.index["subjects"][ids.index(name)]
+    ids = [s["id"] for s in prepared.json["subjects"]]
+    return ids.index(name), prepared.json["subjects"][ids.index(name)]
 
 
 def test_the_index(prepared):
-    index = prepared.index
+    index = prepared.json
     assert index["format"] == "cldm_jax-slices" and index["kind"] == "images"
     assert index["contrast"] == "unknown" and index["protocol"] == "cldm"
     assert index["grid"] == {
@@ -88,7 +88,7 @@ def test_stored_volumes_are_the_files(prepared, cohort):
         stored = entry["volumes"][name]
         assert stored["sha256"] == volume.sha256
         base = intensity.base_modality(name)
-        spec = intensity.from_json(prepared.index["modalities"][base]["normaliser"])
+        spec = intensity.from_json(prepared.json["modalities"][base]["normaliser"])
         assert np.isclose(stored["scale"], intensity.volume_scale(spec, volume.array))
         units = intensity.from_model(spec, prepared.read(i, name), stored["scale"])
         back = from_grid(
@@ -118,12 +118,12 @@ def test_the_head_is_centred_and_masked(prepared):
         inside, outside = (prepared.read(i, target)[m].mean() for m in (head, ~head))
         assert inside > outside + 0.2
         area = head.mean((1, 2))
-        keep = np.array(prepared.index["subjects"][i]["keep"])
+        keep = np.array(prepared.json["subjects"][i]["keep"])
         assert area[keep].min() >= 0.08 and (area[~keep] < 0.08).all()
 
 
 def test_people_are_not_parted_and_constants_come_from_training(prepared, cohort):
-    index = prepared.index
+    index = prepared.json
     home = {s["id"]: s["split"] for s in index["subjects"]}
     assert home["p1"] == home["p2"] and set(home.values()) == {"train", "val", "test"}
     for name in ("pet", "mr"):
@@ -154,14 +154,14 @@ def test_constants_ignore_the_other_people(cohort, tmp_path):
             volume = nifti.read_volume(path)
             nifti.write_volume(path, volume.array * 9, volume.affine, dtype=np.float32)
         prepare.run(_config(folder, split_mode="manifest"), str(tmp_path / f"out-{folder.name}"))
-        index = shards.Prepared(tmp_path / f"out-{folder.name}").index
+        index = shards.Prepared(tmp_path / f"out-{folder.name}").json
         constants[case] = index["modalities"]["mr"]["normaliser"]["population_scale"]
     assert constants["as it is"] == constants["test x9"] != constants["train x9"]
 
 
 def test_a_new_person_is_converted_like_the_stored_ones(prepared, cohort):
     """Without any target file: prediction sees the slices that training saw."""
-    index = prepared.index
+    index = prepared.json
     spec = intensity.from_json(index["modalities"]["pet"]["normaliser"])
     for name in ("p0", "p4"):
         i, entry = _entry(prepared, name)
@@ -179,11 +179,11 @@ def test_resampled_grids_agree_in_world_space(cohort, prepared, tmp_path):
         str(tmp_path / "fine"),
     )
     fine = shards.Prepared(tmp_path / "fine", verify=True)
-    assert fine.index["subjects"][0]["n_slices"] == 36
+    assert fine.json["subjects"][0]["n_slices"] == 36
     shape, affine = (30, 30, 20), affine_of((30, 30, 20), (5, 5, 6))
     views = []
     for p in (prepared, fine):
-        entry = p.index["subjects"][0]
+        entry = p.json["subjects"][0]
         views.append(from_grid(p.read(0, "pet"), entry["grid_affine"], shape, affine, fill=-1))
 
     def likeness(other):
@@ -198,10 +198,10 @@ def test_resampled_grids_agree_in_world_space(cohort, prepared, tmp_path):
 
 def test_workers_and_order_change_nothing(cohort, prepared, tmp_path):
     prepare.run(_config(cohort, workers=2), str(tmp_path / "two"))
-    assert shards.Prepared(tmp_path / "two").index["fingerprint"] == prepared.index["fingerprint"]
-    for name, shard in prepared.index["shards"].items():
+    assert shards.Prepared(tmp_path / "two").json["fingerprint"] == prepared.json["fingerprint"]
+    for name, shard in prepared.json["shards"].items():
         assert (tmp_path / "two" / name).exists()
-        assert shards.Prepared(tmp_path / "two").index["shards"][name] == shard
+        assert shards.Prepared(tmp_path / "two").json["shards"][name] == shard
 
 
 # A test set from elsewhere
@@ -217,8 +217,8 @@ def test_an_external_set_takes_the_constants(prepared, tmp_path):
         tmp_path / "cohort", {"q0": dict(seed=50), "q1": dict(seed=51, names=("pet", "ct"))}
     )
     prepare.run(_external(tmp_path / "cohort", prepared), str(tmp_path / "work"))
-    index = shards.Prepared(tmp_path / "work").index
-    assert index["modalities"] == prepared.index["modalities"]
+    index = shards.Prepared(tmp_path / "work").json
+    assert index["modalities"] == prepared.json["modalities"]
     assert index["splits"]["test"] == ["q0", "q1"] and index["splits"]["train"] == []
 
 
@@ -299,8 +299,8 @@ def test_an_interrupted_run_starts_cleanly(cohort, prepared, tmp_path, monkeypat
     (work / "pet-00009.npy").write_bytes(b"left over")
     prepare.run(_config(cohort), str(work))
     assert not (work / "pet-00009.npy").exists()
-    index = shards.Prepared(work, verify=True).index
-    assert index["fingerprint"] == prepared.index["fingerprint"]
+    index = shards.Prepared(work, verify=True).json
+    assert index["fingerprint"] == prepared.json["fingerprint"]
 
 
 def test_somebody_elses_folder_is_left_alone(cohort, tmp_path):
@@ -350,7 +350,7 @@ def test_one_bad_entry_does_not_stop_the_others(cohort, tmp_path, capsys):
             next(r for r in rows if r[0] == who)[rows[0].index(column)] = ""
     (clean / "manifest.csv").write_text("\n".join(map(",".join, rows)))
     prepare.run(_config(clean), str(tmp_path / "other"))
-    made, other = (shards.Prepared(f, verify=True).index for f in (work, tmp_path / "other"))
+    made, other = (shards.Prepared(f, verify=True).json for f in (work, tmp_path / "other"))
     assert made["fingerprint"] == other["fingerprint"] and made["splits"] == other["splits"]
     assert "left_out" not in other
     # Again: the same answer. Taken out of the cohort: nothing to say. Repaired: another folder.
@@ -463,9 +463,9 @@ def test_oracle_rules_are_labelled(cohort, tmp_path):
     rules = {f"{m}_rule": "volume_minmax_oracle" for m in ("pet", "ct", "mr")}
     prepare.run(_config(cohort, **rules), str(tmp_path / "work"))
     prepared = shards.Prepared(tmp_path / "work")
-    assert prepared.index["protocol"] == "abstract-oracle"
+    assert prepared.json["protocol"] == "abstract-oracle"
     volume = nifti.read_volume(cohort / "p0" / "ct.nii.gz").array
-    stored = prepared.index["subjects"][0]["volumes"]["ct"]
+    stored = prepared.json["subjects"][0]["volumes"]["ct"]
     assert stored["origin"] == volume.min() and stored["scale"] == volume.max() - volume.min()
     assert prepared.read(0, "ct").max() == 1
 
@@ -475,7 +475,7 @@ def test_contrast_and_name_come_from_the_cohort(cohort, tmp_path):
     shutil.copytree(cohort, folder)
     (folder / "manifest.json").write_text('{"name": "heads", "contrast": "simulated"}')
     prepare.run(_config(folder), str(tmp_path / "work"))
-    index = shards.Prepared(tmp_path / "work").index
+    index = shards.Prepared(tmp_path / "work").json
     assert (index["name"], index["contrast"]) == ("heads", "simulated")
 
 
@@ -518,7 +518,7 @@ def test_dicom_series_may_stand_in_a_manifest(cohort, tmp_path, capsys):
         prepare.run(config, str(tmp_path / str(number)))
         assert "nothing to do" in capsys.readouterr().out
         prepared = shards.Prepared(tmp_path / str(number))
-        person = next(i for i, s in enumerate(prepared.index["subjects"]) if s["id"] == "p2")
+        person = next(i for i, s in enumerate(prepared.json["subjects"]) if s["id"] == "p2")
         slices.append([prepared.read(person, v) for v in ("pet", "ct")])
     for other in slices[1:]:
         np.testing.assert_allclose(other[0], slices[0][0], atol=2e-3)

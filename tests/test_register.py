@@ -216,7 +216,7 @@ def test_an_implausible_result_stops_it_and_can_be_looked_at(aligned, tmp_path, 
     assert len(list((work / "overlays").iterdir())) == 3
     _pretend(monkeypatch)
     prepare.run(_config(aligned, register="rigid"), str(work))  # in the same folder
-    assert shards.Prepared(work, verify=True).index["config"]["register"] == "rigid"
+    assert shards.Prepared(work, verify=True).json["config"]["register"] == "rigid"
 
 
 def test_a_finished_folder_is_not_taken_for_a_registered_one(aligned, tmp_path, monkeypatch):
@@ -288,7 +288,7 @@ def test_a_bids_tree_in_native_spaces(tmp_path):
     config.cohort, config.slice_spacing_mm = str(root), None
     prepare.run(config, str(tmp_path / "prepared"))
     prepared = shards.Prepared(tmp_path / "prepared")
-    people = prepared.index["subjects"]
+    people = prepared.json["subjects"]
     assert [p["id"] for p in people] == ["sub-0001", "sub-0002", "sub-0003"]
     assert all({"pet", "ct", "mr", "mask"} <= p["volumes"].keys() for p in people)
     found = json.loads((tmp_path / "prepared" / "registration.json").read_text())["subjects"]

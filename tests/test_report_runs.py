@@ -1,5 +1,7 @@
 """The page that compares trainings."""
 
+import types
+
 import pytest
 
 from cldm_jax.errors import UserError
@@ -10,12 +12,18 @@ from configs import report as report_config
 
 def training(workdir="runs/a", **settings) -> runs_page.Training:
     manifest = {
-        **{"data": {"fingerprint": "f"}, "method": "unet", "preset": "tiny", "params": 10},
+        **{
+            "data": types.SimpleNamespace(fingerprint="f"),
+            "method": "unet",
+            "preset": "tiny",
+            "params": 10,
+        },
         **{"step": 3, "finished": False, "train_seconds": 7200.0, "train_cpu_seconds": 1800.0},
         **{"hardware": {"devices": ["cpu", "cpu"]}, "git": "abc"},
     }
     rows = [{"step": k, "train/loss": 1.0 / k} for k in (1, 2, 3)]
     rows += [{"step": 2, "val/psnr_ct": 20.0}, {"step": 3, "val/psnr_ct": None}]
+    manifest = types.SimpleNamespace(**manifest)
     return runs_page.Training(workdir, manifest, {"train.num_train_steps": 9, **settings}, rows)
 
 
@@ -35,7 +43,7 @@ def test_what_differs_and_what_is_best():
     assert runs_page.differing([a, b]) == [("extra", ["-", "x"]), ("lr", ["1", "2"])]
     assert runs_page.best_validation(a, "ct") == (20.0, 2)
     assert runs_page.best_validation(a, "mr") is None
-    b.manifest["data"] = {"fingerprint": "g"}
+    b.manifest.data = types.SimpleNamespace(fingerprint="g")
     page = runs_page.make_page([a, b], title="<T>", command="c")
     assert "Not the same data" in page and "3 of 9, not finished" in page and "&lt;T&gt;" in page
     assert "runs/a" in page and "other/a" in page  # last parts alone would be alike

@@ -33,7 +33,7 @@ def test_they_are_small_and_say_where_they_come_from(model):
 
 def test_the_one_for_scans_knows_its_range_and_its_spread():
     model = opened.open_model(predict.Request("x", "y", uncertainty=True))
-    assert model.run.calibration is not None and model.run.manifest["pet_ranges"]
+    assert model.run.calibration is not None and model.run.manifest.pet_ranges
 
 
 @pytest.mark.parametrize("model", [opened.SHIPPED, opened.PHANTOM], ids=lambda m: m.name)

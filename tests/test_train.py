@@ -21,6 +21,7 @@ from cldm_jax.data import pipeline
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import encode, make, train
 from cldm_jax.runs import inputs, latents, record
+from cldm_jax.runs import manifest as manifest_lib
 from cldm_jax.runs.latents import latents_folder
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from cldm_jax.runtime.writers import read_rows
@@ -46,6 +47,11 @@ def test_a_run_leaves_everything(study):
     assert run["finished"] and run["step"] == 20 and run["train_seconds"] > 0
     assert run["data"]["grid"]["size"] == [40, 32] and run["versions"]["jax"]
     assert sorted(losses(study.ldm)) == list(range(1, 21))
+    again = manifest_lib.parse("x", run).to_json()
+    assert json.dumps(again) == json.dumps(run)  # the order of keys as well
+    del run["data"]["split_hash"]
+    with pytest.raises(UserError, match="holds no training's record .*split_hash"):
+        manifest_lib.parse("x", run)
 
 
 def test_training_lowers_the_loss(study):
@@ -134,7 +140,9 @@ def test_what_is_missing_is_refused_with_the_command_that_makes_it_there(tmp_pat
     files.write_json(home / "config.json", {"method": "unet", "name": "unet-x"})
     with pytest.raises(UserError, match="a training of unet-x.*config.autoencoder.workdir"):
         inputs.load_autoencoder(home)
-    prepared = types.SimpleNamespace(folder="/d/prepared", index={"fingerprint": "f" * 64})
+    prepared = types.SimpleNamespace(
+        folder="/d/prepared", index=types.SimpleNamespace(fingerprint="f" * 64)
+    )
     with pytest.raises(UserError) as caught:
         latents.open_latents(prepared, str(home), (None, {"x": np.ones(2)}, 7), ("ct",))
     command = caught.value.remedy.partition("cldm_jax.main ")[2].split()
@@ -172,10 +180,10 @@ def event_tags(workdir) -> set[str]:
 def test_a_step_before_the_samples_are_learnt_is_never_the_best(study):
     """The mean may be best before a noisy row was seen, and the samples are noise then."""
     state = types.SimpleNamespace(ema_params={"w": np.zeros(1)}, frozen={})
-    config, manifest = study.config("ldm"), {"best": None, "step": 0}
+    config, manifest = study.config("ldm"), types.SimpleNamespace(best=None, step=0)
     assert config.recipe.diffusion.onestep_ramp == (0.5, 0.5)
     record.keep_best(config, study.root, manifest, 14, {"val/psnr_ct": 99.0}, state)
-    assert manifest["best"] is None and record.first_whole_step(config) == 15
+    assert manifest.best is None and record.first_whole_step(config) == 15
     assert files.read_json(study.ldm / "run.json")["best"]["step"] == 20
     config.recipe.diffusion.onestep_share = (0.5, 0.5)  # from the start
     assert record.first_whole_step(config) == 0 == record.first_whole_step(study.config("unet"))
@@ -218,7 +226,7 @@ def test_a_signal_in_validation_leaves_it_to_the_resumed_run(study, tmp_path, mo
 
 def test_people_of_a_batch_with_nan_are_named_and_it_resumes(study, tmp_path, monkeypatch):
     read = pipeline.SliceSource.read
-    ids = [s["id"] for s in inputs.open_prepared(study.config("unet").data).index["subjects"]]
+    ids = [s["id"] for s in inputs.open_prepared(study.config("unet").data).json["subjects"]]
     keys = [s["split"] for s in files.read_json(study.prepared / "index.json")["subjects"]]
     victim = keys.index("train")
 
@@ -311,16 +319,16 @@ def test_latents_are_the_autoencoders_posterior_means(study):
     x = prepared.read(subject, "mr")[..., None]
     want = make_codec(model).encode(variables, x, np.full(len(x), 2, np.int32))
     np.testing.assert_allclose(latents.read(subject, "mr"), want, atol=5e-3)  # float16
-    stats = {k: np.array(v) for k, v in latents.index["statistics"].items()}
+    stats = {k: np.array(v) for k, v in latents.json["statistics"].items()}
     rows = [
-        latents.read(s, "mr")[np.array(latents.index["subjects"][s]["keep"])]
+        latents.read(s, "mr")[np.array(latents.json["subjects"][s]["keep"])]
         for s in latents.subjects("train")
     ]
     rows = np.concatenate(rows).reshape(-1, 3)
     np.testing.assert_allclose(stats["mean"][2], rows.mean(0), atol=2e-3)
     np.testing.assert_allclose(stats["std"][2], rows.std(0), rtol=2e-3)
     assert stats["std"][3].tolist() == [1, 1, 1]  # the null code has no images
-    made = {m for s in latents.index["subjects"] for m in s["volumes"]}
+    made = {m for s in latents.json["subjects"] for m in s["volumes"]}
     assert made == {"ct", "mr"}  # nobody reads the PET's, nor those of validation and test people
     test = latents.subjects("test")
-    assert test and not any(latents.index["subjects"][s]["volumes"] for s in test)
+    assert test and not any(latents.json["subjects"][s]["volumes"] for s in test)

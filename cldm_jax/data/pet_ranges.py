@@ -139,11 +139,11 @@ def of_people(prepared, source: str = "pet") -> dict | None:
         return None
     count = min(MAX_PEOPLE, len(people))
     chosen = [people[i * len(people) // count] for i in range(count)]
-    spec = intensity.from_json(prepared.index["modalities"][source]["normaliser"])
+    spec = prepared.index.modalities[source].normaliser
     rows = []
     for subject in chosen:
-        affine = np.array(prepared.index["subjects"][subject]["grid_affine"])
-        rows.append(measure(prepared.read(subject, source), spec, spacing_of(affine)))
+        spacing = prepared.index.people[subject].voxel_mm
+        rows.append(measure(prepared.read(subject, source), spec, spacing))
     ranges = {}
     for name in MEASURES:
         values = [row[name] for row in rows if row[name] is not None]

@@ -110,11 +110,11 @@ def make_source(
     rows = []  # (subject, target, slice numbers)
     seen: dict[str, int] = {}
     for subject in prepared.subjects(split):
-        entry = prepared.index["subjects"][subject]
+        group = prepared.index.people[subject].group
         if not prepared.has(subject, source):
             continue
-        seen[entry["group"]] = seen.get(entry["group"], 0) + 1
-        if 0 < people_per_group < seen[entry["group"]]:
+        seen[group] = seen.get(group, 0) + 1
+        if 0 < people_per_group < seen[group]:
             continue
         for target in (t for t in targets if prepared.has(subject, t)):
             keep = np.flatnonzero(prepared.keep(subject, target))
@@ -231,7 +231,7 @@ class _ShuffledBatches:
 
 def _gather(folder: Prepared, shards: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """Decoded float32 [B, K, ...] from shard numbers [B] and row numbers [B, K]."""
-    names = list(folder.index["shards"])
+    names = list(folder.index.shards)
     first = folder.shard(names[shards[0]])
     out = np.empty((*rows.shape, *first.shape[1:]), first.dtype)
     for i, (shard, row) in enumerate(zip(shards.tolist(), rows.tolist(), strict=True)):
@@ -259,13 +259,13 @@ def _locate(
     rows: (subject, target, slice numbers), a volume at a time: a cohort may have a million slices.
     """
     number = {
-        id(folder): {name: i for i, name in enumerate(folder.index["shards"])}
+        id(folder): {name: i for i, name in enumerate(folder.index.shards)}
         for folder in (source, target, images)
     }
 
     def place(folder: Prepared, subject: int, name: str) -> tuple[int, int]:
-        volume = folder.index["subjects"][subject]["volumes"][name]
-        return number[id(folder)][volume["shard"]], volume["offset"]
+        volume = folder.index.people[subject].volumes[name]
+        return number[id(folder)][volume.shard], volume.offset
 
     reach = np.arange(context) - context // 2
     out: dict[str, list] = {}
@@ -273,7 +273,7 @@ def _locate(
         source_shard, source_start = place(source, subject, source_name)
         target_shard, target_start = place(target, subject, name)
         mask_shard, mask_start = place(images, subject, images.mask_of(subject, name))
-        last = images.index["subjects"][subject]["n_slices"] - 1
+        last = images.index.people[subject].n_slices - 1
         found = {
             "source_shard": source_shard,
             "source_rows": source_start + np.clip(z[:, None] + reach, 0, last),
@@ -281,7 +281,7 @@ def _locate(
             "target_row": target_start + z,
             "mask_shard": mask_shard,
             "mask_row": mask_start + z,
-            "label": images.index["modalities"][intensity.base_modality(name)]["code"],
+            "label": images.index.code(intensity.base_modality(name)),
             "subject": subject,
             "slice": z,
         }
@@ -292,8 +292,8 @@ def _locate(
 
 
 def _check_latents(images: Prepared, latents: Prepared) -> None:
-    ids = [[s["id"] for s in p.index["subjects"]] for p in (images, latents)]
-    same = latents.index.get("images_fingerprint") == images.index["fingerprint"]
+    ids = [[s.id for s in p.index.people] for p in (images, latents)]
+    same = latents.index.images_fingerprint == images.index.fingerprint
     if not same or ids[0] != ids[1]:
         reason = f"these latents were not encoded from {images.folder}"
         raise UserError(latents.folder, reason, "Run encode again for these images")

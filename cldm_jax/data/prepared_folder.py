@@ -41,7 +41,7 @@ def check_reuse(root: pathlib.Path, config, cohort: bids.Cohort):
     """(the subjects that are in the finished folder, who is not). UserError naming what differs between
     it and this request.
     """
-    old, subjects = shards.Prepared(root).index, cohort.subjects
+    old, subjects = shards.Prepared(root).json, cohort.subjects
     asked = json.loads(json.dumps(config.to_dict()))  # tuples become lists, as in the index
     # A setting that the folder's version did not know yet has no say: its default changes nothing.
     # One that is asked for by name, in vain, is another matter.

@@ -64,21 +64,21 @@ def lay_out(source, names) -> Layout:
 
 def _starts(folder: Prepared) -> np.ndarray:
     """Number of the first slice of each shard, in the index's order, and of all of them at the end."""
-    counts = [shard["shape"][0] for shard in folder.index["shards"].values()]
+    counts = [shard.shape[0] for shard in folder.index.shards.values()]
     return np.concatenate([[0], np.cumsum(counts)])
 
 
 def _example(folder: Prepared, used: np.ndarray) -> np.ndarray:
     starts = _starts(folder)
     shard = int(np.searchsorted(starts, used[0], side="right")) - 1
-    return folder.shard(list(folder.index["shards"])[shard])[0]
+    return folder.shard(list(folder.index.shards)[shard])[0]
 
 
 def _slices(folder: Prepared, used: np.ndarray) -> np.ndarray:
     starts, example = _starts(folder), _example(folder, used)
     out = np.empty((len(used), *example.shape), example.dtype)
     cuts = np.searchsorted(used, starts)
-    for i, name in enumerate(folder.index["shards"]):
+    for i, name in enumerate(folder.index.shards):
         if cuts[i] < cuts[i + 1]:
             out[cuts[i] : cuts[i + 1]] = folder.shard(name)[used[cuts[i] : cuts[i + 1]] - starts[i]]
     return out

@@ -1,7 +1,8 @@
 """Prepared data on disk: numpy shards of axial slices and one index.json. Latents use it as well.
 
 Volumes of one modality lie one after the other in `<modality>-00000.npy`, ...; a volume is never cut
-across two shards. index.json is written last: a folder without it is unfinished. Its keys:
+across two shards. index.json is written last: a folder without it is unfinished. Its keys
+(`data/index.py` reads them into records):
 
     format, version, kind      FORMAT, VERSION, "images" or "latents"
     name, contrast             of the cohort; contrast "simulated", "acquired" or "unknown"
@@ -21,11 +22,11 @@ across two shards. index.json is written last: a folder without it is unfinished
 
 import os
 import pathlib
-import re
 
 import numpy as np
 
 from cldm_jax import files
+from cldm_jax.data import index as index_lib
 from cldm_jax.errors import UserError
 
 FORMAT, VERSION = "cldm_jax-slices", 1
@@ -34,7 +35,6 @@ ENCODINGS = {
     "float16": {"dtype": "float16", "scale": 1.0, "offset": 0.0},  # latents
 }
 INDEX = "index.json"
-_SHARD = re.compile(r"\w[\w.-]*\.npy")  # in the folder itself: no "..", no other folder
 _AGAIN = "Delete the folder and run the job that made it again"
 
 
@@ -120,7 +120,9 @@ def write_index(folder, index: dict) -> dict:
 
 
 class Prepared:
-    """A finished folder: `.index` (its JSON) and decoded slices. Picklable; opens files when read."""
+    """A finished folder: `.index` (records), `.json` (as it stands) and decoded slices. Picklable; opens
+    files when read.
+    """
 
     def __init__(self, folder, verify: bool = False):
         """Raises UserError if the folder is unfinished, of another version, or lacks a shard.
@@ -128,40 +130,40 @@ class Prepared:
         `verify=True` also re-hashes every shard (about a second per gigabyte).
         """
         self.folder = pathlib.Path(folder)
-        self.index = _read_index(self.folder / INDEX)
-        encoding = self.index["encoding"]
-        self.scale, self.offset = np.float32(encoding["scale"]), np.float32(encoding["offset"])
+        self.json, self.index = _read_index(self.folder / INDEX)
+        self.scale, self.offset = np.float32(self.index.scale), np.float32(self.index.offset)
         self._shards: dict[str, np.ndarray] = {}
-        for name in self.index["shards"]:
+        for name in self.index.shards:
             self._check_size(name)
         if verify:
             self.verify()
 
     def verify(self) -> None:
         """Re-hashes the index's content and every shard; raises UserError naming the damaged file."""
-        if fingerprint(self.index) != self.index["fingerprint"]:
+        if fingerprint(self.json) != self.index.fingerprint:
             raise UserError(self.folder / INDEX, "changed since it was written", _AGAIN)
-        for name, shard in self.index["shards"].items():
-            if files.sha256_file(self.folder / name) != shard["sha256"]:
+        for name, shard in self.index.shards.items():
+            if files.sha256_file(self.folder / name) != shard.sha256:
                 raise UserError(self.folder / name, "damaged: its SHA-256 differs", _AGAIN)
 
     def subjects(self, split: str) -> list[int]:
-        """Indices into index["subjects"] of a split, in order ("all": everyone)."""
-        subjects = self.index["subjects"]
+        """Indices into `index.people` of a split, in order ("all": everyone)."""
+        people = self.index.people
         if split == "all":
-            return list(range(len(subjects)))
+            return list(range(len(people)))
         if split not in ("train", "val", "test"):
             raise ValueError(f"unknown split {split!r}; known: train, val, test, all")
-        members = set(self.index["splits"][split])
-        return [i for i, s in enumerate(subjects) if s["id"] in members]
+        members = set(getattr(self.index.splits, split))
+        return [i for i, p in enumerate(people) if p.id in members]
 
     def has(self, subject: int, modality: str) -> bool:
-        return modality in self.index["subjects"][subject]["volumes"]
+        return modality in self.index.people[subject].volumes
 
     def keep(self, subject: int, modality: str) -> np.ndarray:
         """bool [Z]: slices that count for this volume: its own list, else the person's."""
-        entry = self.index["subjects"][subject]
-        return np.asarray(entry["volumes"][modality].get("keep", entry["keep"]), bool)
+        person = self.index.people[subject]
+        own = person.volumes[modality].keep
+        return person.keep if own is None else own
 
     def mask_of(self, subject: int, modality: str) -> str:
         """The volume that holds the head as far as `modality` shows it."""
@@ -173,36 +175,36 @@ class Prepared:
         people = self.subjects(split)
         return tuple(
             name
-            for name in self.index["modalities"]
+            for name in self.index.modalities
             if any(self.has(s, name) and self.keep(s, name).any() for s in people)
         )
 
     def read(self, subject: int, modality: str) -> np.ndarray:
         """float32 [Z, H, W] (latents [Z, h, w, C]); "mask" is 0 or 1. KeyError if it has none."""
-        entry = self.index["subjects"][subject]
-        volume = entry["volumes"][modality]
-        start = volume["offset"]
-        return self._decode(self.shard(volume["shard"])[start : start + entry["n_slices"]])
+        person = self.index.people[subject]
+        volume = person.volumes[modality]
+        end = volume.offset + person.n_slices
+        return self._decode(self.shard(volume.shard)[volume.offset : end])
 
     def read_slice(self, subject: int, modality: str, z: int) -> np.ndarray:
         """float32 [H, W] (latents [h, w, C])."""
-        entry = self.index["subjects"][subject]
-        if not 0 <= z < entry["n_slices"]:
-            raise IndexError(f"{entry['id']}: slice {z} of {entry['n_slices']}")
-        volume = entry["volumes"][modality]
-        return self._decode(self.shard(volume["shard"])[volume["offset"] + z])
+        person = self.index.people[subject]
+        if not 0 <= z < person.n_slices:
+            raise IndexError(f"{person.id}: slice {z} of {person.n_slices}")
+        volume = person.volumes[modality]
+        return self._decode(self.shard(volume.shard)[volume.offset + z])
 
     def shard(self, name: str) -> np.ndarray:
         """The stored numbers of a shard [N, ...], memory-mapped, read-only."""
         if name not in self._shards:
-            path, expected = self.folder / name, self.index["shards"][name]
+            path, expected = self.folder / name, self.index.shards[name]
             try:
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)
             except (ValueError, EOFError, OSError) as e:
                 raise UserError(path, f"not a shard of numbers ({e})", _AGAIN) from e
             if not isinstance(mapped, np.ndarray):  # an .npz
                 raise UserError(path, "not a shard but an archive", _AGAIN)
-            if list(mapped.shape) != expected["shape"] or mapped.dtype != expected["dtype"]:
+            if mapped.shape != expected.shape or mapped.dtype != expected.dtype:
                 reason = f"holds {mapped.dtype} {list(mapped.shape)}, against its index"
                 raise UserError(path, reason, _AGAIN)
             # A plain view: indexing np.memmap itself costs several times more per slice.
@@ -215,8 +217,8 @@ class Prepared:
         return stored * self.scale + self.offset
 
     def _check_size(self, name: str) -> None:
-        shard = self.index["shards"][name]
-        need = int(np.prod(shard["shape"])) * np.dtype(shard["dtype"]).itemsize
+        shard = self.index.shards[name]
+        need = int(np.prod(shard.shape)) * np.dtype(shard.dtype).itemsize
         try:
             size = os.stat(self.folder / name).st_size
         except FileNotFoundError as e:
@@ -228,7 +230,8 @@ class Prepared:
         return {**self.__dict__, "_shards": {}}
 
 
-def _read_index(path: pathlib.Path) -> dict:
+def _read_index(path: pathlib.Path) -> tuple[dict, index_lib.Index]:
+    """(its JSON, its records). UserError where it is unfinished, damaged or another version's."""
     if not path.exists():
         raise UserError(path.parent, "no index.json: not prepared, or not finished", "Run prepare")
     try:
@@ -242,51 +245,8 @@ def _read_index(path: pathlib.Path) -> dict:
     if index.get("format") != FORMAT or index.get("version") != VERSION:
         found = f"{index.get('format')} version {index.get('version')}"
         raise UserError(path, f"{found}, this program reads {FORMAT} {VERSION}", _AGAIN)
-    _check_form(path, index)
-    return index
-
-
-def _check_form(path: pathlib.Path, index: dict) -> None:
-    """UserError unless everything that a reader looks up is there and points into the shards.
-
-    A folder may come from elsewhere: its hashes say that it is whole, not that it makes sense.
-    """
     try:
-        problem = _problem(index)
-    except (KeyError, TypeError, AttributeError) as e:
-        problem = f"something is missing or of another kind ({type(e).__name__}: {e})"
-    if problem:
-        raise UserError(path, f"not an index that prepare writes: {problem}", _AGAIN)
-
-
-def _problem(index: dict) -> str:
-    scale, offset = index["encoding"]["scale"], index["encoding"]["offset"]
-    if not (0 < scale < 1e6 and -1e6 < offset < 1e6 and isinstance(index["fingerprint"], str)):
-        return "encoding or fingerprint"
-    for name, shard in index["shards"].items():
-        shape = shard["shape"]
-        if not (_SHARD.fullmatch(name) and isinstance(shard["sha256"], str)):
-            return f"shard {name!r}"
-        if not (len(shape) in (3, 4) and all(_is_count(n) for n in shape)):
-            return f"shape of {name}"
-        if shard["dtype"] not in ("uint8", "uint16", "float16"):
-            return f"type of {name}"
-    if not all(_is_count(m["code"] + 1) for m in index["modalities"].values()):
-        return "modalities"
-    for subject in index["subjects"]:
-        count = subject["n_slices"]
-        if not (isinstance(subject["id"], str) and _is_count(count)):
-            return f"subject {subject['id']!r}"
-        for name, volume in subject["volumes"].items():
-            shape, start = index["shards"][volume["shard"]]["shape"], volume["offset"]
-            if not (_is_count(start + 1) and start + count <= shape[0]):
-                return f"{name} of {subject['id']} lies outside its shard"
-    ids, splits = [s["id"] for s in index["subjects"]], index["splits"]
-    train, rest = set(splits["train"]), {*splits["val"], *splits["test"]}
-    if len(set(ids)) < len(ids) or not train | rest <= set(ids):
-        return "a subject is there twice, or in a split and not there"
-    return f"{min(train & rest)} is in train and in another split" if train & rest else ""
-
-
-def _is_count(value) -> bool:
-    return type(value) is int and 0 < value < 1 << 40
+        return index, index_lib.parse(index)
+    except (KeyError, TypeError, AttributeError, ValueError, UserError) as e:
+        reason = f"not an index that prepare writes ({type(e).__name__}: {e})"
+        raise UserError(path, reason, _AGAIN) from e

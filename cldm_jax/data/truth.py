@@ -6,6 +6,7 @@ import numpy as np
 from scipy import ndimage
 
 from cldm_jax.data import nifti
+from cldm_jax.data.index import Person
 from cldm_jax.data.shards import Prepared
 
 FILES = {"labels": "label.nii.gz", "lesions": "lesions.nii.gz"}
@@ -13,29 +14,28 @@ FILES = {"labels": "label.nii.gz", "lesions": "lesions.nii.gz"}
 
 def find_truth(prepared: Prepared) -> pathlib.Path | None:
     """The cohort folder if it is a simulated one that is still there, else None (real people)."""
-    if prepared.index["contrast"] != "simulated":
+    if prepared.index.contrast != "simulated":
         return None
-    folder = pathlib.Path(prepared.index["config"]["cohort"])
+    folder = pathlib.Path(prepared.index.cohort)
     return folder if (folder / "manifest.json").is_file() else None
 
 
 def read_truth(prepared: Prepared, cohort: pathlib.Path, subject: int) -> dict[str, np.ndarray]:
     """{"labels", "lesions"}: uint8 [Z, H, W] on the person's grid, nearest voxel; outside is 0."""
-    entry = prepared.index["subjects"][subject]
-    person = entry["id"].partition("_")[0]  # sub-0001_pet2: the second PET of sub-0001
-    size = prepared.index["grid"]["size"]
+    person, size = prepared.index.people[subject], prepared.index.grid.size
+    name_there = person.id.partition("_")[0]  # sub-0001_pet2: the second PET of sub-0001
     return {
-        name: _on_grid(cohort / person / "truth" / file, entry, size)
+        name: _on_grid(cohort / name_there / "truth" / file, person, size)
         for name, file in FILES.items()
     }
 
 
-def _on_grid(path, entry, size) -> np.ndarray:
+def _on_grid(path, person: Person, size) -> np.ndarray:
     volume = nifti.canonical(nifti.read_volume(path, allow_constant=True))
     rows, columns = size
     # Grid index (column, row, slice), as in `data.grid`, -> voxel of the file.
-    matrix = np.linalg.inv(volume.affine) @ np.asarray(entry["grid_affine"])
-    shape = (columns, rows, entry["n_slices"])
+    matrix = np.linalg.inv(volume.affine) @ person.grid_affine
+    shape = (columns, rows, person.n_slices)
     array = ndimage.affine_transform(
         np.asarray(volume.array), matrix[:3, :3], matrix[:3, 3], shape, order=0, cval=0
     )

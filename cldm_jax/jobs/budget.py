@@ -79,7 +79,7 @@ def plan(
 
 def _train_slices(prepared, modalities) -> int:
     return sum(
-        prepared.index["subjects"][s]["n_slices"]
+        prepared.index.people[s].n_slices
         for s in prepared.subjects("train")
         for m in modalities
         if prepared.has(s, m)
@@ -143,7 +143,7 @@ def _untrained(autoencoder) -> tuple[dict, dict, object]:
 def _encoder(untrained, batch_size: int) -> Callable[[], None]:
     model, variables, prepared = untrained
     encode = jax.jit(make_codec(model).encode)
-    grid = prepared.index["grid"]["size"]
+    grid = prepared.index.grid.size
     images = np.zeros((batch_size, *grid, 1), np.float32)
     labels = np.ones((batch_size,), np.int32)
     return lambda: jax.block_until_ready(encode(variables, images, labels))

@@ -79,7 +79,7 @@ def _lacking(opened: Run, prepared: Prepared) -> str:
     """Why a run cannot be calibrated; "" where it can."""
     if spread.point_mode(opened) is None:
         return "has no samples, or no one-step image to put them around"
-    if opened.manifest["data"]["split_hash"] != prepared.index["splits"]["hash"]:
+    if opened.manifest.data.split_hash != prepared.index.splits.hash:
         return "was trained on other data or another split"
     return "" if prepared.subjects("val") else "has no validation people to calibrate on"
 
@@ -108,16 +108,16 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
     drawer = spread.Drawer(
         opened, point, settings.samples, batch_size=settings.batch_size, seed=settings.seed
     )
-    spacing = tuple(prepared.index["grid"]["spacing_mm"])
+    spacing = prepared.index.spacing_mm
     with Progress(len(source) * drawer.evaluations, "calibrate", "evaluation") as progress:
         # Kept in half precision (1 HU): both passes see the same samples without drawing them again.
         drawn = [_halved(d) for d in spread.volumes(drawer, source, progress)]
-    names = {prepared.index["modalities"][t]["code"]: t for t in targets}
+    names = prepared.index.names(targets)
     height = settings.slice_stride * spread.slice_mm(prepared)
     by_target = {
         target: _target(
             [d for d in drawn if d.code == code],
-            intensity.from_json(opened.manifest["data"]["modalities"][target]["normaliser"]),
+            opened.manifest.data.modalities[target].normaliser,
             target,
             spacing,
             height,
@@ -128,12 +128,12 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
     return Calibration(
         version=calibration.VERSION,
         step=int(opened.step),
-        config_sha256=opened.manifest["config_sha256"],
+        config_sha256=opened.manifest.config_sha256,
         point=point,
         sampling=calibration.sampling_facts(opened.config["recipe"]["sampling"]),
         samples=settings.samples,
         seed=settings.seed,
-        split_hash=prepared.index["splits"]["hash"],
+        split_hash=prepared.index.splits.hash,
         people=len({d.subject for d in drawn}),
         slices=max(sum(len(d.point) for d in drawn if d.code == c) for c in names),
         slice_mm=height,

@@ -49,7 +49,7 @@ def example(config):
     """
     h, w = config.data.prepare.size
     if config.data.prepared:
-        h, w = inputs_lib.open_prepared(config.data).index["grid"]["size"]
+        h, w = inputs_lib.open_prepared(config.data).index.grid.size
     inputs_lib.check_size(config, (h, w))
     recipe, frozen = inputs_lib.method_recipe(config), {}
     batch = images(4, h, w, config.data.context)

@@ -34,6 +34,7 @@ def ensure_latents(
     """
     autoencoder = load_autoencoder(ae_workdir)
     model, variables, step = autoencoder
+    index = prepared.index
     folder = latents_folder(prepared, ae_workdir, autoencoder, modalities)
     if processes.decided((folder / "index.json").is_file):
         return Prepared(folder)
@@ -41,15 +42,15 @@ def ensure_latents(
     encode = sharding.over_devices(lambda constants, batch: codec.encode(constants, *batch))
     variables = sharding.replicate(variables)
     writers, subjects = {}, []
-    moments = {m: _Moments(model["latent_channels"]) for m in prepared.index["modalities"]}
+    moments = {m: _Moments(model["latent_channels"]) for m in index.modalities}
     train = set(prepared.subjects("train"))
     with Progress(len(train), "encode latents", "subject") as progress:
-        for i, subject in enumerate(prepared.index["subjects"]):
+        for i, subject in enumerate(prepared.json["subjects"]):
             volumes = {}
             for name in modalities if i in train else ():
                 if name not in subject["volumes"]:
                     continue
-                code = prepared.index["modalities"][name]["code"]
+                code = index.code(name)
                 z = _encode_volume(encode, variables, prepared.read(i, name), code, batch_size)
                 if not processes.is_main():
                     continue
@@ -64,19 +65,19 @@ def ensure_latents(
     shards = {}
     for writer in writers.values():
         shards.update(writer.close())
-    codes = {name: m["code"] for name, m in prepared.index["modalities"].items()}
-    index = {
-        **prepared.index,
+    codes = {name: m.code for name, m in index.modalities.items()}
+    latents = {
+        **prepared.json,
         "kind": "latents",
         "encoding": {"dtype": "float16", "scale": 1.0, "offset": 0.0},
         "subjects": subjects,
         "shards": shards,
         "statistics": _statistics(moments, codes, model),
-        "images_fingerprint": prepared.index["fingerprint"],
+        "images_fingerprint": index.fingerprint,
         "autoencoder": {"step": step, "model": model},
     }
     if processes.is_main():
-        write_index(folder, index)
+        write_index(folder, latents)
     processes.wait()
     return Prepared(folder)
 

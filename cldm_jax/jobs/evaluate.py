@@ -83,9 +83,9 @@ def _stamp(config, runs: list[Run], prepared) -> str:
     return files.sha256_json(
         {
             "config": config.to_json(),
-            "data": prepared.index["fingerprint"],
+            "data": prepared.index.fingerprint,
             "runs": [
-                (r.workdir, r.step, r.manifest["config_sha256"])
+                (r.workdir, r.step, r.manifest.config_sha256)
                 + ((r.calibration.to_json(),) if r.calibration else ())
                 for r in runs
             ],
@@ -105,7 +105,7 @@ def _stamp_of(summary: pathlib.Path) -> str | None:
 def _evaluate(config, runs: list[Run], prepared):
     targets = choose_targets(config, runs, prepared)
     _check_protocol(config, targets)
-    names = {prepared.index["modalities"][t]["code"]: t for t in targets}
+    names = prepared.index.names(targets)
     codes = {target: code for code, target in names.items()}
     entrants = make_entrants(runs, targets)
     chosen = _choose_modes(config, entrants, prepared, names, codes, shared_source(runs))
@@ -287,10 +287,10 @@ def _costs(entrants, readouts) -> dict[tuple, dict]:
     """{(method, mode, target): what it took}, COSTS of the summary."""
     return {
         (e.name, mode, target): {
-            "params": r.manifest["params"],
-            "train_steps": r.manifest["step"],
-            "train_seconds": r.manifest["train_seconds"],
-            "train_cpu_seconds": r.manifest["train_cpu_seconds"],
+            "params": r.manifest.params,
+            "train_steps": r.manifest.step,
+            "train_seconds": r.manifest.train_seconds,
+            "train_cpu_seconds": r.manifest.train_cpu_seconds,
             "network_evaluations": spread.evaluations(r, mode),
             "seconds_per_slice": readouts[e.name, mode].seconds_per_slice,
         }
@@ -306,11 +306,11 @@ def _facts(config, entrants, prepared, scorer, control_rows) -> dict:
     return {
         "protocol": scorer.protocol.to_json(),
         "data": {
-            "name": index["name"],
-            "contrast": index["contrast"],
-            "fingerprint": index["fingerprint"],
-            "split_hash": index["splits"]["hash"],
-            "train_patients": len(index["splits"]["train"]),
+            "name": index.name,
+            "contrast": index.contrast,
+            "fingerprint": index.fingerprint,
+            "split_hash": index.splits.hash,
+            "train_patients": len(index.splits.train),
             "test_patients": len({s["patient"] for s in scorer.scores}),
             "slices": len(scorer.keys["label"]),
         },
@@ -322,7 +322,7 @@ def _facts(config, entrants, prepared, scorer, control_rows) -> dict:
             "preset": entrants[0].first.config["preset"],
             "hardware": device.describe(),
             "seed": config.seed,
-            "git": entrants[0].first.manifest["git"],
+            "git": entrants[0].first.manifest.git,
             "versions": {
                 "cldm_jax": __version__,
                 **{p: importlib.metadata.version(p) for p in packages},

@@ -4,6 +4,7 @@
 nothing about single people, and no paths, commands or host names: the card is made of listed fields.
 """
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -35,17 +36,9 @@ LIMITATIONS = (
 # What goes into the card, field by field: whatever is not listed here stays with the training.
 CONFIG_FIELDS = {
     "": ("name", "method", "preset", "seed", "recipe"),
-    "data": ("kind", "targets", "source_kind", "context", "train_slice_stride", "paired"),
+    "data": ("kind", "targets", "source", "source_kind", "context", "train_slice_stride", "paired"),
     "train": ("batch_size", "num_train_steps"),
 }
-TRAINING_FIELDS = (
-    *("method", "name", "preset", "config_sha256", "git", "versions", "hardware", "autoencoder"),
-    *("params", "train_seconds", "train_cpu_seconds", "step", "best", "finished"),
-)
-DATA_FIELDS = (
-    *("name", "contrast", "fingerprint", "split_hash", "train_patients"),
-    *("grid", "modalities"),  # with codes and normalisers: all that a new patient's PET needs
-)
 
 
 def run(config, workdir: str) -> None:
@@ -94,18 +87,18 @@ def _with_pet_ranges(run: str, stored: Stored) -> Stored:
     """`stored` with the ranges of its training people's PETs: of a run that was made before there were
     any, measured now where its prepared data still lie where it read them.
     """
-    if stored.manifest.get("pet_ranges"):
+    if stored.manifest.pet_ranges:
         return stored
     data = stored.config["data"]
     folder = pathlib.Path(data["prepared"] or f"{data['root']}/prepared")
     ranges, why = None, f"{folder} is not there"
     if (folder / shards.INDEX).is_file():
         prepared, why = shards.Prepared(folder), f"{folder} holds other data now"
-        if prepared.index["fingerprint"] == stored.manifest["data"]["fingerprint"]:
+        if prepared.index.fingerprint == stored.manifest.data.fingerprint:
             ranges, why = pet_ranges.of_people(prepared, source_of(data)), "too few training people"
     if ranges is None:
         print(f"{run}: PETs unlike the training people's will not be flagged: {why}", flush=True)
-    return stored._replace(manifest={**stored.manifest, "pet_ranges": ranges})
+    return stored._replace(manifest=dataclasses.replace(stored.manifest, pet_ranges=ranges))
 
 
 def _carry_calibration(run: str, folder: pathlib.Path, stored: Stored) -> list[str]:
@@ -129,19 +122,13 @@ def make_card(stored: Stored, method: Method, facts: dict, programs: dict) -> di
 
     Raises UserError where a text in it is an absolute path.
     """
-    config, manifest = stored.config, stored.manifest
-    data = {k: manifest["data"][k] for k in DATA_FIELDS}
-    data["modalities"] = {
-        name: {k: m[k] for k in ("code", "units", "normaliser")}
-        for name, m in data["modalities"].items()
-    }
-    training = {k: manifest[k] for k in TRAINING_FIELDS}
-    training["pet_ranges"] = manifest.get("pet_ranges")
-    if manifest.get("imported"):
-        training["imported"] = manifest["imported"]
+    config, training = stored.config, stored.manifest.to_json()
+    del training["command"]  # it names folders of the machine
     kept = {k: config[k] for k in CONFIG_FIELDS[""]}
     for section in ("data", "train"):
-        kept[section] = {k: config[section][k] for k in CONFIG_FIELDS[section]}
+        kept[section] = {
+            k: config[section][k] for k in CONFIG_FIELDS[section] if k in config[section]
+        }
     card = {
         "name": config["name"],
         "method": config["method"],
@@ -151,7 +138,7 @@ def make_card(stored: Stored, method: Method, facts: dict, programs: dict) -> di
         "step": int(stored.step),
         "read_outs": dict(method.evaluations),  # network evaluations per slice; the first: default
         "config": kept,
-        "training": {**training, "data": data},
+        "training": training,
         "weights": facts,
         "programs": programs,
     }
@@ -228,7 +215,7 @@ def _write_program(path, config, stored: Stored, method: Method, mode: str, tree
     The weights are arguments, in the order of their names, and not constants: they are stored once
     however many programs there are, as float16 if so wished, and a compiler need not fold them.
     """
-    h, w = stored.manifest["data"]["grid"]["size"]
+    h, w = stored.manifest.data.grid.size
     slices = stored.config["data"]["context"]
     any_batch = jax.export.symbolic_shape("b")[0]
     batch = config.batch_size or any_batch

@@ -145,8 +145,8 @@ def _rules(config) -> dict[str, intensity.Normaliser]:
             "Give --config.split_mode=external --config.normalisers_from=<prepared folder>, or neither",
         )
     if config.normalisers_from:
-        known = shards.Prepared(config.normalisers_from).index["modalities"]
-        return {name: intensity.from_json(m["normaliser"]) for name, m in known.items()}
+        known = shards.Prepared(config.normalisers_from).index.modalities
+        return {name: m.normaliser for name, m in known.items()}
     rules = {}
     for name in intensity.MODALITIES:
         kind = "pet" if name in intensity.SOURCES else name
@@ -180,7 +180,7 @@ def _fit(config, settings: Settings, facts: dict[str, Facts], train: set[str]):
 
 def _check_external(config, settings: Settings, subjects, facts: dict[str, Facts]) -> None:
     """An external set fits the model's data: its grid, its modalities, and none of its people."""
-    home = shards.Prepared(config.normalisers_from).index
+    home = shards.Prepared(config.normalisers_from).json
     asked = settings.grid.to_index(settings.center)
     if asked != home["grid"]:
         reason = f"{asked} is not the grid of {config.normalisers_from}"

@@ -6,7 +6,7 @@ from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.report import runs_page
 from cldm_jax.runs import record
-from cldm_jax.runs.inputs import read_run_config, read_run_json
+from cldm_jax.runs.inputs import read_manifest, read_run_config
 from cldm_jax.runtime import device
 from cldm_jax.runtime.writers import read_rows
 
@@ -27,6 +27,6 @@ def run(config, workdir: str) -> None:
 
 
 def _read(workdir: str) -> runs_page.Training:
-    manifest, config = read_run_json(workdir, "run.json"), read_run_config(workdir)
+    manifest, config = read_manifest(workdir), read_run_config(workdir)
     settings = {k: v for k, v in record.flatten(config).items() if k not in record.MUTABLE}
     return runs_page.Training(workdir, manifest, settings, read_rows(workdir))

@@ -31,7 +31,7 @@ def run(config, workdir: str) -> None:
         raise UserError(config.run, f"is a {trained['method']} run", "Give a latent diffusion run.")
     prepared = shared_data(config, [own])
     targets = choose_targets(config, [own], prepared)
-    names = {prepared.index["modalities"][t]["code"]: t for t in targets}
+    names = prepared.index.names(targets)
     scorer = Scorer(config, prepared, names, reads=shared_source([own]))
     source = scorer.source(trained["data"]["context"])
     points = []

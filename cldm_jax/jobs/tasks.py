@@ -104,7 +104,7 @@ def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
     if not uses:
         raise UserError("config.uses", f"none is of {' or '.join(made)}", "Name another use")
     targets = tuple(t for t in made if any(use.target == t for use in uses))
-    names = {prepared.index["modalities"][t]["code"]: t for t in targets}
+    names = prepared.index.names(targets)
     entrants = make_entrants(
         [r for r in runs if {*targets} & {*r.config["data"]["targets"]}], targets
     )
@@ -125,7 +125,7 @@ def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
 
 def _score(opened: Opened, uses: list[Use]):
     """(score rows, {use: (person, its pictures)}, failures, ids of people) of everybody."""
-    config, scorer, index = opened.config, opened.scorer, opened.prepared.index
+    config, scorer, enrolled = opened.config, opened.scorer, opened.prepared.index.people
     everybody = list(dict.fromkeys(s for s, _, _ in scorer.patients()))
     people = everybody[: config.max_people or None]
     volumes = [v for v in scorer.patients() if v[0] in people]
@@ -133,12 +133,12 @@ def _score(opened: Opened, uses: list[Use]):
     rows, pictures, failures = [], {}, []
     with Progress(len(volumes), "score volumes", "volume") as progress:
         for subject, code, own in volumes:
-            entry, target = index["subjects"][subject], scorer.names[code]
+            person, target = enrolled[subject], scorer.names[code]
             images = {}
             for entrant in (e for e in opened.entrants if target in e.runs):
                 images |= _predict(opened, entrant, target, own)
             case = _case(opened, subject, code, own)
-            who = {"patient": entry["id"], "group": entry["group"], "split": scorer.split}
+            who = {"patient": person.id, "group": person.group, "split": scorer.split}
             for use in (u for u in uses if u.target == target):
                 found, failed = _judge(
                     opened, use, starts[use.name], case, images, subject, code, own
@@ -146,13 +146,13 @@ def _score(opened: Opened, uses: list[Use]):
                 rows += _rows(use, who, found, len(own))
                 drawn = {key: picture for key, (_, picture) in found.items() if picture is not None}
                 if drawn and use.name not in pictures:
-                    pictures[use.name] = entry["id"], drawn
+                    pictures[use.name] = person.id, drawn
                 failures += [
-                    {"use": use.name, "patient": entry["id"], "row": row, "why": why}
+                    {"use": use.name, "patient": person.id, "row": row, "why": why}
                     for row, why in failed
                 ]
             progress.update()
-    return rows, pictures, failures, [index["subjects"][s]["id"] for s in people]
+    return rows, pictures, failures, [enrolled[s].id for s in people]
 
 
 def _start(opened: Opened, uses: list[Use]) -> dict:
@@ -188,9 +188,9 @@ def _predict(opened: Opened, entrant, target: str, own) -> dict[tuple, np.ndarra
 def _case(opened: Opened, subject: int, code: int, own) -> Case:
     prepared, scorer = opened.prepared, opened.scorer
     z, context = scorer.keys["slice"][own], scorer.context(subject, code)
-    spec = intensity.from_json(prepared.index["modalities"]["pet"]["normaliser"])
+    spec = prepared.index.modalities["pet"].normaliser
     pet = intensity.metric_units(spec, prepared.read(subject, "pet")[z])
-    spacing = normalisation.voxel_mm(prepared, subject)
+    spacing = prepared.index.people[subject].voxel_mm
     return Case(
         spacing,
         _whole(pet, z, 0.0),
@@ -270,9 +270,9 @@ def _summary(opened: Opened, uses: list[Use], rows, failures, people) -> dict:
         ],
         "people": people,
         "data": {
-            "name": data["name"],
-            "contrast": data["contrast"],
-            "fingerprint": data["fingerprint"],
+            "name": data.name,
+            "contrast": data.contrast,
+            "fingerprint": data.fingerprint,
             "split": opened.scorer.split,
             "template": opened.config.template or "mean of training people",
         },
@@ -281,7 +281,7 @@ def _summary(opened: Opened, uses: list[Use], rows, failures, people) -> dict:
             "preset": first.config["preset"],
             "hardware": device.describe(),
             "seed": seed,
-            "git": first.manifest["git"],
+            "git": first.manifest.git,
             "read_outs_tested": "first of each method",
         },
     }

@@ -189,7 +189,7 @@ def _import(config, workdir, state, manifest, checkpoints: Checkpoints):
     print(f"{config.name}: begins with {facts['file']} ({facts['sha256'][:12]})", flush=True)
     params, average = (jax.tree.map(jnp.array, params) for _ in range(2))  # both are donated
     state = state._replace(**sharding.replicate({"params": params, "ema_params": average}))
-    manifest["imported"] = facts
+    manifest.imported = facts
     if config.train.num_train_steps == 0:  # all there is to do
         open_writer(workdir, 0, is_writing=processes.is_main()).close()
         checkpoints.save(0, state)

@@ -17,7 +17,7 @@ class Training(NamedTuple):
     """What one training left in its folder."""
 
     workdir: str
-    manifest: dict[str, Any]  # run.json
+    manifest: Any  # `runs.manifest.Manifest`
     settings: dict[str, Any]  # {dotted name: value}
     rows: list[dict[str, Any]]  # metrics.jsonl: "step" and scalars
 
@@ -33,7 +33,7 @@ def make_page(trainings: Sequence[Training], *, title: str, command: str) -> str
     context = {
         "title": title,
         "command": command,
-        "same_data": len({t.manifest["data"]["fingerprint"] for t in trainings}) == 1,
+        "same_data": len({t.manifest.data.fingerprint for t in trainings}) == 1,
         "facts": _facts(trainings, names, targets),
         "figures": [(heading, image) for heading, image in drawn if image],
         "names": names,
@@ -77,14 +77,14 @@ def _facts(trainings, names, targets) -> dict[str, list]:
     rows = []
     for name, t in zip(names, trainings, strict=True):
         m, total = t.manifest, t.settings.get("train.num_train_steps", 0)
-        steps = f"{m['step']:,}" if m["finished"] else f"{m['step']:,} of {total:,}, not finished"
+        steps = f"{m.step:,}" if m.finished else f"{m.step:,} of {total:,}, not finished"
         found = [best_validation(t, target) for target in targets]
         rows.append(
             [
-                *(name, m["method"], m["preset"], f"{m['params']:,}", steps),
-                *(f"{m[k] / 3600:.2f}" for k in ("train_seconds", "train_cpu_seconds")),
+                *(name, m.method, m.preset, f"{m.params:,}", steps),
+                *(f"{s / 3600:.2f}" for s in (m.train_seconds, m.train_cpu_seconds)),
                 *("-" if f is None else f"{f[0]:.2f} dB at {f[1]:,}" for f in found),
-                *(_device(m["hardware"]), m["git"]),
+                *(_device(m.hardware), m.git),
             ]
         )
     return {"header": header, "rows": rows}

@@ -11,12 +11,15 @@ import numpy as np
 
 from cldm_jax import console, files
 from cldm_jax.data import pipeline
+from cldm_jax.data.index import Index
 from cldm_jax.data.intensity import SOURCES
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.models import monai_names
 from cldm_jax.runs import latents as latents_lib
+from cldm_jax.runs import manifest as manifest_lib
 from cldm_jax.runs.latents import source_of
+from cldm_jax.runs.manifest import Manifest
 from cldm_jax.runtime import foreign
 
 TARGETS = ("ct", "mr")
@@ -111,6 +114,13 @@ def read_run_json(workdir, name: str) -> dict:
         raise UserError(path, f"not readable as JSON ({e})", remedy) from e
 
 
+def read_manifest(workdir) -> Manifest:
+    """run.json of a finished or running training."""
+    return manifest_lib.parse(
+        pathlib.Path(workdir) / "run.json", read_run_json(workdir, "run.json")
+    )
+
+
 def load_autoencoder(workdir) -> tuple[dict, dict, int]:
     """(model keywords, {"params", "patch"}, step) of a trained autoencoder."""
     from cldm_jax.runtime.checkpoint import restore_for_inference
@@ -160,7 +170,7 @@ def check_size(config, size) -> None:
         )
 
 
-def _check_codes(config, index: dict) -> None:
+def _check_codes(config, index: Index) -> None:
     """UserError where a class code that MONAI's U-Net is asked for has no row in its embedding: JAX would
     take the last one without a word.
     """
@@ -168,7 +178,7 @@ def _check_codes(config, index: dict) -> None:
     rows = recipe.get("model", {}).get("num_class_embeds")
     if rows is None:
         return
-    asked = {name: index["modalities"][name]["code"] for name in config.data.targets}
+    asked = {name: index.code(name) for name in config.data.targets}
     if rows == 0 and len(asked) > 1:
         reason = f"cannot tell {' from '.join(asked)} without class embeddings"
         raise UserError("num_class_embeds=0", reason, "Give one of them as config.data.targets.")
@@ -214,7 +224,7 @@ def open_inputs(config) -> Inputs:
 
 def check_fit(config, prepared: Prepared) -> None:
     """UserError where the networks of training `config` cannot take these images or class codes."""
-    check_size(config, prepared.index["grid"]["size"])
+    check_size(config, prepared.index.grid.size)
     _check_codes(config, prepared.index)
     if "autoencoder" in config and config.autoencoder.scale_factor < 0:
         what = f"config.autoencoder.scale_factor={config.autoencoder.scale_factor:g}"
@@ -225,7 +235,7 @@ def _latent_statistics(latents: Prepared, scale_factor: float) -> dict[str, np.n
     """{"mean", "std"} [classes, C] that latents are standardised by: each class's and channel's own, or
     MONAI's multiplication by one factor where that is not 0.
     """
-    statistics = {k: np.asarray(v, np.float32) for k, v in latents.index["statistics"].items()}
+    statistics = latents.index.statistics
     if scale_factor == 0:
         return statistics
     ones = np.ones_like(statistics["std"])

@@ -32,7 +32,7 @@ def latents_folder(
     weights = hashlib.sha256()
     for leaf in jax.tree.leaves(variables):
         weights.update(np.ascontiguousarray(leaf).tobytes())
-    data = prepared.index["fingerprint"][:12]
+    data = prepared.index.fingerprint[:12]
     name = "-".join((data, str(step), weights.hexdigest()[:8], *modalities))
     return pathlib.Path(ae_workdir) / "latents" / name
 

@@ -52,7 +52,7 @@ def _networks(run: str, stored: Stored) -> dict[str, tuple[dict, dict]]:
     elif stored.config["method"] == "ldm":
         frozen = stored.frozen["autoencoder"]["params"]
         models = {
-            "autoencoder": (stored.manifest["autoencoder"], frozen),
+            "autoencoder": (stored.manifest.autoencoder, frozen),
             "unet": (model, stored.params),
         }
     else:
@@ -86,8 +86,8 @@ def _card(stored: Stored) -> dict:
         "intended_use": weights.INTENDED_USE,
         "exported_by": {"name": "cldm_jax", "version": __version__},
         "step": int(stored.step),
-        "imported": manifest.get("imported"),
-        "class_codes": {name: m["code"] for name, m in manifest["data"]["modalities"].items()},
+        "imported": manifest.imported,
+        "class_codes": {name: m.code for name, m in manifest.data.modalities.items()},
     }
     if "statistics" in stored.frozen:
         # z = (latent - mean) / std by class and channel; MONAI's scale_factor is 1 / std of one number.

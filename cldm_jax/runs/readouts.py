@@ -16,8 +16,10 @@ from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.registry import make_method
 from cldm_jax.models.conv import prepare_params
 from cldm_jax.runs import calibration as calibration_lib
+from cldm_jax.runs import manifest as manifest_lib
 from cldm_jax.runs.calibration import Calibration
-from cldm_jax.runs.inputs import read_run_config, read_run_json, scheduled
+from cldm_jax.runs.inputs import read_manifest, read_run_config, scheduled
+from cldm_jax.runs.manifest import Manifest
 from cldm_jax.runtime import sharding, weights
 from cldm_jax.runtime.checkpoint import BEST, restore_for_inference
 from cldm_jax.runtime.train_state import TrainState
@@ -32,7 +34,7 @@ class Run(NamedTuple):
     workdir: str
     name: str
     config: dict[str, Any]
-    manifest: dict[str, Any]
+    manifest: Manifest
     step: int
     method: Method
     state: TrainState
@@ -65,7 +67,7 @@ class Stored(NamedTuple):
     """What a training or an exported folder holds of a model."""
 
     config: dict[str, Any]
-    manifest: dict[str, Any]
+    manifest: Manifest
     step: int
     params: dict  # averaged; as stored, in no machine's form
     frozen: dict
@@ -105,7 +107,7 @@ def stored_calibration(
     if found is None:
         return None, why
     facts = {**SAMPLING_BEFORE, **(own if sampling is None else sampling)}
-    why = calibration_lib.misfit(found, stored.step, stored.manifest["config_sha256"], facts)
+    why = calibration_lib.misfit(found, stored.step, stored.manifest.config_sha256, facts)
     return (None, why) if why else (found, "")
 
 
@@ -118,10 +120,9 @@ def read_stored(workdir: str) -> Stored:
         # People are not handed on: evaluation looks here where it is not told of a dataset.
         data = {**card["config"]["data"], "prepared": f"{workdir}/prepared", "root": ""}
         config = {**card["config"], "data": data}
-        config = _with_held_targets(config, card["training"])
-        return Stored(
-            config, card["training"], card["step"], tree["params"], tree.get("frozen", {})
-        )
+        training = manifest_lib.parse(workdir, card["training"])
+        config = _with_held_targets(config, training)
+        return Stored(config, training, card["step"], tree["params"], tree.get("frozen", {}))
     config = read_run_config(workdir)
     found = restore_for_inference(f"{workdir}/{BEST}")
     found = found or restore_for_inference(f"{workdir}/checkpoints")
@@ -129,14 +130,13 @@ def read_stored(workdir: str) -> Stored:
         raise UserError(
             workdir, "holds no checkpoint", "Train it first (the same command that made it)."
         )
-    manifest = read_run_json(workdir, "run.json")
+    manifest = read_manifest(workdir)
     return Stored(_with_held_targets(config, manifest), manifest, *found)
 
 
-def _with_held_targets(config: dict, manifest: dict) -> dict:
+def _with_held_targets(config: dict, manifest: Manifest) -> dict:
     """Earlier versions trained for targets that no one had, and wrote them down."""
-    held = manifest["data"]["modalities"]
-    targets = [t for t in config["data"]["targets"] if t in held]
+    targets = [t for t in config["data"]["targets"] if t in manifest.data.modalities]
     return {**config, "data": {**config["data"], "targets": targets}}
 
 
@@ -151,7 +151,7 @@ def stored_method(
         recipe["sampling"] = {**SAMPLING_BEFORE, **own}
     codec = None
     if config["data"]["kind"] == "latents":
-        recipe["autoencoder"] = stored.manifest["autoencoder"]
+        recipe["autoencoder"] = stored.manifest.autoencoder
         codec = make_codec(recipe["autoencoder"])
     return make_method(config["method"], **recipe), codec
 
@@ -163,7 +163,7 @@ def _check_fit(workdir: str, stored: Stored) -> None:
     try:
         method, _ = stored_method(stored)
         state = TrainState(np.int32(stored.step), (), stored.params, (), (), stored.frozen)
-        h, w = stored.manifest["data"]["grid"]["size"]
+        h, w = stored.manifest.data.grid.size
         batch = {
             "source": np.zeros((1, h, w, stored.config["data"]["context"]), np.float32),
             **{key: np.zeros(1, np.int32) for key in ("label", "subject", "slice")},
@@ -173,7 +173,7 @@ def _check_fit(workdir: str, stored: Stored) -> None:
     except Exception as error:  # whatever another version's card runs into
         message = f"{type(error).__name__}: {error}".splitlines()[0]
         reason = f"does not fit this version of the code ({message})"
-        version = stored.manifest["versions"]["cldm_jax"]
+        version = stored.manifest.versions["cldm_jax"]
         remedy = f"Use cldm_jax {version}, or export the run again."
         raise UserError(workdir, reason, remedy) from error
 

@@ -14,6 +14,7 @@ import numpy as np
 from cldm_jax import __version__, files
 from cldm_jax.data import pet_ranges
 from cldm_jax.errors import UserError
+from cldm_jax.runs.manifest import Data, Manifest
 from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.checkpoint import BEST, Checkpoints
 
@@ -80,7 +81,7 @@ NO_SAY = tuple(f"{section}randomised" for section in SIMULATE)
 class Clock:
     """Adds this process's wall and CPU seconds of training to what earlier runs have spent."""
 
-    def __init__(self, manifest: dict):
+    def __init__(self, manifest: Manifest):
         self.manifest = manifest
         self.wall, self.cpu = time.monotonic(), time.process_time()
         self._seen: tuple[int, float] | None = None  # step, time of the last look at the speed
@@ -99,8 +100,8 @@ class Clock:
 
     def stamp(self) -> None:
         wall, cpu = time.monotonic(), time.process_time()
-        self.manifest["train_seconds"] += wall - self.wall
-        self.manifest["train_cpu_seconds"] += cpu - self.cpu
+        self.manifest.train_seconds += wall - self.wall
+        self.manifest.train_cpu_seconds += cpu - self.cpu
         self.wall, self.cpu = wall, cpu
 
 
@@ -160,44 +161,43 @@ def git_revision() -> str:
     return result.stdout.strip() or "not a git checkout"
 
 
-def make_manifest(config, workdir, inputs, state, resolved) -> dict:
+def make_manifest(config, workdir, inputs, state, resolved) -> Manifest:
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     path = pathlib.Path(workdir) / "run.json"
     old = files.read_json(path) if path.is_file() else {}
     index, source = inputs.prepared.index, config.data.source
-    return {
-        "method": config.method,
-        "name": config.name,
-        "preset": config.preset,
-        "command": device.command_line(),
-        "config_sha256": files.sha256_json(resolved),
-        "git": git_revision(),
-        "versions": {
+    return Manifest(
+        method=config.method,
+        name=config.name,
+        preset=config.preset,
+        command=device.command_line(),
+        config_sha256=files.sha256_json(resolved),
+        git=git_revision(),
+        versions={
             "cldm_jax": __version__,
             **{p: importlib.metadata.version(p) for p in packages},
         },
-        "hardware": device.describe(),
-        "data": {
-            "name": index["name"],
-            "fingerprint": index["fingerprint"],
-            "split_hash": index["splits"]["hash"],
-            "train_patients": len(index["splits"]["train"]),
-            "contrast": index["contrast"],
-            "grid": index["grid"],  # with the normalisers, all that a new patient's PET needs
-            "modalities": index["modalities"],
-        },
-        "autoencoder": inputs.recipe.get("autoencoder"),  # keywords of the frozen one, if any
-        "params": int(sum(p.size for p in jax.tree.leaves(state.params))),
-        "train_seconds": old.get("train_seconds", 0.0),
-        "train_cpu_seconds": old.get("train_cpu_seconds", 0.0),
-        "step": old.get("step", 0),
-        "best": old.get("best"),  # {"step", "psnr"} of the best validation, None without one
-        # The weights it began with: {"file", "sha256", "key"}, or None.
-        "imported": old.get("imported"),
-        # What prediction compares a new PET with; None: too few people.
-        "pet_ranges": old.get("pet_ranges") or pet_ranges.of_people(inputs.prepared, source),
-        "finished": False,
-    }
+        hardware=device.describe(),
+        data=Data(
+            index.name,
+            index.fingerprint,
+            index.splits.hash,
+            len(index.splits.train),
+            index.contrast,
+            index.grid,
+            index.center,
+            index.modalities,
+        ),
+        autoencoder=inputs.recipe.get("autoencoder"),
+        params=int(sum(p.size for p in jax.tree.leaves(state.params))),
+        train_seconds=old.get("train_seconds", 0.0),
+        train_cpu_seconds=old.get("train_cpu_seconds", 0.0),
+        step=old.get("step", 0),
+        best=old.get("best"),
+        imported=old.get("imported"),
+        pet_ranges=old.get("pet_ranges") or pet_ranges.of_people(inputs.prepared, source),
+        finished=False,
+    )
 
 
 def first_whole_step(config) -> int:
@@ -212,7 +212,7 @@ def first_whole_step(config) -> int:
     return math.ceil((begin + 1) / 2 * config.train.num_train_steps)
 
 
-def keep_best(config, workdir, manifest: dict, step: int, scalars: dict, state) -> None:
+def keep_best(config, workdir, manifest: Manifest, step: int, scalars: dict, state) -> None:
     """Keeps the averaged parameters of the best validation so far, by mean PSNR over targets.
 
     What is validated is the mean image, so a step whose samples are noise could win: those before
@@ -222,21 +222,21 @@ def keep_best(config, workdir, manifest: dict, step: int, scalars: dict, state) 
     if step < first_whole_step(config):
         return
     psnr = [v for k, v in scalars.items() if k.startswith("val/psnr_") and math.isfinite(v)]
-    best = manifest["best"]
+    best = manifest.best
     if not psnr or (best is not None and best["psnr"] >= float(np.mean(psnr))):
         return
     checkpoints = Checkpoints(pathlib.Path(workdir) / BEST, keep=1)
     checkpoints.save(step, {"ema_params": state.ema_params, "frozen": state.frozen})
     checkpoints.close()
-    manifest["best"] = {"step": step, "psnr": float(np.mean(psnr))}
-    write_manifest(workdir, manifest, manifest["step"], finished=False)
+    manifest.best = {"step": step, "psnr": float(np.mean(psnr))}
+    write_manifest(workdir, manifest, manifest.step, finished=False)
 
 
 def refuse_nonfinite(workdir, step: int, batch: dict, prepared) -> None:
     """Raises the UserError of a step whose update is not finite, after naming its slices in
     <workdir>/nonfinite-step-<step>.json.
     """
-    people = [prepared.index["subjects"][int(i)]["id"] for i in batch["subject"]]
+    people = [prepared.index.people[int(i)].id for i in batch["subject"]]
     slices, labels = batch["slice"].tolist(), batch["label"].tolist()
     is_sound = np.isfinite(batch["source"]).all((1, 2, 3)) & np.isfinite(batch["target"]).all(
         (1, 2, 3)
@@ -259,10 +259,10 @@ def refuse_nonfinite(workdir, step: int, batch: dict, prepared) -> None:
     )
 
 
-def write_manifest(workdir, manifest: dict, step: int, finished: bool) -> None:
-    manifest.update(step=step, finished=finished)
+def write_manifest(workdir, manifest: Manifest, step: int, finished: bool) -> None:
+    manifest.step, manifest.finished = step, finished
     if processes.is_main():
-        files.write_json(pathlib.Path(workdir) / "run.json", manifest)
+        files.write_json(pathlib.Path(workdir) / "run.json", manifest.to_json())
 
 
 def is_finished(workdir) -> bool:

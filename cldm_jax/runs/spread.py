@@ -95,8 +95,7 @@ class KeyedRows(Rows):
 
 def slice_mm(prepared) -> float:
     """Distance of slices, the median over people."""
-    affines = [np.asarray(s["grid_affine"]) for s in prepared.index["subjects"]]
-    return float(np.median([np.linalg.norm(a[:3, 2]) for a in affines]))
+    return float(np.median([p.voxel_mm[0] for p in prepared.index.people]))
 
 
 def volumes(drawer: Drawer, source: KeyedRows, progress=None) -> Iterator[Drawn]:

@@ -42,8 +42,7 @@ def make_validation(config, prepared, method) -> Validation:
         config, prepared, "val", targets, config.train.val_slice_stride
     )
     batches = list(pipeline.make_eval_batches(source, config.train.batch_size))
-    known = prepared.index["modalities"].items()
-    names = {m["code"]: name for name, m in known if name in targets}
+    names = prepared.index.names(targets)
     predict = sharding.over_devices(next(iter(method.predict.values())))
     rng = sharding.replicate(jax.random.key(config.seed))
 

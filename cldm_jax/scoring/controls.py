@@ -16,7 +16,7 @@ def shuffled_rows(prepared: Prepared, source: SliceSource) -> np.ndarray | None:
     """
     keys = source.keys
     subjects = list(dict.fromkeys(keys["subject"].tolist()))
-    groups = {s: prepared.index["subjects"][s]["group"] for s in subjects}
+    groups = {s: prepared.index.people[s].group for s in subjects}
     if len(set(groups.values())) < 2:
         return None
     partner = {}

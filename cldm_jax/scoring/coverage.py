@@ -43,7 +43,7 @@ def measure(config, prepared, entrants, calibrated, chosen, codes, specs) -> dic
     """
     stride = _stride(calibrated, prepared)
     rows, points = [], []
-    spacing = tuple(prepared.index["grid"]["spacing_mm"])
+    spacing = prepared.index.spacing_mm
     for e in entrants:
         if not calibrated or e.name not in calibrated:
             continue
@@ -73,8 +73,7 @@ def _rows(config, prepared, name, made, targets, codes, specs, stride, spacing) 
         target = names[drawn.code]
         own = facts.targets[target]
         judged[target].append((len(drawn.point), spread.judge(drawn, own, spacing)))
-        data = made.run.manifest["data"]["modalities"][target]
-        spec = intensity.from_json(data["normaliser"])
+        spec = made.run.manifest.data.modalities[target].normaliser
         asked[target].append(spread.ask_regions(drawn, own.factors, spec, target, spacing, height))
     return [
         {
@@ -180,7 +179,7 @@ def sd_maps(calibrated, scorer, rows: np.ndarray, source_of) -> dict[str, dict[i
 
     source_of: context -> the scorer's source.
     """
-    spacing = tuple(scorer.prepared.index["grid"]["spacing_mm"])
+    spacing = scorer.prepared.index.spacing_mm
     labels, maps = scorer.keys["label"][rows], {}
     for name, own in calibrated.items():
         for target, made in own.items():

@@ -29,7 +29,7 @@ def make_gallery(entrants, prepared, scorer, readouts, source, sd_maps) -> dict:
         chosen_by = f"{main.name}:{best_mode(scorer, main, target)}"
         picks = aggregate.pick_cases(scorer.scores, chosen_by, target, metric=HEADLINE)
         volumes = {
-            prepared.index["subjects"][s]["id"]: (s, int(rows[len(rows) // 2]))
+            prepared.index.people[s].id: (s, int(rows[len(rows) // 2]))
             for s, c, rows in scorer.patients()
             if c == code
         }

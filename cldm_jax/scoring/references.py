@@ -12,8 +12,7 @@ from cldm_jax.data.shards import Prepared
 
 def depth_below_vertex_mm(prepared: Prepared, subject: int, z) -> np.ndarray:
     """How far slice z lies below the top-most slice with head in it, mm: aligns people of any size."""
-    entry = prepared.index["subjects"][subject]
-    spacing = float(np.linalg.norm(np.asarray(entry["grid_affine"])[:3, 2]))
+    spacing = prepared.index.people[subject].voxel_mm[0]
     top = np.flatnonzero(prepared.keep(subject, "pet")).max()
     return (top - np.asarray(z)) * spacing
 
@@ -40,8 +39,7 @@ def _mean_by_depth(prepared: Prepared, name: str) -> tuple[np.ndarray, np.ndarra
     for subject in prepared.subjects("train"):
         if not prepared.has(subject, name):
             continue
-        affine = np.asarray(prepared.index["subjects"][subject]["grid_affine"])
-        spacing = spacing or float(np.linalg.norm(affine[:3, 2]))
+        spacing = spacing or prepared.index.people[subject].voxel_mm[0]
         keep = np.flatnonzero(prepared.keep(subject, name))
         volume = prepared.read(subject, name)
         for z in keep:

@@ -27,10 +27,7 @@ def shared_data(config, runs: list[Run]) -> Prepared:
         data.root = runs[0].config["data"]["root"]
     prepared = open_prepared(data)
     for r in runs:
-        if (
-            r.manifest["data"]["fingerprint"] != prepared.index["fingerprint"]
-            and not config.other_data
-        ):
+        if r.manifest.data.fingerprint != prepared.index.fingerprint and not config.other_data:
             raise UserError(
                 r.workdir,
                 f"was trained on other data than {prepared.folder}",
@@ -90,10 +87,7 @@ class Scorer:
         self.cohort = find_truth(prepared)
         self.contexts: dict[tuple[int, int], Context] = {}
         self.protocol = PROTOCOLS[config.protocol]
-        self.specs = {
-            t: intensity.from_json(prepared.index["modalities"][t]["normaliser"])
-            for t in names.values()
-        }
+        self.specs = {t: prepared.index.modalities[t].normaliser for t in names.values()}
         self.scores: list[dict] = []
         self.keys = self.source(1).keys
         self.real, self.masks = references.targets(self.source(1), config.batch_size)
@@ -120,7 +114,7 @@ class Scorer:
             truth = {}
             if self.cohort is not None:
                 truth = read_truth(self.prepared, self.cohort, subject)
-            spacing = tuple(self.prepared.index["grid"]["spacing_mm"])
+            spacing = self.prepared.index.spacing_mm
             truth = {k: v[z] for k, v in truth.items()}
             self.contexts[subject, code] = Context(spacing, z, **truth)
         return self.contexts[subject, code]
@@ -138,10 +132,8 @@ class Scorer:
     def units(self, code: int, subject: int, images):
         """Model range -> metric units (HU; fraction of the volume's percentile)."""
         target = self.names[code]
-        volume = self.prepared.index["subjects"][subject]["volumes"][target]
-        return intensity.metric_units(
-            self.specs[target], images, volume["scale"], volume.get("origin", 0.0)
-        )
+        volume = self.prepared.index.people[subject].volumes[target]
+        return intensity.metric_units(self.specs[target], images, volume.scale, volume.origin)
 
     def add(self, method: str, mode: str, images, targets=None) -> None:
         """images [N, H, W] for the scorer's rows; `targets`: those the method makes (None: all)."""
@@ -157,12 +149,12 @@ class Scorer:
                 self.names[code],
                 self.context(subject, code),
             )
-            entry = self.prepared.index["subjects"][subject]
+            person = self.prepared.index.people[subject]
             for metric, values in volume_scores.items():
                 self.scores.append(
                     {
-                        "patient": entry["id"],
-                        "group": entry["group"],
+                        "patient": person.id,
+                        "group": person.group,
                         "split": self.split,
                         "method": method,
                         "mode": mode,

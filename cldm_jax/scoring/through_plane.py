@@ -73,6 +73,5 @@ def measure(config, trained: dict, prepared, names: dict[int, str]) -> ThroughPl
                     "psnr": image.psnr(*args[:2], mask=args[2], data_range=2.0),
                 }
             )
-    affine = np.array(prepared.index["subjects"][subject]["grid_affine"])
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    return ThroughPlane(rows, planes, subject, float(spacing[2] / spacing[0]))
+    height, _, column = prepared.index.people[subject].voxel_mm
+    return ThroughPlane(rows, planes, subject, height / column)

@@ -200,18 +200,11 @@ def _training(cohort: Cohort) -> list[_Pair]:
         part = slice(where.min(), where.max() + 1)
         scans = []
         for name, make in (("mr", mr_scan), ("pet", pet_scan)):
-            spec = intensity.from_json(prepared.index["modalities"][name]["normaliser"])
+            spec = prepared.index.modalities[name].normaliser
             values = intensity.metric_units(spec, prepared.read(subject, name)[part])
-            scans.append(make(values, voxel_mm(prepared, subject)))
+            scans.append(make(values, prepared.index.people[subject].voxel_mm))
         pairs.append(_Pair(*scans))
     return pairs
-
-
-def voxel_mm(prepared, subject: int) -> tuple[float, float, float]:
-    """(slice, row, column)."""
-    axes = np.asarray(prepared.index["subjects"][subject]["grid_affine"])[:3, :3]
-    column, row, height = np.sqrt((axes**2).sum(0))
-    return float(height), float(row), float(column)
 
 
 USE = Use(

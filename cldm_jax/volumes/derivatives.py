@@ -267,7 +267,7 @@ def _sd_words(model) -> str:
 
 
 def _provenance(request, model, answer) -> dict:
-    data, looked = model.run.manifest["data"], answer.looked
+    data, looked = model.run.manifest.data, answer.looked
     measured = {k: v and float(f"{v:.4g}") for k, v in looked.measured.items()}
     return {
         "Method": model.run.name,
@@ -278,8 +278,8 @@ def _provenance(request, model, answer) -> dict:
         "Seed": request.seed,
         "ModelSHA256": model.identity,
         "ModelStep": model.run.step,
-        "TrainedOn": data["name"],
-        "TrainedOnContrast": data["contrast"],
+        "TrainedOn": data.name,
+        "TrainedOnContrast": data.contrast,
         "InputSHA256": looked.pet.sha256,
         "InputFacts": looked.facts,
         "InputChecks": [

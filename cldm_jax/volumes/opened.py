@@ -117,7 +117,7 @@ def open_model(request: Request) -> Model:
         max(1, batch_size // (samples or 1)),  # a slice of a mean is K images in memory
         max(1, batch_size),
         why,
-        pet_ranges.check_form(checkpoint, opened.manifest.get("pet_ranges")),
+        pet_ranges.check_form(checkpoint, opened.manifest.pet_ranges),
     )
 
 

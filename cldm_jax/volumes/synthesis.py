@@ -32,13 +32,12 @@ class Setting(NamedTuple):
 
 
 def read_setting(run: Run) -> Setting:
-    data = run.manifest["data"]
-    modalities = data["modalities"]
+    data = run.manifest.data
     return Setting(
-        grid.ModelGrid.from_index(data["grid"]),
-        data["grid"]["center"],
-        {name: intensity.from_json(m["normaliser"]) for name, m in modalities.items()},
-        {name: m["code"] for name, m in modalities.items()},
+        data.grid,
+        data.center,
+        {name: m.normaliser for name, m in data.modalities.items()},
+        {name: m.code for name, m in data.modalities.items()},
         source_of(run.config["data"]),
     )
 
