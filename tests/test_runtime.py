@@ -344,6 +344,31 @@ def test_a_training_of_few_steps_has_a_schedule(decay, steps):
     assert np.isfinite(moved).all() and max(moved) == pytest.approx(0.1, rel=1e-3)
 
 
+def test_muon_in_a_loop_is_muon_written_out(monkeypatch):
+    rng = np.random.default_rng(0)
+    shapes = {"wide": (3, 3, 16, 32), "tall": (64, 16), "square": (16, 16)}
+    params = {
+        k: {"kernel": jnp.asarray(rng.normal(size=s), jnp.float32)} for k, s in shapes.items()
+    }
+    settings = dict(learning_rate=1.0, b1=0.9, b2=0.99, warmup_steps=0, num_train_steps=10)
+    settings |= dict(weight_decay=0.1, clip_norm=1.0, optimizer="muon")
+    found = []
+    for wrapped in (True, False):
+        if not wrapped:
+            monkeypatch.setattr(optim, "_looped", lambda muon: muon)
+        tx = optim.make_optimizer(**settings)
+        step = jax.jit(tx.update)
+        state = tx.init(params)
+        for scale in (1.0, 0.3):
+            updates, state = step(jax.tree.map(lambda p, s=scale: s * p, params), state, params)
+        text = step.lower(params, state, params).compile().as_text()
+        found.append((updates, state, text.count(" dot(")))
+    (ours, theirs), (short, long) = zip(*((f[:2], f[2]) for f in found), strict=True)
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert 3 * short < long
+
+
 def test_muon_turns_kernels_and_leaves_the_rest_to_adam():
     """A kernel's update is near a multiple of an orthogonal matrix, as large as Adam's would be."""
     rng = np.random.default_rng(0)
