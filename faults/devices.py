@@ -4,6 +4,7 @@
 """
 
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import pathlib
@@ -168,7 +169,8 @@ def probe(config) -> dict[str, list]:
     drawn = jax.jit(draw, out_shardings=replicated)
     key = sharding.replicate(jax.random.key(config.seed))
     found = {"order": [], "noise": []}
-    with make_batches(config, inputs_lib.train_source(config, inputs), 0) as batches:
+    source = inputs_lib.train_source(config, inputs)
+    with contextlib.closing(make_batches(config, source, 0)) as batches:
         for step in range(1, PROBED + 1):
             batch = next(batches)
             own = zip(*(batch[name] for name in sorted(batch)), strict=True)

@@ -146,7 +146,7 @@ def nothing_leaks(caplog, capfd, recwarn):
 
 
 def test_shuffled_oblique_series_equals_the_nifti_truth(tmp_path):
-    read = dicom.read_series(_series(tmp_path / "in"), suv="auto").volume
+    read = dicom.read_series(_series(tmp_path / "in")).volume
     factor = suv.bw_factor(_pet())
     nifti.write_volume(tmp_path / "t.nii", STORED * 0.5 * factor, AFFINE, dtype=np.float32)
     truth = nifti.read_volume(tmp_path / "t.nii")
@@ -369,7 +369,7 @@ def test_the_tags_reach_the_arithmetic(tmp_path):
         ds.SeriesTime, ds.AcquisitionTime = "040000", f"01000{z}"
         ds.CorrectedImage = ["ATTN", "DECY", "CANARY"]
 
-    read = dicom.read_series(_series(tmp_path, edit), suv="require")
+    read = dicom.read_series(_series(tmp_path, edit))
     factor = NORMAL * 2 ** (5400 / HALF_LIFE)
     np.testing.assert_allclose(read.volume.array, STORED * 0.5 * factor, rtol=1e-6)
     assert read.facts == {
@@ -394,7 +394,7 @@ def _philips(value, element=0x00, syntax=ExplicitVRLittleEndian):
 def test_philips_private_factors(tmp_path, element, factor, implicit):
     read_as = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     _series(tmp_path, _philips(factor if element == 0 else 1.25, element, read_as))
-    read = dicom.read_series(tmp_path, suv="require")
+    read = dicom.read_series(tmp_path)
     np.testing.assert_allclose(read.volume.array, STORED * 0.5 * factor, rtol=1e-6)
 
 
@@ -416,7 +416,6 @@ def test_without_the_tags_the_stored_unit_stays_and_says_so(tmp_path, units, suv
     np.testing.assert_array_equal(read.volume.array, STORED * np.float32(0.5))
     assert read.facts["units"] == named and read.facts["suv_factor"] is None
     assert len(read.volume.notes) == 1 and named in read.volume.notes[0]
-    _refused(tmp_path, "SUV cannot be computed", suv="require")
 
 
 @pytest.mark.parametrize(
@@ -671,14 +670,8 @@ def test_the_only_pet_of_several_series_is_taken(tmp_path):
     assert read.facts["modality"] == "PT" and "2 series" in read.volume.notes[0]
     assert dicom.read_series(tmp_path, series=2).facts["modality"] == "CT"
     _refused(tmp_path, "no series has number 9: number 2 CT", series=9)
-    _refused(tmp_path, "no SUV", series=2, suv="require")
     _series(tmp_path, uid="23", number=8)
     _refused(tmp_path, "3 series")
-
-
-def test_suv_option_is_checked(tmp_path):
-    with pytest.raises(ValueError, match="auto"):
-        dicom.read_series(tmp_path, suv="maybe")
 
 
 def test_size_limit_comes_before_the_voxels(tmp_path, monkeypatch):

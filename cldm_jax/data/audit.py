@@ -41,7 +41,7 @@ class Finding:
         return f"{self.severity:7s} {self.subject}: {self.what}: {self.reason}. {self.remedy}"
 
 
-class _Notes(list):
+class Notes(list):
     """Findings of one subject."""
 
     def __init__(self, subject: bids.Subject):
@@ -55,8 +55,22 @@ class _Notes(list):
 
 
 def read_subject(subject: bids.Subject) -> tuple[list[Finding], dict[str, nifti.Volume]]:
-    """(findings, volumes as given): each file by itself."""
-    notes, volumes = _read(subject)
+    """(findings, volumes as given): every file that can be read, and what each by itself gives to say."""
+    notes, volumes = Notes(subject), {}
+    for name, path in subject.files.items():
+        try:
+            volumes[name] = read_volume(path, name)
+        except UserError as e:
+            notes.append(Finding("error", subject.id, e.what, e.reason, e.remedy, name))
+            continue
+        for note in volumes[name].notes:
+            notes.add("warning", name, note, "Check the image in a viewer")
+    if "pet" not in subject.files:
+        notes.add("error", "pet", "no PET image", "Every subject needs one: it is the source")
+    if not {"ct", "mr"} & set(subject.files):
+        notes.add("error", "ct, mr", "neither CT nor MR", "Give at least one of them")
+    for name, volume in volumes.items():
+        _check_content(notes, name, volume)
     return list(notes), volumes
 
 
@@ -69,11 +83,32 @@ def usable(found: Iterable[Finding], volumes: dict[str, nifti.Volume]) -> dict[s
 
 
 def check_geometry(subject: bids.Subject, volumes, allow_misaligned: bool) -> list[Finding]:
-    """Are the targets on the PET's voxels?"""
-    notes = _Notes(subject)
-    for name in volumes:
-        _check_geometry(notes, name, volumes, allow_misaligned)
-    return list(notes)
+    """Are the targets on the PET's voxels, or why not?"""
+    notes, pet = Notes(subject), volumes["pet"]
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in pet.array.shape], [1])).reshape(4, -1)
+    for name, volume in volumes.items():
+        reasons = []
+        codes = [nifti.orientation(v.affine) for v in (pet, volume)]
+        if codes[0] != codes[1]:
+            reasons.append(f"stored as {codes[1]}, PET as {codes[0]}")
+        if pet.array.shape != volume.array.shape:
+            reasons.append(f"shape {volume.array.shape}, PET {pet.array.shape}")
+        if not np.allclose(pet.spacing, volume.spacing, rtol=1e-3):
+            mm = [" x ".join(f"{s:.4g}" for s in v.spacing) for v in (volume, pet)]
+            reasons.append(f"voxels of {mm[0]} mm, PET {mm[1]} mm")
+        if not reasons:
+            gap = np.sqrt((((pet.affine - volume.affine) @ corners)[:3] ** 2).sum(0)).max()
+            if gap > AFFINE_TOLERANCE_MM:
+                reasons.append(f"the affines put the same voxel up to {gap:.2f} mm apart")
+        if not reasons:
+            continue
+        reason = "not on the PET's voxels: " + "; ".join(reasons)
+        severity, remedy = "warning", "It is resampled through the affines, as was allowed"
+        if not allow_misaligned:
+            remedy = f"{REGISTER}, or set config.allow_misaligned if both affines are right"
+            severity = "error"
+        notes.add(severity, name, reason, remedy, is_choice=not allow_misaligned)
+    return notes
 
 
 def load(subject: bids.Subject) -> dict[str, nifti.Volume]:
@@ -81,19 +116,21 @@ def load(subject: bids.Subject) -> dict[str, nifti.Volume]:
     return {name: read_volume(path, name) for name, path in subject.files.items()}
 
 
+def interpolation(name: str, as_mask: bool) -> dict:
+    """Of a volume, linear, air outside its field of view; of a mask of 0 and 1, nearest voxel and 0."""
+    if as_mask:
+        return {"fill": 0.0, "order": 0}
+    return {"fill": intensity.MODALITIES[intensity.base_modality(name)].fill, "order": 1}
+
+
 def align(volumes: dict[str, nifti.Volume], *, as_masks: bool = False) -> dict[str, nifti.Volume]:
-    """RAS order, all on the PET's voxels: through the affines where they differ. as_masks: of 0 and 1,
-    0 outside the field of view.
-    """
+    """RAS order, all on the PET's voxels: through the affines where they differ. See `interpolation`."""
     pet = nifti.canonical(volumes["pet"])
     out = {}
     for name, volume in volumes.items():
         volume = nifti.canonical(volume)
-        fill = 0.0 if as_masks else intensity.MODALITIES[intensity.base_modality(name)].fill
-        shape, order = pet.array.shape, 0 if as_masks else 1
-        array = grid.resample(
-            volume.array, volume.affine, shape, pet.affine, fill=fill, order=order
-        )
+        how = interpolation(name, as_masks)
+        array = grid.resample(volume.array, volume.affine, pet.array.shape, pet.affine, **how)
         out[name] = dataclasses.replace(volume, array=array, affine=pet.affine, spacing=pet.spacing)
     return out
 
@@ -101,12 +138,42 @@ def align(volumes: dict[str, nifti.Volume], *, as_masks: bool = False) -> dict[s
 def check_overlap(
     subject: bids.Subject, volumes: dict[str, nifti.Volume], mi_threshold: float, advice: str
 ) -> list[Finding]:
-    """Do PET and targets, on the PET's voxels, show one head in one place? `advice`: if they do not."""
-    notes = _Notes(subject)
-    for name in volumes:
-        if name != "pet":
-            _check_overlap(notes, name, volumes, mi_threshold, advice)
-    return list(notes)
+    """Do PET and targets, on the PET's voxels, show one head in one place and the same way round?
+    `advice`: if they do not.
+    """
+    notes, spacing = Notes(subject), volumes["pet"].spacing
+    stride = np.maximum(1, np.rint(_MI_SPACING_MM / spacing)).astype(int)
+    thin = tuple(slice(None, None, s) for s in stride)
+    pet = _bins(volumes["pet"].array[thin])
+    for name in (n for n in volumes if n != "pet"):
+        target = _bins(volumes[name].array[thin])
+        here = _normalised_mi(pet, target)
+        if here < mi_threshold:
+            low = f"mutual information {here:.3f} < {mi_threshold:g}"
+            reason = f"its content does not match the PET ({low})"
+            notes.add("error", name, reason, f"Check that both are of one person. {advice}")
+            continue
+        flips = {
+            f"with {word} exchanged": _normalised_mi(pet, np.flip(target, axis))
+            for axis, word in enumerate(("left and right", "front and back", "top and bottom"))
+        }
+        moves = {}
+        for axis, side in enumerate(("right-left", "front-back", "up-down")):
+            for mm in (-20, -10, 10, 20):
+                shift = round(mm / (spacing[axis] * stride[axis]))
+                fit = _normalised_mi(pet, np.roll(target, shift, axis))
+                words = f"moved about {abs(mm)} mm {side}"
+                moves[words] = max(fit, moves.get(words, 0.0))
+        # One explanation, the best: a displaced head may also fit better mirrored.
+        best = max(flips | moves, key=(flips | moves).get)
+        value = (flips | moves)[best]
+        if value > _GAIN * here:
+            reason = f"fits the PET better {best} ({value:.3f} against {here:.3f})"
+            if best in flips:
+                notes.add("error", name, reason, "Check its affine against the PET's in a viewer")
+            else:
+                notes.add("warning", name, reason, f"Check it in a viewer. {advice}")
+    return notes
 
 
 def check_field_of_view(
@@ -124,8 +191,9 @@ def check_field_of_view(
     if lost <= 0.01:
         return []
     reason = f"{lost:.0%} of the PET uptake lies outside the {size[0]} x {size[1]} grid"
-    remedy = "Enlarge size or spacing_mm, or set center"
-    return [Finding("warning", subject.id, str(subject.files["pet"]), reason, remedy)]
+    notes = Notes(subject)
+    notes.add("warning", "pet", reason, "Enlarge size or spacing_mm, or set center")
+    return notes
 
 
 def audit_cohort(
@@ -189,10 +257,9 @@ def pixel_digest(volume: nifti.Volume) -> str:
 def of_layout(left: Iterable[layout.Left]) -> list[Finding]:
     """Of what was left aside: warnings where it may have been meant to be used, errors where it was."""
     remedy = "Rename or move it to have it used, or leave it"
+    words = {True: "error", False: "warning"}
     return [
-        Finding(
-            "error" if x.is_error else "warning", "", str(x.path), f"not used: {x.reason}", remedy
-        )
+        Finding(words[x.is_error], "", str(x.path), f"not used: {x.reason}", remedy)
         for x in left
         if x.warn
     ]
@@ -249,28 +316,7 @@ def _entropy(p: np.ndarray) -> float:
     return float(-(p * np.log(p)).sum())
 
 
-def _read(subject: bids.Subject) -> tuple[_Notes, dict[str, nifti.Volume]]:
-    """Every file that can be read, and what its header and content give to say."""
-    notes = _Notes(subject)
-    volumes = {}
-    for name, path in subject.files.items():
-        try:
-            volumes[name] = read_volume(path, name)
-        except UserError as e:
-            notes.append(Finding("error", subject.id, e.what, e.reason, e.remedy, name))
-            continue
-        for note in volumes[name].notes:
-            notes.add("warning", name, note, "Check the image in a viewer")
-    if "pet" not in subject.files:
-        notes.add("error", "pet", "no PET image", "Every subject needs one: it is the source")
-    if not {"ct", "mr"} & set(subject.files):
-        notes.add("error", "ct, mr", "neither CT nor MR", "Give at least one of them")
-    for name, volume in volumes.items():
-        _check_content(notes, name, volume)
-    return notes, volumes
-
-
-def _check_content(notes: _Notes, name: str, volume: nifti.Volume) -> None:
+def _check_content(notes: Notes, name: str, volume: nifti.Volume) -> None:
     """Is it the kind of image its name says?"""
     array, kind = volume.array, intensity.base_modality(name)
     if nifti.SYNTHETIC in nifti.description(volume):
@@ -292,9 +338,8 @@ def _check_content(notes: _Notes, name: str, volume: nifti.Volume) -> None:
         notes.add("error", name, reason, f"Check that {name} and ct are not swapped")
         return
     if array.max() <= 0:
-        notes.add(
-            "error", name, "no voxel is above zero", "Check that the right series was exported"
-        )
+        remedy = "Check that the right series was exported"
+        notes.add("error", name, "no voxel is above zero", remedy)
         return
     total, negative = float(np.abs(array).sum()), float(-array[array < 0].sum())
     if negative > 0.02 * total:
@@ -311,65 +356,3 @@ def _check_content(notes: _Notes, name: str, volume: nifti.Volume) -> None:
         reason = f"a typical uptake of {typical:.3g} is not SUV (Bq/ml or counts?)"
         remedy = "Training is not affected (each PET is scaled by itself); the units shown are"
         notes.add("warning", name, reason, remedy)
-
-
-def _check_geometry(notes: _Notes, name: str, volumes, allow_misaligned: bool) -> None:
-    """The same voxels as the PET's, or a reason why not."""
-    pet, volume = volumes["pet"], volumes[name]
-    reasons = []
-    codes = [nifti.orientation(v.affine) for v in (pet, volume)]
-    if codes[0] != codes[1]:
-        reasons.append(f"stored as {codes[1]}, PET as {codes[0]}")
-    if pet.array.shape != volume.array.shape:
-        reasons.append(f"shape {volume.array.shape}, PET {pet.array.shape}")
-    if not np.allclose(pet.spacing, volume.spacing, rtol=1e-3):
-        mm = [" x ".join(f"{s:.4g}" for s in v.spacing) for v in (volume, pet)]
-        reasons.append(f"voxels of {mm[0]} mm, PET {mm[1]} mm")
-    if not reasons:
-        corners = np.array(np.meshgrid(*[(0, n - 1) for n in pet.array.shape], [1])).reshape(4, -1)
-        gap = np.sqrt((((pet.affine - volume.affine) @ corners)[:3] ** 2).sum(0)).max()
-        if gap > AFFINE_TOLERANCE_MM:
-            reasons.append(f"the affines put the same voxel up to {gap:.2f} mm apart")
-    if not reasons:
-        return
-    reason = "not on the PET's voxels: " + "; ".join(reasons)
-    if allow_misaligned:
-        notes.add("warning", name, reason, "It is resampled through the affines, as was allowed")
-    else:
-        remedy = f"{REGISTER}, or set config.allow_misaligned if both affines are right"
-        notes.add("error", name, reason, remedy, is_choice=True)
-
-
-def _check_overlap(notes: _Notes, name: str, volumes, mi_threshold: float, advice: str) -> None:
-    """Do PET and target show the same head in the same place and the same way round?"""
-    spacing = volumes["pet"].spacing
-    stride = np.maximum(1, np.rint(_MI_SPACING_MM / spacing)).astype(int)
-    thin = tuple(slice(None, None, s) for s in stride)
-    pet, target = (_bins(volumes[n].array[thin]) for n in ("pet", name))
-    here = _normalised_mi(pet, target)
-    if here < mi_threshold:
-        reason = (
-            f"its content does not match the PET (mutual information {here:.3f} < {mi_threshold:g})"
-        )
-        notes.add("error", name, reason, f"Check that both are of one person. {advice}")
-        return
-    flips = {
-        f"with {word} exchanged": _normalised_mi(pet, np.flip(target, axis))
-        for axis, word in enumerate(("left and right", "front and back", "top and bottom"))
-    }
-    moves = {}
-    for axis, side in enumerate(("right-left", "front-back", "up-down")):
-        for mm in (-20, -10, 10, 20):
-            shift = round(mm / (spacing[axis] * stride[axis]))
-            fit = _normalised_mi(pet, np.roll(target, shift, axis))
-            words = f"moved about {abs(mm)} mm {side}"
-            moves[words] = max(fit, moves.get(words, 0.0))
-    # One explanation, the best: a displaced head may also fit better mirrored.
-    best = max(flips | moves, key=(flips | moves).get)
-    value = (flips | moves)[best]
-    if value > _GAIN * here:
-        reason = f"fits the PET better {best} ({value:.3f} against {here:.3f})"
-        if best in flips:
-            notes.add("error", name, reason, "Check its affine against the PET's in a viewer")
-        else:
-            notes.add("warning", name, reason, f"Check it in a viewer. {advice}")

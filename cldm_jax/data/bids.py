@@ -14,15 +14,14 @@ from cldm_jax import files
 from cldm_jax.data import layout
 from cldm_jax.errors import UserError
 
-VOLUMES = ("pet", "ct", "mr", "ct_reacq", "mr_reacq", "nac")
+VOLUMES = layout.FLAT
 GAIN = "pet_gain"
 COLUMNS = ("subject", "group", "split", *VOLUMES, GAIN)
 SPLITS = ("train", "val", "test")
 MAX_ID = 200  # bytes of an id as a file name, to which outputs add an ending; a disk takes 255
 _NO_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # not in a file's name, here or on Windows
-_DEVICE = re.compile(
-    r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE
-)  # not a file on Windows
+# Not a file on Windows.
+_DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
 _IMAGE = re.compile(r"\.(nii(\.gz)?|zip|dcm|mgz|nrrd|mha|img)$", re.IGNORECASE)
 
 

@@ -108,7 +108,7 @@ def _facts(settings, subject, given, measured, matrices, volumes, digests, found
 
 def _clean(subject: bids.Subject, given: dict[str, nifti.Volume]):
     """(volumes with air for fill, volumes of 1 where they were measured and else 0, findings)."""
-    volumes, measured, found = dict(given), {}, []
+    volumes, measured, found = dict(given), {}, audit.Notes(subject)
     for name in given:
         seen = np.ones(given[name].array.shape, bool)
         if name not in intensity.SOURCES:
@@ -121,8 +121,7 @@ def _clean(subject: bids.Subject, given: dict[str, nifti.Volume]):
                     " edge: filled when it was resampled or masked, not measured"
                 )
                 remedy = f"Taken as air and as not seen; better fill it with {modality.fill:g}"
-                what = str(subject.files[name])
-                found.append(audit.Finding("warning", subject.id, what, reason, remedy))
+                found.add("warning", name, reason, remedy)
         measured[name] = dataclasses.replace(given[name], array=seen.astype(np.float32))
     return volumes, measured, found
 
@@ -146,11 +145,12 @@ def _judge(settings: Settings, on_grid, measured, center, matrices, pet_scale) -
 
 def _check_coverage(subject: bids.Subject, heads: coverage.Heads) -> list[audit.Finding]:
     """What each target does not show of the head, in numbers."""
+    found = audit.Notes(subject)
     if not any(heads.covers[name].keep.any() for name in heads.covers if name in ("ct", "mr")):
         reason = "no slice shows enough head on this grid"
-        remedy = "Check size, spacing_mm, center and min_head_fraction"
-        return [audit.Finding("error", subject.id, "ct, mr", reason, remedy)]
-    found, total = [], int(heads.keep.sum())
+        found.add("error", "ct, mr", reason, "Check size, spacing_mm, center and min_head_fraction")
+        return found
+    total = int(heads.keep.sum())
     for name, cover in heads.covers.items():
         left = int((heads.keep & ~cover.keep).sum())
         if cover.stripped:
@@ -162,14 +162,13 @@ def _check_coverage(subject: bids.Subject, heads: coverage.Heads) -> list[audit.
             remedy = "Expected for a short scan; else look at how it was cut or resampled"
         else:
             continue
-        what = str(subject.files[name])
-        found.append(audit.Finding("warning", subject.id, what, reason, remedy))
+        found.add("warning", name, reason, remedy)
     return found
 
 
 def _register(settings: Settings, subject: bids.Subject, volumes: dict[str, nifti.Volume]):
     """(findings, registrations, digests of the targets as given)."""
-    found, registered, digests = [], {}, {}
+    found, registered, digests = audit.Notes(subject), {}, {}
     pet = volumes["pet"]
     for name in sorted(set(volumes) - set(intensity.SOURCES)):  # a NAC is its PET's own scan
         target = volumes[name]
@@ -180,8 +179,7 @@ def _register(settings: Settings, subject: bids.Subject, volumes: dict[str, nift
         digests[name] = audit.pixel_digest(nifti.canonical(target))
         severity, reason = register.verdict(done.qc)
         if severity:
-            what = str(subject.files[name])
-            found.append(audit.Finding(severity, subject.id, what, reason, _LOOK, name))
+            found.add(severity, name, reason, _LOOK)
     return found, registered, digests
 
 
@@ -252,29 +250,19 @@ def _on_grid(settings: Settings, volumes, center, matrices, *, as_masks: bool = 
     """({volume: [Z, H, W] in units}, grid affine), each on the grid that the PET gives.
 
     A registered target goes from its own voxels to the grid in one interpolation. as_masks: they are 1
-    where something was measured; nearest voxel, and 0 outside the field of view.
+    where something was measured.
     """
-    order = 0 if as_masks else 1
-
-    def fill(name: str) -> float:
-        return 0.0 if as_masks else intensity.MODALITIES[intensity.base_modality(name)].fill
-
     own = _moved({n: volumes[n] for n in matrices}, matrices)
     aligned = audit.align({n: v for n, v in volumes.items() if n not in own}, as_masks=as_masks)
     on_grid = {}
     for name, volume in aligned.items():
+        how = audit.interpolation(name, as_masks)
         on_grid[name], affine = grid.to_grid(
-            volume.array,
-            volume.affine,
-            settings.grid,
-            center_mm=center,
-            fill=fill(name),
-            order=order,
+            volume.array, volume.affine, settings.grid, center_mm=center, **how
         )
     shape = on_grid["pet"].shape[::-1]
     for name, volume in own.items():
-        array = grid.resample(
-            volume.array, volume.affine, shape, affine, fill=fill(name), order=order
-        )
+        how = audit.interpolation(name, as_masks)
+        array = grid.resample(volume.array, volume.affine, shape, affine, **how)
         on_grid[name] = np.ascontiguousarray(array.transpose(2, 1, 0))
     return on_grid, affine

@@ -5,7 +5,6 @@ No text of a file reaches an output: see `dicom_header`, which alone speaks to p
 
 import dataclasses
 import hashlib
-import math
 import pathlib
 
 import numpy as np
@@ -48,23 +47,17 @@ def is_dicom(path) -> bool:
 
 
 def read_series(
-    path,
-    *,
-    series: int | str | None = None,
-    suv: str = "auto",
-    max_bytes: int = nifti.MAX_BYTES,
+    path, *, series: int | str | None = None, max_bytes: int = nifti.MAX_BYTES
 ) -> DicomSeries:
     """Reads the one image series of a folder (searched recursively), of a zip (in memory), or beside a
     DICOMDIR. Images that are there more than once, in whatever series, count once.
 
     `series` picks by number, as the error that lists several series gives it; without it the only PET
-    among them is taken. `suv`: "auto" gives SUVbw (g/ml) where the tags allow and the stored unit with a
-    note where not; "require" refuses the latter. `max_bytes` bounds the decoded float32 volume and each
-    file. Raises UserError, naming only `path`, for anything but complete, evenly spaced, parallel,
-    uncompressed or RLE greyscale slices of one frame with their geometry.
+    among them is taken. A PET is in SUVbw (g/ml) where the tags allow, and with a note in the stored unit
+    where not. `max_bytes` bounds the decoded float32 volume and each file. Raises UserError, naming only
+    `path`, for anything but complete, evenly spaced, parallel, uncompressed or RLE greyscale slices of
+    one frame with their geometry.
     """
-    if suv not in ("auto", "require"):
-        raise ValueError(f"suv={suv!r}: auto or require")
     path = dicom_files.of_directory(pathlib.Path(path))
     dicom_header.pydicom()
     with dicom_files.members(path, max_bytes) as members:
@@ -76,22 +69,14 @@ def read_series(
         dicom_stack.check_slices(path, slices, max_bytes)
         slices, affine, spacing = dicom_stack.geometry(path, slices)
         array, sha256 = _voxels(path, members, slices)
-    _check_finite(path, array)
-    facts, factor, more = dicom_units.quantify(path, slices, array, suv == "require")
+    nifti.check_values(path, array)
+    facts, factor, more = dicom_units.quantify(slices, array)
     if factor != 1:
         array *= factor
-        _check_finite(path, array)
+        nifti.check_values(path, array)
     header = nifti.make_header(array.shape, np.float32, affine)
     volume = nifti.Volume(array, affine, spacing, header, sha256, (*notes, *more))
     return DicomSeries(volume, facts)
-
-
-def _check_finite(path, array: np.ndarray) -> None:
-    low, high = float(array.min()), float(array.max())  # NaN and infinity show in min or max
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise UserError(path, "rescaled voxels are NaN or infinite", FIX_FILE)
-    if low == high:
-        raise UserError(path, "every voxel is the same", "Check that the right series was exported")
 
 
 def _headers(path, members, max_bytes: int) -> tuple[list[Slice], list[str]]:
@@ -110,7 +95,7 @@ def _headers(path, members, max_bytes: int) -> tuple[list[Slice], list[str]]:
         if dicom_header.DEFLATED in data:  # pydicom would inflate it without a bound
             reason = "transfer syntax Deflated Explicit VR Little Endian"
             raise UserError(path, reason, dicom_stack.DCM2NIIX)
-        parsed = attempt(dicom_header.parse, index, data, dicom_files.is_marked(head))
+        parsed = attempt(dicom_header.parse, index, data)
         if parsed is None:
             raise UserError(path, f"{which} is damaged: its header cannot be parsed", FIX_FILE)
         slices += parsed
@@ -137,8 +122,7 @@ def _once(path, members, slices: list[Slice]) -> tuple[list[Slice], list[str]]:
         seen = set()
         for s in sorted(group, key=lambda s: (s.uid, s.index)) if len(group) > 1 else ():
             data = dicom_files.read(path, members[s.index])
-            marked = dicom_files.is_marked(data[: dicom_files.HEAD_BYTES])
-            digest = attempt(dicom_header.pixels_digest, data, marked)
+            digest = attempt(dicom_header.pixels_digest, data)
             if digest in seen:
                 repeated.add(s.index)
             elif digest is not None:
@@ -215,8 +199,7 @@ def _voxels(path, members, slices: list[Slice]):
     for z, s in enumerate(slices):
         data = dicom_files.read(path, members[s.index])
         digests.append(hashlib.sha256(data).hexdigest())
-        marked = dicom_files.is_marked(data[: dicom_files.HEAD_BYTES])
-        raw = attempt(dicom_header.decode, data, s, marked)
+        raw = attempt(dicom_header.decode, data, s)
         if raw is None or raw.shape != (rows, columns):
             where = "?" if s.instance is None else s.instance
             reason = (

@@ -17,6 +17,7 @@ import numpy as np
 
 from cldm_jax import console
 from cldm_jax.data import nuclides, suv
+from cldm_jax.data.dicom_files import is_marked
 from cldm_jax.errors import UserError
 
 DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -113,14 +114,14 @@ def attempt(function, *args):
         logger.setLevel(level)
 
 
-def parse(index: int, data: bytes, is_marked: bool) -> list[Slice]:
-    """[the header of an image, as plain numbers and codes]; [] for a report, a plan, a DICOMDIR.
+def _dataset(data: bytes, **options):
+    """Without preamble and mark the data set alone is read."""
+    return pydicom().dcmread(io.BytesIO(data), force=not is_marked(data), **options)
 
-    is_marked: with preamble and mark; without them the data set alone is read.
-    """
-    ds = pydicom().dcmread(
-        io.BytesIO(data), stop_before_pixels=True, specific_tags=_TAGS, force=not is_marked
-    )
+
+def parse(index: int, data: bytes) -> list[Slice]:
+    """[the header of an image, as plain numbers and codes]; [] for a report, a plan, a DICOMDIR."""
+    ds = _dataset(data, stop_before_pixels=True, specific_tags=_TAGS)
     if not (_integer(ds, "Rows") and _integer(ds, "Columns")):
         uid = _text(ds.file_meta, "MediaStorageSOPClassUID") or _text(ds, "SOPClassUID")
         kind = pydicom().uid.UID_dictionary.get(uid, [""])[0]
@@ -173,10 +174,9 @@ def syntax_name(uid: str) -> str:
     return names[uid][0] if uid in names else "unknown or missing"
 
 
-def decode(data: bytes, s: Slice, is_marked: bool) -> np.ndarray | None:
+def decode(data: bytes, s: Slice) -> np.ndarray | None:
     """Stored values [rows, columns]; pydicom applies sign and BitsStored, not the rescaling."""
-    tags = [*_PIXEL_TAGS, "PixelData"]
-    ds = pydicom().dcmread(io.BytesIO(data), specific_tags=tags, force=not is_marked)
+    ds = _dataset(data, specific_tags=[*_PIXEL_TAGS, "PixelData"])
     excess = len(ds.PixelData) - s.shape[0] * s.shape[1] * s.bits[0] // 8
     if s.syntax == _RLE and excess > 4096:
         return None  # RLE grows by 1/128 at most: a bomb, each byte of which may decode to 64
@@ -187,10 +187,9 @@ def decode(data: bytes, s: Slice, is_marked: bool) -> np.ndarray | None:
     return pydicom().pixels.pixel_array(ds)
 
 
-def pixels_digest(data: bytes, is_marked: bool) -> str:
+def pixels_digest(data: bytes) -> str:
     """SHA-256 of the pixels as they are stored, whatever the header around them."""
-    ds = pydicom().dcmread(io.BytesIO(data), specific_tags=["PixelData"], force=not is_marked)
-    return hashlib.sha256(ds.PixelData).hexdigest()
+    return hashlib.sha256(_dataset(data, specific_tags=["PixelData"]).PixelData).hexdigest()
 
 
 def _pet(ds) -> suv.Pet:

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 
 from cldm_jax.data import dicom_header, intensity, suv
-from cldm_jax.errors import UserError
 
 # Median SUV of what is foreground in a PET of a head: brain, or brain and scalp. The whole body has 1 by
 # definition; grey matter takes up to 25 of FDG. Wide enough for any tracer and person, and narrow enough
@@ -14,8 +13,8 @@ HEAD_SUV = (0.1, 25.0)
 FDG_HEAD_SUV = (0.5, 25.0)
 
 
-def quantify(path, slices, array: np.ndarray, require: bool):
-    """(facts, what the rescaled voxels are multiplied by, notes). `require`: UserError for no SUV."""
+def quantify(slices, array: np.ndarray):
+    """(facts, what the rescaled voxels are multiplied by, notes)."""
     first, notes = slices[0], []
     facts = {
         "modality": first.modality,
@@ -29,8 +28,6 @@ def quantify(path, slices, array: np.ndarray, require: bool):
     if any(s.burned_in for s in slices):
         notes.append("text may be burned into the images (BurnedInAnnotation): look before sharing")
     if first.modality != "PT":
-        if require:
-            raise UserError(path, f"modality {first.modality} has no SUV", "Give a PET series")
         return facts, 1.0, notes
     if first.declared is not None and first.declared > len(slices):
         notes.append(f"the header allows {first.declared} slices, {len(slices)} were found")
@@ -47,13 +44,10 @@ def quantify(path, slices, array: np.ndarray, require: bool):
         facts.update(units="SUVbw", suv_factor=factor)
         notes += suv.remarks(pet)
     except suv.NoSuv as e:
-        reason, factor = str(e), 1.0
-        if require:
-            remedy = "Complete the header, or accept the stored unit (suv=auto)"
-            raise UserError(path, f"SUV cannot be computed: {reason}", remedy) from None
+        factor = 1.0
         if facts["units"] == "SUV":  # which is what cannot be
             facts["units"] = "unknown"
-        notes.append(f"the stored unit ({facts['units']}) is kept, not SUV: {reason}")
+        notes.append(f"the stored unit ({facts['units']}) is kept, not SUV: {e}")
     facts.update(
         tracer=first.tracer,
         half_life_s=pet.half_life_s,

@@ -36,6 +36,11 @@ class ModelGrid:
         return value | {"slice_spacing_mm": self.slice_spacing_mm, "center": center}
 
 
+def spacing_of(grid_affine) -> tuple[float, float, float]:
+    """(slice, row, column) mm of a grid affine."""
+    return tuple(np.linalg.norm(grid_affine[:3, :3], axis=0)[::-1].tolist())
+
+
 def to_grid(
     array: np.ndarray,
     affine: np.ndarray,
@@ -47,7 +52,7 @@ def to_grid(
 ) -> tuple[np.ndarray, np.ndarray]:
     """RAS array [x, y, z] with its affine -> (slices float32 [Z, H, W], grid affine [4, 4]).
 
-    center_mm  world (x, y) or (x, y, z) of the in-plane centre; None: centre of the field of
+    center_mm  world (x, y, z) of the in-plane centre; None: centre of the field of
                view. Along an axis whose spacing agrees with the grid's within 1e-3 the centre moves
                to the nearest whole voxel and the axis keeps its spacing: a pure crop or pad.
     fill       value outside the field of view
@@ -65,7 +70,7 @@ def to_grid(
     size = np.array([grid.size[1], grid.size[0], depth])
     middle = (shape - 1) / 2
     if center_mm is not None:
-        middle[:2] = _to_voxel(affine, center_mm, middle)[:2]
+        middle[:2] = np.linalg.solve(affine, [*center_mm, 1.0])[:2]
     first = middle - (size - 1) / 2 * step  # voxel index of grid corner with lowest x, y, z
     first = np.where(step == 1, np.floor(first + 0.5), first)
     # Rows run against y: grid row 0 is the highest y.
@@ -82,13 +87,12 @@ def from_grid(
     affine: np.ndarray,
     *,
     fill: float,
-    order: int = 1,
 ) -> np.ndarray:
     """Slices [Z, H, W] -> float32 [x, y, z] of `shape` on the grid of `affine`, any orientation.
 
     The exact inverse of `to_grid` inside the grid where that was a crop or pad; `fill` outside it.
     """
-    return resample(slices.transpose(2, 1, 0), grid_affine, shape, affine, fill=fill, order=order)
+    return resample(slices.transpose(2, 1, 0), grid_affine, shape, affine, fill=fill)
 
 
 def resample(
@@ -102,15 +106,6 @@ def resample(
 ) -> np.ndarray:
     """`array` [i, j, k] seen on another voxel grid through both affines: float32 of `shape`."""
     return _sample(array, np.linalg.inv(array_affine) @ affine, tuple(shape), fill, order)
-
-
-def _to_voxel(affine: np.ndarray, center_mm: Sequence[float], middle: np.ndarray) -> np.ndarray:
-    """Voxel index of a world point; a point without z lies in the middle slice."""
-    if len(center_mm) == 3:
-        return np.linalg.solve(affine, [*center_mm, 1.0])[:3]
-    # Solve for (i, j) at k = middle: two equations in world x, y, right for oblique scans as well.
-    rest = np.asarray(center_mm) - affine[:2, 3] - affine[:2, 2] * middle[2]
-    return np.array([*np.linalg.solve(affine[:2, :2], rest), middle[2]])
 
 
 def _sample(array, index_map, shape, fill, order) -> np.ndarray:

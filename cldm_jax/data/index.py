@@ -1,6 +1,7 @@
 """index.json of a prepared folder as records: what a reader may look up.
 
-The file is written by `jobs/prepare` and `jobs/encode` (keys: `data/shards.py`) and read here only.
+The file is written by `jobs/prepare` and `jobs/encode` and read here only. Its other keys:
+`data/shards.py`.
 """
 
 import dataclasses
@@ -8,7 +9,7 @@ import re
 
 import numpy as np
 
-from cldm_jax.data.grid import ModelGrid
+from cldm_jax.data.grid import ModelGrid, spacing_of
 from cldm_jax.data.intensity import Normaliser, from_json
 
 _SHARD = re.compile(r"\w[\w.-]*\.npy")  # in the folder itself: no "..", no other folder
@@ -65,8 +66,7 @@ class Person:
     @property
     def voxel_mm(self) -> tuple[float, float, float]:
         """(slice, row, column)."""
-        column, row, height = np.linalg.norm(self.grid_affine[:3, :3], axis=0).tolist()
-        return height, row, column
+        return spacing_of(self.grid_affine)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -58,14 +58,19 @@ def _fill(tissue: np.ndarray) -> np.ndarray:
     return np.stack([ndimage.binary_fill_holes(s) for s in tissue])
 
 
-def largest(tissue: np.ndarray) -> np.ndarray:
-    """Largest connected piece of bool [Z, H, W], holes filled within each slice."""
+def piece(tissue: np.ndarray) -> np.ndarray:
+    """Largest connected piece of a bool array."""
     labels, count = ndimage.label(tissue)
     if not count:
         return tissue
     sizes = np.bincount(labels.ravel())
     sizes[0] = 0
-    return _fill(labels == sizes.argmax())
+    return labels == sizes.argmax()
+
+
+def largest(tissue: np.ndarray) -> np.ndarray:
+    """Largest connected piece of bool [Z, H, W], holes filled within each slice."""
+    return _fill(piece(tissue))
 
 
 def _solid(tissue: np.ndarray) -> np.ndarray:

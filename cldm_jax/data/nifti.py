@@ -83,7 +83,7 @@ def read_volume(path, *, max_bytes: int = MAX_BYTES, allow_constant: bool = Fals
     except OSError as e:
         raise UserError(path, f"cannot be read ({e.strerror or e})", _FIX_FILE) from e
     affine, spacing, notes = _check_affine(path, header)
-    _check_values(path, array, allow_constant)
+    check_values(path, array, allow_constant=allow_constant)
     return Volume(array, affine, spacing, header, sha256, notes)
 
 
@@ -179,7 +179,7 @@ def _from_memory(array: np.ndarray, header, name: str) -> Volume:
     with np.errstate(over="ignore"):  # beyond float32 becomes inf and is refused
         array = np.asarray(array, np.float32).reshape(shape)
     affine, spacing, notes = _check_affine(name, header)
-    _check_values(name, array, allow_constant=False)
+    check_values(name, array)
     digest = hashlib.sha256(repr((shape, affine.tolist())).encode())
     digest.update(np.ascontiguousarray(array).tobytes())
     return Volume(array, affine, spacing, header, digest.hexdigest(), notes)
@@ -373,7 +373,8 @@ def _check_affine(path, header):
     return affine, spacing, tuple(notes)
 
 
-def _check_values(path, array: np.ndarray, allow_constant: bool) -> None:
+def check_values(path, array: np.ndarray, *, allow_constant: bool = False) -> None:
+    """UserError for voxels that are not finite, or all the same."""
     low, high = float(array.min()), float(array.max())  # NaN and infinity show in min or max
     if not (np.isfinite(low) and np.isfinite(high)):
         bad = int(array.size - np.isfinite(array).sum())

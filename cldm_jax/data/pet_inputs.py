@@ -10,9 +10,7 @@ from cldm_jax import files
 from cldm_jax.data import layout, nifti
 from cldm_jax.errors import UserError
 
-MAX_NAME = (
-    160  # letters of an input's name in its outputs', which add to it; a disk takes 255 bytes
-)
+MAX_NAME = 160  # letters of an input's name in its outputs', which add to it; disks take 255
 _UNSAFE = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
@@ -157,10 +155,8 @@ def _bids(root: pathlib.Path, source: str) -> Inputs:
             base = layout.NIFTI.sub("", path.name)
             base = base[:-4] if base.lower().endswith("_pet") else "_".join((*parts, base))
             name = _stem(base)
-            if (
-                folder,
-                name.lower(),
-            ) in taken:  # .nii beside .nii.gz, or other letters that are alike
+            # .nii beside .nii.gz, or other letters that are alike.
+            if (folder, name.lower()) in taken:
                 name = f"{name}-{_digest(path.name)}"
             taken.add((folder, name.lower()))
             found.append(PetInput(name, folder, path, "nifti"))

@@ -154,11 +154,6 @@ def of_people(prepared, source: str = "pet") -> dict | None:
     return {"people": count, "percentiles": list(PERCENTILES), "measures": ranges}
 
 
-def spacing_of(grid_affine) -> tuple[float, float, float]:
-    """(slice, row, column) mm of a grid affine, which maps (column, row, slice)."""
-    return tuple(float(s) for s in np.linalg.norm(grid_affine[:3, :3], axis=0)[::-1])
-
-
 def check_form(where, ranges) -> dict | None:
     """`ranges` as `of_people` makes them. Raises UserError for anything else: they come with a model."""
     if ranges is None:

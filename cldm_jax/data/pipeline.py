@@ -31,7 +31,7 @@ class Places(NamedTuple):
 
 
 class SliceSource:
-    """Random access to training items, one at a time (`[i]`) or many (`read`). See `make_source`."""
+    """Random access to training items. See `make_source`."""
 
     def __init__(self, images: Prepared, latents: Prepared | None, source_is_latent, records):
         self._images, self._latents = images, latents
@@ -45,9 +45,6 @@ class SliceSource:
     def keys(self) -> dict[str, np.ndarray]:
         """What the items are, without reading them: subject, slice, label, int32 [N] each."""
         return {k: self._records[k] for k in ("subject", "slice", "label")}
-
-    def __getitem__(self, i: int) -> dict[str, np.ndarray]:
-        return {k: v[0] for k, v in self.read(np.array([i])).items()}
 
     def places(self, name: str) -> Places:
         """Of "source" (K neighbours), "target" or "mask" (K = 1), for every item."""
@@ -72,7 +69,8 @@ class SliceSource:
             part = self.places(name)
             found = _gather(part.folder, part.shards[rows], part.rows[rows])
             # [B, K, h, w(, C)] -> channels last, neighbours in order, a neighbour's C together.
-            out[name] = np.moveaxis(found, 1, 3).reshape(*_hw(found), -1)
+            found = np.moveaxis(found, 1, 3)
+            out[name] = found.reshape(*found.shape[:3], -1)
         return out
 
 
@@ -130,28 +128,6 @@ def make_source(
     return SliceSource(prepared, latents, source_is_latent, records)
 
 
-class TrainBatches:
-    """An endless iterator of batches (dicts of numpy arrays); `close()` ends its threads."""
-
-    def __init__(self, iterator):
-        self._iterator = iterator
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        return next(self._iterator)
-
-    def close(self) -> None:
-        self._iterator.close()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.close()
-
-
 def make_train_iterator(
     source: SliceSource,
     *,
@@ -164,15 +140,16 @@ def make_train_iterator(
     process_index: int = 0,
     process_count: int = 1,
     names: tuple[str, ...] | None = None,
-) -> TrainBatches:
-    """Endless shuffled batches from global step `start_step` on; with `names` only those arrays.
+):
+    """Endless iterator of shuffled batches (dicts of numpy arrays) from global step `start_step` on; with
+    `names` only those arrays. `close()` ends its threads.
 
     paired=False: target, label and mask of every item come from another permutation.
 
     `batch_size` is global; each of `process_count` processes gets its own batch_size / process_count
     consecutive items of the same global batch. Every epoch is a new permutation by (seed, epoch) and
     batches run across its end, so that no item is dropped. `num_threads` 0 reads in the caller's
-    thread; `num_workers` > 0 reads in that many spawned processes. Close it when done.
+    thread; `num_workers` > 0 reads in that many spawned processes.
     """
     if batch_size % process_count:
         reason = f"{batch_size} is not a multiple of the {process_count} processes"
@@ -186,28 +163,17 @@ def make_train_iterator(
     if num_workers:
         workers = grain.MultiprocessingOptions(num_workers=num_workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(workers)
-    return TrainBatches(iter(dataset))
+    return iter(dataset)
 
 
-class EvalBatches:
-    """Every item once, in order. The last batch repeats its last item; `valid` bool [B] tells."""
-
-    def __init__(self, source: SliceSource, batch_size: int):
-        self._source, self._batch_size = source, batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self._source) // self._batch_size)
-
-    def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
-        n = len(self._source)
-        for start in range(0, n, self._batch_size):
-            rows = np.arange(start, start + self._batch_size)
-            yield {**self._source.read(np.minimum(rows, n - 1)), "valid": rows < n}
-
-
-def make_eval_batches(source: SliceSource, batch_size: int) -> EvalBatches:
-    """Sequential batches of one fixed size, so that a compiled step is compiled once."""
-    return EvalBatches(source, batch_size)
+def eval_batches(source: SliceSource, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+    """Every item once, in order, in batches of one size, so that a compiled step is compiled once. The
+    last one repeats the last item; `valid` bool [B] tells.
+    """
+    n = len(source)
+    for start in range(0, n, batch_size):
+        rows = np.arange(start, start + batch_size)
+        yield {**source.read(np.minimum(rows, n - 1)), "valid": rows < n}
 
 
 class _ShuffledBatches:
@@ -238,17 +204,7 @@ def _gather(folder: Prepared, shards: np.ndarray, rows: np.ndarray) -> np.ndarra
         data = folder.shard(names[shard])
         for k, z in enumerate(row):
             out[i, k] = data[z]
-    if out.dtype == np.uint8:
-        return out.astype(np.float32)
-    decoded = out.astype(np.float32)
-    decoded *= folder.scale
-    decoded += folder.offset
-    return decoded
-
-
-def _hw(source: np.ndarray) -> tuple[int, int, int]:
-    """(B, h, w) of a [B, context, h, w(, C)] array."""
-    return source.shape[0], source.shape[2], source.shape[3]
+    return folder.decode(out)
 
 
 def _locate(

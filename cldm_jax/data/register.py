@@ -5,6 +5,7 @@ numbers on every run of one machine: seeded sampling, one thread. Nothing is res
 kept: a registration is a matrix, and `move` puts it into the volume's affine.
 """
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -67,6 +68,42 @@ def require():
         remedy = console.command("pip", "install", "SimpleITK")
         raise UserError("register", "rigid registration needs SimpleITK", remedy) from e
     return SimpleITK
+
+
+@contextlib.contextmanager
+def one_thread(sitk):
+    """Sums in one order: the same bits."""
+    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
+    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
+    try:
+        yield
+    finally:
+        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+
+
+def image(sitk, array: np.ndarray, spacing, origin=(0.0, 0.0, 0.0)):
+    """A SimpleITK image of an array [z, y, x], bool or float32; spacing and origin: (x, y, z) mm."""
+    kind = np.uint8 if array.dtype == bool else np.float32
+    made = sitk.GetImageFromArray(np.ascontiguousarray(array.astype(kind)))
+    made.SetOrigin(origin)
+    made.SetSpacing(spacing)
+    return made
+
+
+def matching(sitk, fixed, fixed_mask, samples: int, *, correlation: bool = False):
+    """A registration by so many random voxels of the image `fixed`: by Mattes' mutual information or by
+    correlation, linear. Optimiser and start are the caller's.
+    """
+    method = sitk.ImageRegistrationMethod()
+    if correlation:
+        method.SetMetricAsCorrelation()
+    else:
+        method.SetMetricAsMattesMutualInformation(_BINS)
+    method.SetMetricFixedMask(fixed_mask)
+    method.SetMetricSamplingStrategy(method.RANDOM)
+    method.SetMetricSamplingPercentage(min(1.0, samples / fixed.GetNumberOfPixels()), _SEED)
+    method.SetInterpolator(sitk.sitkLinear)
+    return method
 
 
 def move(volume: nifti.Volume, matrix: np.ndarray) -> nifti.Volume:
@@ -215,7 +252,8 @@ class _Scan:
         world = _apply(self.affine, corners)
         self.box = world.min(0), world.max(0)
         values, self.head_affine = self.on_cubes(_REFINE[-1].spacing, self.box)
-        self.head = _largest(_tissue(values, kind))
+        head = mask.largest(_tissue(values, kind).transpose(2, 0, 1)).transpose(1, 2, 0)
+        self.head = head if head.any() else ~head  # where nothing stands out, all of it
         self.centre = _apply(self.head_affine, np.array(np.nonzero(self.head)).mean(1))
 
     def on_cubes(self, spacing: float, box) -> tuple[np.ndarray, np.ndarray]:
@@ -256,15 +294,6 @@ def _tissue(values: np.ndarray, kind: str) -> np.ndarray:
     if kind == "pet":
         return intensity.foreground(values)
     return np.sqrt(values) > mask.otsu(np.sqrt(values))
-
-
-def _largest(tissue: np.ndarray) -> np.ndarray:
-    """Its largest connected piece, holes filled slice by slice."""
-    labels, _ = ndimage.label(tissue)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    piece = labels == sizes.argmax()
-    return np.stack([ndimage.binary_fill_holes(s) for s in piece.transpose(2, 0, 1)], -1)
 
 
 def _world(shape, affine) -> np.ndarray:
@@ -314,28 +343,19 @@ def _optimise_all(sitk, pet: _Scan, target: _Scan, level: _Level, starts) -> lis
         points = _world(values.shape, affine)
         valid = scan.sees(points) & (scan.near_head(points) if scan is pet else True)
         values = ndimage.gaussian_filter(values, level.blur / level.spacing)
-        images.append(
-            (_image(sitk, values, affine), _image(sitk, valid.reshape(values.shape), affine))
-        )
+        # Its axes stay RAS+, which is all the same to a registration.
+        place = np.diag(affine)[:3].tolist(), affine[:3, 3].tolist()
+        arrays = values, valid.reshape(values.shape)
+        images.append([image(sitk, a.transpose(2, 1, 0), *place) for a in arrays])
     (fixed, fixed_mask), (moving, moving_mask) = images
-    method = sitk.ImageRegistrationMethod()
-    method.SetMetricAsMattesMutualInformation(_BINS)
-    method.SetMetricFixedMask(fixed_mask)
+    method = matching(sitk, fixed, fixed_mask, level.samples)
     method.SetMetricMovingMask(moving_mask)
-    method.SetMetricSamplingStrategy(method.RANDOM)
-    share = min(1.0, level.samples / fixed.GetNumberOfPixels())
-    method.SetMetricSamplingPercentage(share, _SEED)
-    method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         level.first, level.last, level.iterations, relaxationFactor=0.7
     )
     method.SetOptimizerScales([_RADIUS_MM**2] * 3 + [1.0] * 3)
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)  # sums in one order: the same bits
-    try:
+    with one_thread(sitk):
         return [_follow(sitk, method, fixed, moving, start, pet.centre) for start in starts]
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
 
 
 def _follow(sitk, method, fixed, moving, start: np.ndarray, centre: np.ndarray) -> np.ndarray:
@@ -350,12 +370,3 @@ def _follow(sitk, method, fixed, moving, start: np.ndarray, centre: np.ndarray) 
         return start
     turn = np.array(euler.GetMatrix()).reshape(3, 3)
     return _rigid(turn, centre, centre + np.array(euler.GetTranslation()))
-
-
-def _image(sitk, array: np.ndarray, affine: np.ndarray):
-    """A SimpleITK image in our world: its axes stay RAS+, which is all the same to a registration."""
-    kind = np.uint8 if array.dtype == bool else np.float32
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0).astype(kind)))
-    image.SetOrigin(affine[:3, 3].tolist())
-    image.SetSpacing(np.diag(affine)[:3].tolist())
-    return image

@@ -1,5 +1,6 @@
 """The slices of a training, as stored and each once, for those who hold all of them in one memory."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,11 +26,10 @@ class Layout(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of slices and records together."""
-        slices = sum(
-            len(used) * int(np.prod(_example(self.folders[name], used).shape)) * itemsize
-            for name, used in self.used.items()
-            for itemsize in (_example(self.folders[name], used).dtype.itemsize,)
-        )
+        slices = 0
+        for name, used in self.used.items():
+            shape, dtype = _kind(self.folders[name], used)
+            slices += len(used) * math.prod(shape) * dtype.itemsize
         return slices + sum(a.nbytes for a in self.records.values())
 
     def encoding(self, name: str) -> tuple[np.float32, np.float32]:
@@ -68,15 +68,16 @@ def _starts(folder: Prepared) -> np.ndarray:
     return np.concatenate([[0], np.cumsum(counts)])
 
 
-def _example(folder: Prepared, used: np.ndarray) -> np.ndarray:
-    starts = _starts(folder)
-    shard = int(np.searchsorted(starts, used[0], side="right")) - 1
-    return folder.shard(list(folder.index.shards)[shard])[0]
+def _kind(folder: Prepared, used: np.ndarray) -> tuple[tuple[int, ...], np.dtype]:
+    """(shape, type) of a slice as stored."""
+    shards = list(folder.index.shards.values())
+    shard = shards[int(np.searchsorted(_starts(folder), used[0], side="right")) - 1]
+    return shard.shape[1:], np.dtype(shard.dtype)
 
 
 def _slices(folder: Prepared, used: np.ndarray) -> np.ndarray:
-    starts, example = _starts(folder), _example(folder, used)
-    out = np.empty((len(used), *example.shape), example.dtype)
+    starts, (shape, dtype) = _starts(folder), _kind(folder, used)
+    out = np.empty((len(used), *shape), dtype)
     cuts = np.searchsorted(used, starts)
     for i, name in enumerate(folder.index.shards):
         if cuts[i] < cuts[i + 1]:

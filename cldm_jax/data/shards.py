@@ -1,23 +1,17 @@
 """Prepared data on disk: numpy shards of axial slices and one index.json. Latents use it as well.
 
 Volumes of one modality lie one after the other in `<modality>-00000.npy`, ...; a volume is never cut
-across two shards. index.json is written last: a folder without it is unfinished. Its keys
-(`data/index.py` reads them into records):
+across two shards. index.json is written last: a folder without it is unfinished. What readers look up
+is stated by the records of `data/index.py`; further keys are
 
     format, version, kind      FORMAT, VERSION, "images" or "latents"
-    name, contrast             of the cohort; contrast "simulated", "acquired" or "unknown"
     protocol                   "cldm", or "abstract-oracle": scores are not comparable
-    config, grid, encoding     settings; size, spacing, centre; value = stored * scale + offset
-    modalities                 {name: {code, units, normaliser}}
-    subjects                   [{id, group, split, n_slices, keep: [bool], grid_affine, volumes}];
-                               keep: the slices that count for every volume
-    subjects[].volumes         {name: {shard, offset, scale, origin, sha256 of the source file}}, keep of
-                               its own where other slices count; mask, and mask_<target> beside it
+    config, inputs             settings; hash of the source files, of which each volume has its sha256
     left_out                   where somebody was: [{id, person (or images), why, sha256 by volume}]
-    splits                     {mode, seed, hash, train, val, test}: ids
-    shards                     {file: {sha256, shape, dtype}}
-    inputs, fingerprint        hashes of the source files; of subjects, shards and modalities
-    statistics, images_fingerprint, autoencoder   of latents only
+    autoencoder                of latents only
+
+Beside a person's volumes lie their mask, and a mask_<target> where that one shows less of the head. The
+fingerprint is a hash of subjects, shards and modalities.
 """
 
 import os
@@ -39,14 +33,10 @@ _AGAIN = "Delete the folder and run the job that made it again"
 
 
 def encode(array: np.ndarray, dtype: str) -> np.ndarray:
-    """Model range -> stored numbers: "uint16" [-1, 1] (steps of 3e-5), "float16", "uint8" as it is.
+    """Model range -> stored numbers: "uint16" [-1, 1] (steps of 3e-5) or "float16".
 
     Raises ValueError for values the type cannot hold, NaN among them: nothing is clipped here.
     """
-    if dtype == "uint8":
-        return np.asarray(array).astype(
-            np.uint8, casting="unsafe" if array.dtype == bool else "safe"
-        )
     low, high = float(array.min()), float(array.max())
     if dtype == "uint16":
         if not (low >= -1.0001 and high <= 1.0001):
@@ -56,7 +46,7 @@ def encode(array: np.ndarray, dtype: str) -> np.ndarray:
         if not (low > -65504 and high < 65504):
             raise ValueError(f"values {low} .. {high} outside float16")
         return np.asarray(array, np.float16)
-    raise ValueError(f"unknown dtype {dtype!r}; known: uint8, uint16, float16")
+    raise ValueError(f"unknown dtype {dtype!r}; known: uint16, float16")
 
 
 class ShardWriter:
@@ -184,7 +174,7 @@ class Prepared:
         person = self.index.people[subject]
         volume = person.volumes[modality]
         end = volume.offset + person.n_slices
-        return self._decode(self.shard(volume.shard)[volume.offset : end])
+        return self.decode(self.shard(volume.shard)[volume.offset : end])
 
     def read_slice(self, subject: int, modality: str, z: int) -> np.ndarray:
         """float32 [H, W] (latents [h, w, C])."""
@@ -192,7 +182,7 @@ class Prepared:
         if not 0 <= z < person.n_slices:
             raise IndexError(f"{person.id}: slice {z} of {person.n_slices}")
         volume = person.volumes[modality]
-        return self._decode(self.shard(volume.shard)[volume.offset + z])
+        return self.decode(self.shard(volume.shard)[volume.offset + z])
 
     def shard(self, name: str) -> np.ndarray:
         """The stored numbers of a shard [N, ...], memory-mapped, read-only."""
@@ -211,10 +201,13 @@ class Prepared:
             self._shards[name] = mapped.view(np.ndarray)
         return self._shards[name]
 
-    def _decode(self, stored: np.ndarray) -> np.ndarray:
-        if stored.dtype == np.uint8:
-            return stored.astype(np.float32)
-        return stored * self.scale + self.offset
+    def decode(self, stored: np.ndarray) -> np.ndarray:
+        """Stored numbers -> float32; a mask's are as they are."""
+        x = stored.astype(np.float32)
+        if stored.dtype != np.uint8:
+            x *= self.scale
+            x += self.offset
+        return x
 
     def _check_size(self, name: str) -> None:
         shard = self.index.shards[name]

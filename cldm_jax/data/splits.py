@@ -65,6 +65,11 @@ def _shuffled_groups(subjects: Sequence[Subject], seed: int) -> list[str]:
     return sorted((names[i] for i in order), key=lambda g: sorted(targets[g]))  # stable
 
 
+def _spread(items: list[str], count: int) -> set[str]:
+    """So many of the items, at even distances."""
+    return {items[int((i + 0.5) * len(items) / count)] for i in range(count)}
+
+
 def _deal(groups: list[str], fractions: tuple[float, float, float]) -> dict[str, set[str]]:
     """val and test at even distances along the gathered list: each kind of person gets its share."""
     n = len(groups)
@@ -77,8 +82,7 @@ def _deal(groups: list[str], fractions: tuple[float, float, float]) -> dict[str,
         raise UserError("split", reason, "Add people, or split by hand with split_mode manifest")
     rest, parts = list(groups), {}
     for k in ("test", "val"):
-        picks = [int((i + 0.5) * len(rest) / count[k]) for i in range(count[k])]
-        parts[k] = {rest[i] for i in picks}
+        parts[k] = _spread(rest, count[k])
         rest = [g for g in rest if g not in parts[k]]
     return {"train": set(rest), **parts}
 
@@ -95,8 +99,7 @@ def _fold(groups: list[str], fractions, k: int, folds: int) -> dict[str, set[str
         raise UserError("fold", reason, "Add people or make fewer folds")
     test = groups[k::folds]
     rest = [g for g in groups if g not in test]
-    picks = [int((i + 0.5) * len(rest) / val) for i in range(val)]
-    chosen = {rest[i] for i in picks}
+    chosen = _spread(rest, val)
     return {"train": set(rest) - chosen, "val": chosen, "test": set(test)}
 
 
@@ -105,7 +108,6 @@ def _abstract(groups: list[str], train: int) -> dict[str, set[str]]:
     if n <= train:
         reason = f"{n} people (groups), {train} wanted for training and none left to report on"
         raise UserError("abstract_train_groups", reason, "Lower it, or use split_mode default")
-    picks = [int((i + 0.5) * n / train) for i in range(train)]
-    chosen = {groups[i] for i in picks}
+    chosen = _spread(groups, train)
     rest = set(groups) - chosen
     return {"train": chosen, "val": rest, "test": rest}

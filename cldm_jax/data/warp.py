@@ -6,7 +6,6 @@ mutual information throughout (Mattes et al. 2003): one method for MR to MR, PET
 same numbers on every run of one machine: seeded sampling, one thread.
 """
 
-import contextlib
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ SCALES = (0.7, 1.4)  # of a person's head against the template's, along any axis
 MIN_DICE = 0.6  # of both heads after the affine step
 MAX_FOLDED = 0.01  # of the head, where the warp turns space inside out
 _RADIUS_MM = 40.0  # a unit of rotation or scale counts as this many mm
-_BINS, _SAMPLES, _SEED = 32, 40_000, 1
+_SAMPLES = 40_000
 _ROUNDS, _SMOOTH_MM = 50, 6.0  # of the demons; SD of the field's smoothing
 
 
@@ -62,7 +61,7 @@ def affine(fixed: Scan, moving: Scan, same_kind: bool) -> np.ndarray:
     """[4, 4]: mm of `fixed` -> mm of `moving`. Raises NoMatch; UserError without SimpleITK."""
     sitk = register.require()
     middle, goal = centre(fixed), centre(moving)
-    with _one_thread(sitk):
+    with register.one_thread(sitk):
         images = [_image(sitk, s.values, s) for s in (fixed, moving)]
         matrix = _shifted(middle, goal)
         for stage in (*_RIGID, *(_AFFINE if same_kind else ())):
@@ -91,7 +90,7 @@ def warp(fixed: Scan, moving: Scan, matrix: np.ndarray) -> np.ndarray:
     filter_.SetNumberOfIterations(_ROUNDS)
     filter_.SetSmoothDisplacementField(True)
     filter_.SetStandardDeviations([_SMOOTH_MM / s for s in fixed.spacing[::-1]])
-    with _one_thread(sitk):
+    with register.one_thread(sitk):
         field = filter_.Execute(image, sitk.HistogramMatching(other, image, 128, 10, True))
     bent = points(fixed.values.shape, fixed.spacing) + sitk.GetArrayFromImage(field)
     folded = float((_volume_change(bent, fixed.spacing) <= 0)[fixed.head].mean())
@@ -143,7 +142,11 @@ def _follow(sitk, fixed, images, start, middle, same_kind: bool, stage: _Stage):
     transform.SetCenter(middle.tolist())
     transform.SetMatrix(start[:3, :3].ravel().tolist())
     transform.SetTranslation((start[:3, :3] @ middle + start[:3, 3] - middle).tolist())
-    method = _method(sitk, fixed, images[0], same_kind, stage.sigma)
+    near = _image(sitk, ndimage.binary_dilation(fixed.head, iterations=4), fixed)
+    method = register.matching(sitk, images[0], near, _SAMPLES, correlation=same_kind)
+    method.SetShrinkFactorsPerLevel([1])
+    method.SetSmoothingSigmasPerLevel([stage.sigma])
+    method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
     method.SetInitialTransform(transform, True)
     method.SetOptimizerAsRegularStepGradientDescent(
         stage.first, 0.01, stage.rounds, relaxationFactor=0.7
@@ -160,37 +163,5 @@ def _follow(sitk, fixed, images, start, middle, same_kind: bool, stage: _Stage):
     return matrix
 
 
-def _method(sitk, fixed: Scan, image, same_kind: bool, sigma: float):
-    method = sitk.ImageRegistrationMethod()
-    if same_kind:
-        method.SetMetricAsCorrelation()
-    else:
-        method.SetMetricAsMattesMutualInformation(_BINS)
-    near = ndimage.binary_dilation(fixed.head, iterations=4)
-    method.SetMetricFixedMask(_image(sitk, near, fixed))
-    method.SetMetricSamplingStrategy(method.RANDOM)
-    share = min(1.0, _SAMPLES / image.GetNumberOfPixels())
-    method.SetMetricSamplingPercentage(share, _SEED)
-    method.SetInterpolator(sitk.sitkLinear)
-    method.SetShrinkFactorsPerLevel([1])
-    method.SetSmoothingSigmasPerLevel([sigma])
-    method.SetSmoothingSigmasAreSpecifiedInPhysicalUnits(True)
-    return method
-
-
 def _image(sitk, array, scan: Scan):
-    kind = np.uint8 if array.dtype == bool else np.float32
-    image = sitk.GetImageFromArray(np.ascontiguousarray(array.astype(kind)))
-    image.SetSpacing([float(s) for s in scan.spacing[::-1]])
-    return image
-
-
-@contextlib.contextmanager
-def _one_thread(sitk):
-    """Sums in one order: the same bits."""
-    threads = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
-    sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    try:
-        yield
-    finally:
-        sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(threads)
+    return register.image(sitk, array, [float(s) for s in scan.spacing[::-1]])

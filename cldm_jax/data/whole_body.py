@@ -126,13 +126,9 @@ def _narrowed(part: _Part, smooth, body, mm) -> _Part:
     low = max(0, part.top - round((HEAD_MM + TOP_MM / 2) / mm[2]))
     slab = np.zeros_like(body)
     slab[..., low : part.top + 1] = body[..., low : part.top + 1]
-    hot = slab & (smooth > mask.otsu(smooth[slab]))
-    labels, _ = ndimage.label(hot)
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    if sizes.max() * math.prod(mm) / 1000 < BRAIN_ML:
+    brain = mask.piece(slab & (smooth > mask.otsu(smooth[slab])))
+    if brain.sum() * math.prod(mm) / 1000 < BRAIN_ML:
         return part
-    brain = labels == sizes.argmax()
     highest = int(np.flatnonzero(brain.any((0, 1)))[-1])
     top = min(part.top, highest + round(BRAIN_TOP_MM / mm[2]))
     return part._replace(solid=brain, top=top)

@@ -84,19 +84,13 @@ def seed_spread(scores, *, metric: str) -> list[dict]:
         if values:
             mean = math.fsum(values) / len(values)
             means.setdefault((base_name(method), mode, target), []).append(mean)
-    return [
-        {
-            "method": method,
-            "mode": mode,
-            "target": target,
-            "metric": metric,
-            "n_seeds": len(values),
-            "mean": float(np.mean(values)),
-            "sd": float(np.std(values, ddof=1)),
-        }
-        for (method, mode, target), values in means.items()
-        if len(values) > 1
-    ]
+    rows = []
+    for (method, mode, target), values in means.items():
+        if len(values) > 1:
+            row = {"method": method, "mode": mode, "target": target, "metric": metric}
+            sd = float(np.std(values, ddof=1))
+            rows.append(row | {"n_seeds": len(values), "mean": float(np.mean(values)), "sd": sd})
+    return rows
 
 
 def paired_tests(scores, pairs, *, metrics=("psnr", "ssim", "mae"), seed: int) -> list[dict]:
@@ -139,19 +133,8 @@ def _one_test(a, b, target, metric, sides, seed) -> dict:
         clusters=_clusters(rows),
         margin=MARGINS.get(metric, math.nan),
     )
-    return {
-        "a": a,
-        "b": b,
-        "target": target,
-        "metric": metric,
-        "n": result.n,
-        "mean_diff": result.mean_diff,
-        "ci95": list(result.ci95),
-        "p_wilcoxon": result.p_wilcoxon,
-        "rank_biserial": result.rank_biserial,
-        "n_undefined": result.n_undefined,
-        "p_equivalent": result.p_equivalent,
-    }
+    found = result._asdict() | {"ci95": list(result.ci95)}
+    return {"a": a, "b": b, "target": target, "metric": metric, **found}
 
 
 def pick_cases(scores, key: str, target: str, *, metric: str = "psnr") -> dict[str, str]:

@@ -67,11 +67,6 @@ def scaled(deviation, band_factors, spacing_mm) -> np.ndarray:
     return out
 
 
-def rescale(point, deviation, band_factors, spacing_mm) -> np.ndarray:
-    """The ensemble around `point` [..., H, W]: one member for each of the deviations [K, ..., H, W]."""
-    return point + scaled(deviation, band_factors, spacing_mm)
-
-
 def sd_map(deviation, spacing_mm, smooth_mm: float = SMOOTH_MM[0]) -> np.ndarray:
     """SD [..., H, W] over members of `deviations` [K, ..., H, W]. The variance of few members is blurred
     by smooth_mm, which makes intervals narrower for the same coverage (docs/results/levers.md).

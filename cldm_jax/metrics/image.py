@@ -38,14 +38,6 @@ def _check_range(data_range: float) -> float:
     return float(data_range)
 
 
-def _psnr_of_mse(mse: float, data_range: float) -> float:
-    if np.isnan(mse):
-        return float("nan")
-    if mse == 0:
-        return float("inf")
-    return float(20 * np.log10(data_range) - 10 * np.log10(mse))
-
-
 def mse(pred, target, *, mask=None) -> float:
     """Mean squared error over the mask, units squared."""
     p, t = _inside(pred, target, mask)
@@ -66,7 +58,10 @@ def mean_error(pred, target, *, mask=None) -> float:
 
 def psnr(pred, target, *, data_range: float, mask=None) -> float:
     """Peak signal-to-noise ratio in dB: 10 log10(data_range^2 / MSE), MSE over the mask."""
-    return _psnr_of_mse(mse(pred, target, mask=mask), _check_range(data_range))
+    error, data_range = mse(pred, target, mask=mask), _check_range(data_range)
+    if error == 0:
+        return float("inf")
+    return float(20 * np.log10(data_range) - 10 * np.log10(error))
 
 
 def affine_fit(pred, target, *, mask=None) -> tuple[float, float]:

@@ -6,6 +6,7 @@ Predictions and targets come in metric units (CT: HU; MR: fraction of the volume
 """
 
 import dataclasses
+import json
 
 import numpy as np
 
@@ -82,27 +83,12 @@ class Protocol:
 
     def to_json(self) -> dict:
         """Plain lists, numbers and strings; `from_json` is the inverse."""
-        value = dataclasses.asdict(self)
-        for rule in (value["ct"], value["mr"]):
-            if rule is not None:
-                rule["clip"] = list(rule["clip"])
-                rule["window"] = None if rule["window"] is None else list(rule["window"])
-        return value
+        return json.loads(json.dumps(dataclasses.asdict(self)))
 
     @classmethod
     def from_json(cls, value: dict) -> "Protocol":
-        rules = {}
-        for name in ("ct", "mr"):
-            rule = value[name]
-            if rule is not None:
-                rule = dict(rule, clip=tuple(rule["clip"]))
-                rule["window"] = None if rule["window"] is None else tuple(rule["window"])
-                rule = TargetProtocol(**rule)
-            rules[name] = rule
-        scaling = value.get("scaling", "none")  # reports older than the field
-        return cls(
-            value["name"], rules["ct"], rules["mr"], value["ssim"], value["aggregation"], scaling
-        )
+        """Reports older than `scaling` have its default."""
+        return cls(**value | {name: _rule(value[name]) for name in ("ct", "mr")})
 
     def describe(self) -> list[str]:
         """The protocol in words, one sentence or two per item."""
@@ -133,9 +119,15 @@ class Protocol:
         lines.append(
             "Predictions are scored as the model wrote them, never rescaled by their own or the "
             "target's statistics (the fitted PSNR apart, which says so). A slice with an empty "
-            "mask, or an exact prediction (infinite PSNR), is counted and shown, not averaged."
+            "mask, or an exact prediction (infinite PSNR), is left out of its patient's mean."
         )
         return lines
+
+
+def _rule(value: dict | None) -> TargetProtocol | None:
+    if value is None:
+        return None
+    return TargetProtocol(**{k: tuple(v) if isinstance(v, list) else v for k, v in value.items()})
 
 
 _SSIM_WORDS = {
@@ -205,30 +197,22 @@ PROTOCOLS = {
         ssim="gaussian2d",
         aggregation="patient",
     ),
-    # SynthRAD2023 challenge, evaluation code of 2023-07-14.
-    "synthrad2023": Protocol(
-        name="synthrad2023",
-        ct=TargetProtocol(
-            units="HU",
-            scale="Hounsfield units",
-            clip=(-1024.0, 3000.0),
-            clip_errors=False,
-            data_range=4024.0,
-            mask="given mask",
-            background=-1024.0,
-            window=None,
-        ),
-        mr=None,
-        ssim="uniform3d",
-        aggregation="volume",
-    ),
 }
+_CLDM = PROTOCOLS["cldm"]
+# SynthRAD2023 challenge, evaluation code of 2023-07-14.
+PROTOCOLS["synthrad2023"] = Protocol(
+    name="synthrad2023",
+    ct=dataclasses.replace(_CLDM.ct, clip_errors=False, mask="given mask", window=None),
+    mr=None,
+    ssim="uniform3d",
+    aggregation="volume",
+)
 # Other people's conventions, to read their tables by. Labelled in every report.
 PROTOCOLS["selfrdb"] = dataclasses.replace(
-    PROTOCOLS["cldm"], name="selfrdb", ssim="uniform2d", scaling="own_mean"
+    _CLDM, name="selfrdb", ssim="uniform2d", scaling="own_mean"
 )
 PROTOCOLS["abstract-oracle"] = dataclasses.replace(
-    PROTOCOLS["cldm"], name="abstract-oracle", scaling="target_minmax"
+    _CLDM, name="abstract-oracle", scaling="target_minmax"
 )
 
 
@@ -296,7 +280,7 @@ def score_volume(
     Returns {metric: float64 array}: [number of kept slices] for per-slice metrics, in slice order, and
     [1] for per-volume metrics (all of them where the protocol's aggregation is "volume"; there a slice
     that is not kept only loses its mask). A slice without mask pixels is NaN, an exact prediction has
-    PSNR +inf; `statistics.patient_mean` counts both. Raises UserError on unequal shapes, non-finite
+    PSNR +inf; `statistics.patient_mean` leaves both out. Raises UserError on unequal shapes, non-finite
     values or a target the protocol does not score.
     """
     rule = protocol.target(target_name)

@@ -16,10 +16,7 @@ from cldm_jax.metrics.ensemble import LEVEL
 
 SLABS = 5  # of equal height, from the base of the brain in the PET to its top
 BONE_HU = 300.0
-ENOUGH = (
-    9  # people from whom a quantile at LEVEL can be had: below (1 - LEVEL) (n + 1) is under one
-)
-FLOOR = 0.1  # of the median SD: no interval is narrower because the members happen to agree
+ENOUGH = 9  # people for a quantile at LEVEL: below, (1 - LEVEL) (n + 1) is under one
 # Name -> what it is; all of one target in its unit.
 REGIONS = {
     "ct": {

@@ -112,17 +112,9 @@ def _ssim(pair: Pair) -> float:
     )
 
 
-def _mae_air(pair: Pair) -> float:
-    return image.mae(pair.error_pred, pair.error_target, mask=pair.mask & (pair.target < AIR_HU))
-
-
-def _mae_soft(pair: Pair) -> float:
-    soft = (pair.target >= AIR_HU) & (pair.target <= BONE_HU)
-    return image.mae(pair.error_pred, pair.error_target, mask=pair.mask & soft)
-
-
-def _mae_bone(pair: Pair) -> float:
-    return image.mae(pair.error_pred, pair.error_target, mask=pair.mask & (pair.target > BONE_HU))
+def _mae_where(counts):
+    """counts: real HU -> bool, where the error is asked for."""
+    return lambda p: image.mae(p.error_pred, p.error_target, mask=p.mask & counts(p.target))
 
 
 def _dice_bone(pair: Pair) -> float:
@@ -173,123 +165,58 @@ def _has_window(rule) -> bool:
     return rule.window is not None
 
 
+# fmt: off
 METRICS = {
     "psnr": Metric(_psnr, "PSNR", "dB", "high", "error power against the fixed range, in the mask"),
     "ssim": Metric(_ssim, "SSIM", "", "high", "local structure; nearly blind to blur"),
     "mae": Metric(_mae, "MAE", "target", "low", "mean absolute error in the mask"),
     "mean_error": Metric(
-        _mean_error, "Mean error", "target", "zero", "bias: prediction minus real, in the mask"
-    ),
+        _mean_error, "Mean error", "target", "zero", "bias: prediction minus real, in the mask"),
     "sharpness": Metric(
-        _sharpness, "Sharpness", "", "one", "gradient energy, prediction over real; < 1 is blurred"
-    ),
-    "psnr_affine": Metric(
-        _psnr_affine,
-        "PSNR, gain and offset fitted",
-        "dB",
-        "high",
-        "had the image's gain and offset been known; looks at the real image, so never a result",
-    ),
+        _sharpness, "Sharpness", "", "one", "gradient energy, prediction over real; < 1 is blurred"),
+    "psnr_affine": Metric(_psnr_affine, "PSNR, gain and offset fitted", "dB", "high",
+        "had the image's gain and offset been known; looks at the real image, so never a result"),
     "psnr_whole": Metric(
-        _psnr_whole, "PSNR, whole image", "dB", "high", "the empty background counts too"
-    ),
-    "psnr_window": Metric(
-        _psnr_window,
-        "PSNR, brain window",
-        "dB",
-        "high",
-        "soft tissue: both images clipped to the narrow window",
-        applies=_has_window,
-    ),
+        _psnr_whole, "PSNR, whole image", "dB", "high", "the empty background counts too"),
+    "psnr_window": Metric(_psnr_window, "PSNR, brain window", "dB", "high",
+        "soft tissue: both images clipped to the narrow window", applies=_has_window),
     "psnr_volume": Metric(
-        _psnr, "PSNR, pooled", "dB", "high", "of the patient's pooled squared error", per="volume"
-    ),
-    "mae_air": Metric(
-        _mae_air, "MAE, air", "target", "low", "where the real CT is < -500 HU", "volume", _is_hu
-    ),
-    "mae_soft": Metric(
-        _mae_soft, "MAE, soft tissue", "target", "low", "-500 to 300 HU", "volume", _is_hu
-    ),
-    "mae_bone": Metric(
-        _mae_bone, "MAE, bone", "target", "low", "where the real CT is > 300 HU", "volume", _is_hu
-    ),
-    "dice_bone": Metric(
-        _dice_bone, "Dice, bone", "", "high", "overlap of the voxels > 300 HU", "volume", _is_hu
-    ),
-    "bone_edge": Metric(
-        _bone_edge,
-        "Bone edge",
-        "",
-        "one",
+        _psnr, "PSNR, pooled", "dB", "high", "of the patient's pooled squared error", "volume"),
+    "mae_air": Metric(_mae_where(lambda hu: hu < AIR_HU), "MAE, air", "target", "low",
+        "where the real CT is < -500 HU", "volume", _is_hu),
+    "mae_soft": Metric(_mae_where(lambda hu: (hu >= AIR_HU) & (hu <= BONE_HU)),
+        "MAE, soft tissue", "target", "low", "-500 to 300 HU", "volume", _is_hu),
+    "mae_bone": Metric(_mae_where(lambda hu: hu > BONE_HU), "MAE, bone", "target", "low",
+        "where the real CT is > 300 HU", "volume", _is_hu),
+    "dice_bone": Metric(_dice_bone, "Dice, bone", "", "high",
+        "overlap of the voxels > 300 HU", "volume", _is_hu),
+    "bone_edge": Metric(_bone_edge, "Bone edge", "", "one",
         "mean gradient on the prediction's own bone surface over the real one's; < 1 is blunted",
-        "volume",
-        _is_hu,
-        ("spacing_mm",),
-    ),
-    "attenuation": Metric(
-        _attenuation,
-        "PET error, 511 keV",
-        "%",
-        "low",
+        "volume", _is_hu, ("spacing_mm",)),
+    "attenuation": Metric(_attenuation, "PET error, 511 keV", "%", "low",
         "mean PET error in soft tissue, were the image used to correct attenuation (rays in the slice)",
-        "volume",
-        _is_hu,
-        ("spacing_mm",),
-    ),
-    "consistency": Metric(
-        _consistency,
-        "Slice to slice",
-        "",
-        "one",
+        "volume", _is_hu, ("spacing_mm",)),
+    "consistency": Metric(_consistency, "Slice to slice", "", "one",
         "change between neighbouring slices, prediction over real; > 1 flickers",
-        "volume",
-        needs=("slices",),
-    ),
+        "volume", needs=("slices",)),
     **{
-        f"dice_{name}": Metric(
-            _tissue(tissue),
-            f"Dice, {words}",
-            "",
-            "high",
+        f"dice_{name}": Metric(_tissue(tissue), f"Dice, {words}", "", "high",
             "three-class k-means of the image in the true brain, against the true tissue",
-            "volume",
-            _is_mr,
-            ("labels",),
-        )
+            "volume", _is_mr, ("labels",))
         for name, words, tissue in (
             ("csf", "CSF", anatomy.CSF),
             ("grey", "grey matter", anatomy.GREY),
             ("white", "white matter", anatomy.WHITE),
         )
     },
-    "sulcal_csf": Metric(
-        _sulcal_csf,
-        "Sulcal CSF",
-        "",
-        "one",
+    "sulcal_csf": Metric(_sulcal_csf, "Sulcal CSF", "", "one",
         "share as dark as the real CSF in the outer 20 mm of the brain, over real; < 1: sulci filled in",
-        "volume",
-        _is_mr,
-        ("labels", "spacing_mm"),
-    ),
-    "lesions_missed": Metric(
-        _missed,
-        "Lesions missed",
-        "",
-        "low",
+        "volume", _is_mr, ("labels", "spacing_mm")),
+    "lesions_missed": Metric(_missed, "Lesions missed", "", "low",
         "share of tumour and white-matter lesion sections with less than half their real contrast",
-        "volume",
-        _is_mr,
-        ("labels", "lesions"),
-    ),
-    "lesions_invented": Metric(
-        _invented,
-        "Lesions invented",
-        "",
-        "low",
+        "volume", _is_mr, ("labels", "lesions")),
+    "lesions_invented": Metric(_invented, "Lesions invented", "", "low",
         "share of PET-only (hypometabolic) sections with a contrast in the MR that is not there",
-        "volume",
-        _is_mr,
-        ("labels", "lesions"),
-    ),
+        "volume", _is_mr, ("labels", "lesions")),
 }
+# fmt: on

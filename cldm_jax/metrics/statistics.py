@@ -10,27 +10,18 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 10_000
-MIN_PEOPLE = (
-    9  # below, a Holm-corrected family of 12 tests cannot reject at 0.05 (2^-8 * 12 < 0.05)
-)
+MIN_PEOPLE = 9  # below, no Holm-corrected family of 12 tests can reject at 0.05 (2^-8 * 12 < 0.05)
 
 
-class PatientMean(NamedTuple):
-    """mean: over the finite slices; +inf if every scored slice is exact, NaN if none was scored."""
-
-    mean: float
-    n_slices: int  # all slices given
-    n_empty: int  # NaN: nothing to score
-    n_exact: int  # +inf: an exact prediction, which has no finite PSNR
-
-
-def patient_mean(values) -> PatientMean:
-    """Slice scores of one patient [n] -> their mean, with what could not be averaged counted."""
+def patient_mean(values) -> float:
+    """Mean of one patient's slice scores [n] without NaN (nothing to score) and inf (PSNR of an exact
+    prediction); inf if every scored slice is exact, NaN if none was scored.
+    """
     values = np.asarray(values, np.float64).ravel()
     finite = values[np.isfinite(values)]
-    n_empty, n_exact = int(np.isnan(values).sum()), int(np.isinf(values).sum())
-    mean = float(finite.mean()) if finite.size else (math.inf if n_exact else math.nan)
-    return PatientMean(mean, values.size, n_empty, n_exact)
+    if finite.size:
+        return float(finite.mean())
+    return math.inf if np.isinf(values).any() else math.nan
 
 
 def _clusters_of(clusters, n: int) -> np.ndarray:
@@ -42,9 +33,7 @@ def _clusters_of(clusters, n: int) -> np.ndarray:
     return np.unique(np.asarray(clusters), return_inverse=True)[1]
 
 
-def bootstrap_ci(
-    values, *, seed: int, clusters=None, level: float = 0.95, resamples: int = RESAMPLES
-) -> tuple[float, float]:
+def bootstrap_ci(values, *, seed: int, clusters=None, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean of `values` [n], one per patient.
 
     With `clusters` ([n], e.g. one name per head) whole clusters are drawn, so that people who share
@@ -60,7 +49,7 @@ def bootstrap_ci(
     if m < 2:
         return math.nan, math.nan
     sums, counts = np.bincount(index, values), np.bincount(index)
-    draws = np.random.default_rng(seed).integers(0, m, (resamples, m))
+    draws = np.random.default_rng(seed).integers(0, m, (RESAMPLES, m))
     means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
@@ -151,9 +140,8 @@ def equivalence(differences, margin: float) -> float:
     if d.size < 2:
         return math.nan
     with np.errstate(divide="ignore", invalid="ignore"):  # differences that are all the same
-        t = np.divide(
-            margin - abs(d.mean()), d.std(ddof=1) / math.sqrt(d.size)
-        )  # the nearer limit's
+        # That of the nearer limit.
+        t = np.divide(margin - abs(d.mean()), d.std(ddof=1) / math.sqrt(d.size))
     return float(stats.t.sf(t, d.size - 1))
 
 
@@ -180,12 +168,9 @@ def power_caveat(n: int, num_tests: int) -> str | None:
     if n >= MIN_PEOPLE and best <= 0.05:
         return None
     people = f"{n} independent test {'person' if n == 1 else 'people'}"
-    text = (
-        f"Only {people}: the smallest possible two-sided signed-rank p is {smallest_p(n):.2g}, "
-        f"or {min(1.0, best):.2g} after Holm's correction for {num_tests} tests"
-        if num_tests > 1
-        else f"Only {people}: the smallest possible two-sided signed-rank p is {smallest_p(n):.2g}"
-    )
+    text = f"Only {people}: the smallest possible two-sided signed-rank p is {smallest_p(n):.2g}"
+    if num_tests > 1:
+        text += f", or {min(1.0, best):.2g} after Holm's correction for {num_tests} tests"
     if best > 0.05:
         text += ", so no difference can reach 0.05 here whatever its size"
     return (

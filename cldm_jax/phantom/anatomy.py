@@ -12,9 +12,7 @@ from scipy import ndimage
 from cldm_jax.phantom import tissue
 from cldm_jax.phantom.fields import Grid, smooth_field
 
-ROUNDNESS = (
-    2.25  # exponent of the superellipsoid: a real vault is a little flatter than an ellipsoid
-)
+ROUNDNESS = 2.25  # exponent of the superellipsoid: a vault is a little flatter than an ellipsoid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,9 +64,8 @@ def build(
     x, y, z = position
     skin_depth = _depth_below_skin(shape, x, y, z)
     floor = _skull_base(x, y)
-    skull = np.clip(
-        shape.skull + 1.2 * smooth_field(rng, grid, 14) - 0.02 * y, 3, 12
-    )  # thicker at the back
+    thickness = shape.skull + 1.2 * smooth_field(rng, grid, 14) - 0.02 * y  # more at the back
+    skull = np.clip(thickness, 3, 12)
     if shape.sinus is not None:
         front = (x / 26) ** 2 + ((y - shape.length) / 20) ** 2 + ((z + 8) / 20) ** 2
         skull = skull + 5 * np.exp(-front)
@@ -235,18 +232,10 @@ def _stem(shape: Shape, position, within, lab) -> None:
 
 
 # Lateral ventricle: (y, z, |x|, radius) along the frontal horn, body, atrium and occipital horn.
-VENTRICLE = np.array(
-    [
-        (31, 0, 9, 2.4),
-        (24, 11, 6.5, 3.8),
-        (9, 20, 6, 4.2),
-        (-10, 22, 7, 4.2),
-        (-26, 17, 14, 4.6),
-        (-36, 7, 22, 4.6),
-        (-56, 4, 22, 2.0),
-    ],
-    np.float32,
-)
+VENTRICLE = np.float32([
+    (31, 0, 9, 2.4), (24, 11, 6.5, 3.8), (9, 20, 6, 4.2), (-10, 22, 7, 4.2), (-26, 17, 14, 4.6),
+    (-36, 7, 22, 4.6), (-56, 4, 22, 2.0),
+])  # fmt: skip
 
 
 def _tube(y, z, side, path: np.ndarray) -> np.ndarray:

@@ -11,6 +11,7 @@ from scipy import fft, ndimage, sparse
 
 from cldm_jax.phantom.draws import Dice
 from cldm_jax.phantom.fields import FWHM, Grid, smooth_field
+from cldm_jax.phantom.pet import point_spread
 
 SCATTER_MM = 28.0  # SD of what scatter leaves behind
 NOISE_MM = 30.0  # of the field that makes noise uneven
@@ -19,11 +20,10 @@ FLOOR = 1e-4
 
 @dataclasses.dataclass(frozen=True)
 class Axis:
-    """One axis of the scanner's voxels: mm of the first centre, voxel size and number, and the sparse
-    matrices [n, work] to them (averages) and [out, n] from them (linear, 0 outside the scanner's view).
+    """One axis of the scanner's voxels: their size (mm) and number, and the sparse matrices [n, work] to
+    them (averages) and [out, n] from them (linear, 0 outside the scanner's view).
     """
 
-    first: float
     voxel: float
     n: int
     to: sparse.csr_matrix
@@ -49,8 +49,7 @@ def sampling(
     inside = (at > -0.5 - 1e-6) & (at < len(keep) - 0.5 + 1e-6)
     at = np.clip(at, 0, len(keep) - 1)
     back = np.clip(1 - np.abs(at[:, None] - np.arange(len(keep))), 0, 1) * inside[:, None]
-    matrices = (sparse.csr_matrix(m.astype(np.float32)) for m in (to, back))
-    return Axis(float(centres[0]), voxel, len(keep), *matrices)
+    return Axis(voxel, len(keep), *(sparse.csr_matrix(m.astype(np.float32)) for m in (to, back)))
 
 
 def along(matrix: sparse.csr_matrix, values: np.ndarray, axis: int) -> np.ndarray:
@@ -89,13 +88,7 @@ def image(
 
 def _blurred(activity: np.ndarray, work: Grid, scanner: dict) -> np.ndarray:
     """Total resolution (the working voxel's average counts towards it), and residual scatter."""
-    fwhm = scanner["fwhm_mm"]
-    widths = (fwhm, fwhm, fwhm * scanner["axial_ratio"])
-    sigma = [
-        np.sqrt(max((w / FWHM) ** 2 - s * s / 12, 0)) / s
-        for w, s in zip(widths, work.spacing, strict=True)
-    ]
-    mean = ndimage.gaussian_filter(activity, sigma, mode="nearest", truncate=3.5)
+    mean = point_spread(activity, work, scanner["fwhm_mm"], scanner["axial_ratio"])
     if scanner["has_scatter"]:
         size = [max(1, round(np.sqrt(6) * SCATTER_MM / s)) for s in work.spacing]
         wide = mean
@@ -190,9 +183,8 @@ def _cut_sides(pet: np.ndarray, axes: list[Axis], view: dict) -> None:
     if view["round"]:
         pet[np.hypot(x[:, None], y[None, :]) > view["round_mm"]] = 0
     if view["has_cut_side"]:
-        n = axes[0].n if view["side"] in ("left", "right") else axes[1].n
         axis = 0 if view["side"] in ("left", "right") else 1
-        depth = int(view["cut_side_mm"] / axes[axis].voxel)
+        n, depth = axes[axis].n, int(view["cut_side_mm"] / axes[axis].voxel)
         low = view["side"] in ("left", "back")
         at = [slice(None)] * 3
         at[axis] = slice(0, depth) if low else slice(n - depth, n)

@@ -27,11 +27,6 @@ def draw_scan(rng: np.random.Generator, noise: bool) -> CtScan:
     return CtScan(float(noise_hu), float(cupping), 1.0) if noise else CtScan(0.0, 0.0, 0.0)
 
 
-def ct_numbers(hu: np.ndarray, labels: np.ndarray, factor: tuple[int, int, int]) -> np.ndarray:
-    """Noise-free CT numbers of the output voxels: attenuation averages linearly. float32 HU."""
-    return tissue_mean(hu, labels, factor)
-
-
 def image(
     rng: np.random.Generator,
     labels: np.ndarray,
@@ -45,7 +40,7 @@ def image(
     Tissue texture, blur, cupping (the centre reads low: beam hardening behind the skull) and noise with
     the ramp's high-pass spectrum in each slice.
     """
-    ct = ct_numbers(hu, labels, factor)
+    ct = tissue_mean(hu, labels, factor)  # attenuation averages linearly
     if scan.texture:
         spread = tissue_mean(tissue.HU_TEXTURE, labels, factor)
         ct += scan.texture * spread * smooth_field(rng, grid, TEXTURE_MM)

@@ -148,12 +148,3 @@ def acquire(
     expected = scale * (trues + background)
     counts = rng.poisson(expected).astype(np.float32) if scan.cov else expected
     return Counted(grid, support, subsets(matrix), counts, loss, scale * background, scale, rest)
-
-
-def image(
-    rng: np.random.Generator, true: np.ndarray, hu: np.ndarray, grid: Grid, scan: PetScan
-) -> np.ndarray:
-    """Reconstructed activity float32 [grid.shape], from true activity and noise-free CT numbers: see
-    `acquire`.
-    """
-    return acquire(rng, true, hu, grid, scan).corrected()

@@ -18,11 +18,7 @@ LESION_HYPO, LESION_TUMOUR, LESION_WHITE = 1, 2, 3  # codes of truth/lesions.nii
 # (x, y, z, radius) of Gaussian foci in units of the brain's half extents; x is mirrored.
 PATTERNS = {
     "alzheimer": ((0.70, -0.50, 0.30, 0.26), (0.80, -0.15, -0.05, 0.24), (0.05, -0.50, 0.30, 0.18)),
-    "frontotemporal": (
-        (0.40, 0.65, 0.30, 0.30),
-        (0.70, 0.35, -0.05, 0.22),
-        (0.05, 0.60, 0.40, 0.2),
-    ),
+    "frontotemporal": ((0.4, 0.65, 0.30, 0.30), (0.7, 0.35, -0.05, 0.22), (0.05, 0.60, 0.40, 0.2)),
 }
 
 
@@ -93,38 +89,23 @@ def _hypometabolism(rng, labels, fine: Grid, grid: Grid, record) -> np.ndarray:
     """Smooth 15-40 % loss of grey-matter uptake: a lobar pattern or one focus of 12-20 mm."""
     kind = str(rng.choice(["alzheimer", "frontotemporal", "focal"]))
     depth = float(rng.uniform(0.15, 0.40))
-    profile = np.zeros(grid.shape, np.float32)
+    found = {"kind": "hypometabolism", "pattern": kind, "code": LESION_HYPO, "depth": depth}
     if kind == "focal":
         centre = _seed(rng, labels, (tissue.GM,), fine)
         radius = float(rng.uniform(12, 20))
         profile = np.exp(-0.5 * _squared(grid, centre, (radius,) * 3))
-        record.append(
-            {
-                "kind": "hypometabolism",
-                "pattern": kind,
-                "code": LESION_HYPO,
-                "depth": depth,
-                "centre_mm": centre.round(1).tolist(),
-                "radius_mm": radius,
-            }
-        )
-        return (1 - depth * profile).astype(np.float32)
-    centre, half = _box(labels, fine)
-    weight = rng.uniform(0.6, 1.0, 2)  # disease is rarely symmetric
-    for x, y, z, radius in PATTERNS[kind]:
-        for sign, w in zip((-1, 1), weight, strict=True):
-            focus = centre + half * (sign * x, y, z)
-            bump = w * np.exp(-0.5 * _squared(grid, focus, half * radius))
-            profile = np.maximum(profile, bump)
-    record.append(
-        {
-            "kind": "hypometabolism",
-            "pattern": kind,
-            "code": LESION_HYPO,
-            "depth": depth,
-            "left_right_weight": weight.round(3).tolist(),
-        }
-    )
+        found |= {"centre_mm": centre.round(1).tolist(), "radius_mm": radius}
+    else:
+        centre, half = _box(labels, fine)
+        weight = rng.uniform(0.6, 1.0, 2)  # disease is rarely symmetric
+        profile = np.zeros(grid.shape, np.float32)
+        for x, y, z, radius in PATTERNS[kind]:
+            for sign, w in zip((-1, 1), weight, strict=True):
+                focus = centre + half * (sign * x, y, z)
+                bump = w * np.exp(-0.5 * _squared(grid, focus, half * radius))
+                profile = np.maximum(profile, bump)
+        found["left_right_weight"] = weight.round(3).tolist()
+    record.append(found)
     return (1 - depth * profile).astype(np.float32)
 
 

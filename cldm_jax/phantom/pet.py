@@ -62,9 +62,12 @@ def activity(
     return total
 
 
-def point_spread(values: np.ndarray, grid: Grid, fwhm_mm: float) -> np.ndarray:
-    """Blur to a total resolution of fwhm_mm: the average over a voxel (variance s^2/12) is part of it."""
-    variance = [(fwhm_mm / FWHM) ** 2 - s * s / 12 for s in grid.spacing]
+def point_spread(values: np.ndarray, grid: Grid, fwhm_mm: float, axial_ratio: float = 1.0):
+    """Blur to a total resolution of fwhm_mm (along z of axial_ratio times that): the average over a voxel
+    (variance s^2/12) is part of it.
+    """
+    widths = (fwhm_mm, fwhm_mm, fwhm_mm * axial_ratio)
+    variance = [(w / FWHM) ** 2 - s * s / 12 for w, s in zip(widths, grid.spacing, strict=True)]
     sigma = [np.sqrt(max(v, 0.0)) / s for v, s in zip(variance, grid.spacing, strict=True)]
     return ndimage.gaussian_filter(values, sigma, mode="nearest", truncate=3.5)
 

@@ -24,10 +24,13 @@ from cldm_jax.phantom import (
     warp,
 )
 from cldm_jax.phantom.draws import Dice
-from cldm_jax.phantom.fields import Grid, majority, stream
+from cldm_jax.phantom.fields import Grid, majority, stream, tissue_mean
 
 DESCRIPTION = "simulated contrast"
 TWIN_EXTRA_MM = 3.5
+# Pose and deformation of a label volume that is varied, and of the embedded head.
+VARIED = dict(rotation_deg=8, scale=(0.92, 1.06), shear=0.03, shift_mm=3, sd_mm=3)
+EMBEDDED = dict(rotation_deg=5, scale=(1, 1), shear=0.02, shift_mm=2, sd_mm=2.2)
 PET_STEP = 1 / 128  # SUV; randomised people's PETs are rounded to it: files of half the size
 
 
@@ -104,42 +107,32 @@ def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], d
     if plan.source:
         read = labels.read_head if drawn else labels.read_labels
         volume = read(plan.source)
-        grid = labels.covering_grid(volume.grid, plan.spacing)
-        if drawn:
-            grid = randomised.moved_view(drawn, grid)
-        factor = block_factor(plan.spacing, volume.grid.spacing)
-        fine = grid.refine(factor)
+        own = volume.grid
+        grid = labels.covering_grid(own, plan.spacing)
+        detail, pose = own.spacing, VARIED
         centre = tuple(
-            o + (n - 1) * s / 2
-            for o, n, s in zip(
-                volume.grid.origin, volume.grid.shape, volume.grid.spacing, strict=True
-            )
+            o + (n - 1) * s / 2 for o, n, s in zip(own.origin, own.shape, own.spacing, strict=True)
         )
-        moved = warp.identity(fine)
-        if drawn:
-            moved = randomised.pose(plan.dice(0), drawn, fine, centre)
-        elif plan.vary:
-            moved = warp.draw_warp(
-                rng, fine, rotation_deg=8, scale=(0.92, 1.06), shear=0.03, shift_mm=3, sd_mm=3,
-                smooth_mm=26, centre=centre,
-            )  # fmt: skip
-        codes = labels.sample(volume, warp.pull_back(moved, fine))
-        record = {"source": plan.source, "source_sha256": volume.sha256, "age": age}
     else:
         grid = embedded_grid(plan.shape, plan.spacing)
-        if drawn:
-            grid = randomised.moved_view(drawn, grid)
-        factor = block_factor(plan.spacing, (1, 1, 2))
-        fine = grid.refine(factor)
+        detail, pose, centre = (1, 1, 2), EMBEDDED, (0.0, 0.0, 0.0)
         shape = anatomy.draw_shape(rng, age)
-        if drawn:
-            moved = randomised.pose(plan.dice(0), drawn, fine, (0.0, 0.0, 0.0))
-        else:
-            moved = warp.draw_warp(
-                rng, fine, rotation_deg=5, scale=(1, 1), shear=0.02, shift_mm=2, sd_mm=2.2,
-                smooth_mm=26, centre=(0, 0, 0),
-            )  # fmt: skip
-        codes = anatomy.build(rng, shape, fine, warp.pull_back(moved, fine))
+    if drawn:
+        grid = randomised.moved_view(drawn, grid)
+    factor = block_factor(plan.spacing, detail)
+    fine = grid.refine(factor)
+    if drawn:
+        moved = randomised.pose(plan.dice(0), drawn, fine, centre)
+    elif plan.source and not plan.vary:
+        moved = warp.identity(fine)
+    else:
+        moved = warp.draw_warp(rng, fine, **pose, smooth_mm=26, centre=centre)
+    position = warp.pull_back(moved, fine)
+    if plan.source:
+        codes = labels.sample(volume, position)
+        record = {"source": plan.source, "source_sha256": volume.sha256, "age": age}
+    else:
+        codes = anatomy.build(rng, shape, fine, position)
         record = {"source": "embedded", **dataclasses.asdict(shape)}
     record["jacobian_min"] = moved.jacobian_min
     record["pose"] = moved.matrix.round(5).tolist()
@@ -167,7 +160,8 @@ def simulate(plan: Plan) -> tuple[dict[str, np.ndarray], Grid, dict]:
         _randomised_pets(plan, person, disease, grid, factor, volumes, scans)
     elif "pet" in plan.modalities:
         true = pet.activity(rng, disease, person, grid, factor, regional=not plan.easy)
-        images, scans["pet"] = _pet(plan, true, person, disease, grid, factor)
+        rng = stream(plan.seed, plan.key, "acquisition", 0)  # the same for both twins
+        images, scans["pet"] = _scanned(plan, rng, true, person, disease, grid, factor)
         volumes |= images
         if "nac" in images:
             corrections = {"attenuation": False, "scatter": False, "randoms": False}
@@ -212,17 +206,12 @@ def _randomised_pets(plan: Plan, person, disease, grid: Grid, factor, volumes, s
         scans[name] = record
 
 
-def _pet(plan: Plan, true, person, disease, grid: Grid, factor) -> tuple[dict, dict]:
-    rng = stream(plan.seed, plan.key, "acquisition", 0)  # the same for both twins
-    return _scanned(plan, rng, true, person, disease, grid, factor)
-
-
 def _scanned(plan: Plan, rng, true, person, disease, grid: Grid, factor) -> tuple[dict, dict]:
     """({"pet" and, where planned, "nac"}, the scan's parameters)."""
     scan = pet.draw_scan(rng, plan.profile, noise=not plan.easy)
     has_nac = "nac" in plan.modalities
     if plan.pet_model == "osem":
-        numbers = ct.ct_numbers(person.hu, disease.labels, factor)
+        numbers = tissue_mean(person.hu, disease.labels, factor)
         counted = osem.acquire(rng, true, numbers, grid, scan, whole=has_nac)
         images = {"pet": counted.corrected()}
         if has_nac:

@@ -5,21 +5,12 @@ import numpy as np
 from cldm_jax.phantom import tissue
 from cldm_jax.phantom.draws import Dice
 from cldm_jax.phantom.fields import Grid, smooth_field
-from cldm_jax.phantom.scene import Scene
+from cldm_jax.phantom.scene import GROUPS, Scene
 
 OUTER = ("fat", "muscle", "skin", "bone", "marrow", "vessels")
 SCALP = ("fat", "muscle", "skin")
 WITH_FOCI = ("tau", "flat")  # tracers that are looked at for their foci
 FIELD_LIMITS = (0.2, 2.0)
-# Usual FDG uptake outside the brain, of grey matter's: those of tissue.UPTAKE.
-USUAL = {
-    "fat": tissue.UPTAKE[tissue.FAT],
-    "muscle": tissue.UPTAKE[tissue.MUSCLE],
-    "skin": tissue.UPTAKE[tissue.SKIN],
-    "bone": tissue.UPTAKE[tissue.SKULL],
-    "marrow": tissue.UPTAKE[tissue.MARROW],
-    "vessels": tissue.UPTAKE[tissue.VESSEL],
-}
 
 
 def levels(drawn: dict) -> dict[str, float]:
@@ -41,7 +32,8 @@ def levels(drawn: dict) -> dict[str, float]:
         for name, factor, absent in zip(
             OUTER, drawn["tissue_factor"], drawn["tissue_absent"], strict=True
         ):
-            found[name] = 0.0 if absent else float(USUAL[name]) * factor
+            # Of usual FDG uptake, of grey matter's.
+            found[name] = 0.0 if absent else float(tissue.UPTAKE[GROUPS[name][0]]) * factor
     if drawn["scalp_absent"]:
         found |= dict.fromkeys(SCALP, 0.0)
     found["tumour"] = drawn["tumour"] * grey
@@ -62,9 +54,8 @@ def activity(dice: Dice, drawn: dict, scene: Scene) -> tuple[np.ndarray, dict]:
         part = np.float32(uptake[name]) * share
         brain = name in ("grey", "white", "fluid", "tumour")
         wide = drawn["field_mm"] if brain else 20.0
-        spread = drawn[
-            "grey_field" if name == "grey" else "brain_field" if brain else "outer_field"
-        ]
+        part_of = "grey" if name == "grey" else "brain" if brain else "outer"
+        spread = drawn[f"{part_of}_field"]
         field = smooth_field(dice.rng(f"field {name}"), scene.grid, wide)
         part *= np.clip(1 + np.float32(spread) * field, *FIELD_LIMITS)
         if name == "grey" and scene.hypo is not None:
@@ -80,14 +71,9 @@ def activity(dice: Dice, drawn: dict, scene: Scene) -> tuple[np.ndarray, dict]:
         total += bumps * soft
     if drawn["has_foci"] or drawn["tracer"] in WITH_FOCI:
         brain = scene.shares["grey"] + scene.shares["white"] > 0.5
-        heights = (-drawn["foci_cold"], drawn["foci_hot"])
+        heights, sizes = (-drawn["foci_cold"], drawn["foci_hot"]), (drawn["foci_sd_mm"],) * 2
         bumps, record["foci"] = _bumps(
-            dice.rng("where foci"),
-            scene.grid,
-            brain,
-            drawn["foci"],
-            heights,
-            (drawn["foci_sd_mm"],) * 2,
+            dice.rng("where foci"), scene.grid, brain, drawn["foci"], heights, sizes
         )
         total *= np.clip(1 + bumps, 0.1, 3)
     return total, record

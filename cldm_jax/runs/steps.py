@@ -72,5 +72,4 @@ def init_batch(config, source) -> dict:
     """A fixed set of training items spread over the dataset, for shapes and data-fitted constants."""
     count = min(len(source), config.train.init_items)
     picks = np.linspace(0, len(source) - 1, count).round().astype(int)
-    items = [source[int(i)] for i in picks]
-    return {k: np.stack([item[k] for item in items]) for k in items[0]}
+    return source.read(picks)

@@ -41,7 +41,7 @@ def make_validation(config, prepared, method) -> Validation:
     source = inputs_lib.image_source(
         config, prepared, "val", targets, config.train.val_slice_stride
     )
-    batches = list(pipeline.make_eval_batches(source, config.train.batch_size))
+    batches = list(pipeline.eval_batches(source, config.train.batch_size))
     names = prepared.index.names(targets)
     predict = sharding.over_devices(next(iter(method.predict.values())))
     rng = sharding.replicate(jax.random.key(config.seed))

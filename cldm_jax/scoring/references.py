@@ -6,7 +6,7 @@ All return images [N, H, W] in model range for the rows of a source, to be score
 import jax
 import numpy as np
 
-from cldm_jax.data.pipeline import SliceSource
+from cldm_jax.data.pipeline import SliceSource, eval_batches
 from cldm_jax.data.shards import Prepared
 
 
@@ -111,11 +111,10 @@ def autoencoded(run, source: SliceSource, batch_size: int) -> np.ndarray:
 
     variables = jax.device_put(run.state.frozen["autoencoder"])
     out = []
-    for start in range(0, len(source), batch_size):
-        index = np.minimum(np.arange(start, start + batch_size), len(source) - 1)
-        batch = source.read(index)
-        out.append(np.asarray(reconstruct(variables, batch["target"], batch["label"]))[..., 0])
-    return np.concatenate(out)[: len(source)]
+    for batch in eval_batches(source, batch_size):
+        made = np.asarray(reconstruct(variables, batch["target"], batch["label"]))
+        out.append(made[batch["valid"], ..., 0])
+    return np.concatenate(out)
 
 
 def targets(source: SliceSource, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

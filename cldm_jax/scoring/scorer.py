@@ -160,7 +160,7 @@ class Scorer:
                         "mode": mode,
                         "target": self.names[code],
                         "metric": metric,
-                        "value": statistics.patient_mean(values).mean,
+                        "value": statistics.patient_mean(values),
                         "n_slices": len(rows),
                     }
                 )

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cldm_jax.data import intensity, nifti, pet_checks, pet_ranges, whole_body
+from cldm_jax.data import grid, intensity, nifti, pet_checks, pet_ranges, whole_body
 from cldm_jax.errors import UserError
 from cldm_jax.volumes import synthesis
 from cldm_jax.volumes.opened import Model, Request
@@ -58,7 +58,7 @@ def look(model: Model, pet: nifti.Volume, facts: dict, where, began: float | Non
     crop = whole_body.find_head(pet, where)
     head = pet if crop is None else crop.head
     source = synthesis.make_source(head, model.setting)
-    spacing = pet_ranges.spacing_of(source.affine)
+    spacing = grid.spacing_of(source.affine)
     measured = pet_ranges.measure(source.slices, model.setting.of_source, spacing)
     pet_ranges.refuse_no_head(where, measured)
     outside = pet_ranges.outside(measured, model.pet_ranges)
