@@ -1,4 +1,4 @@
-"""Score tables of a summary as plain structures, Markdown and terminal text."""
+"""Score tables of a summary as plain structures and terminal text."""
 
 import itertools
 import textwrap
@@ -188,30 +188,6 @@ def verdict(test: dict) -> str:
         return "no difference shown" if p >= 0.05 else "differ"
     winner = test["a"] if (difference > 0) == (better == "high") else test["b"]
     return f"{labels.method_label(winner)} better"
-
-
-def _plain(cell: Cell) -> str:
-    return f"{cell.text} {cell.detail}".strip()
-
-
-def markdown_table(summary: dict) -> str:
-    """One Markdown table per target, references in italics, best means in bold."""
-    parts = []
-    for target in targets_of(summary):
-        table = score_table(summary, target)
-        people = people_of(rows_of(summary, target))
-        parts.append(
-            f"**PET to {labels.target_label(target)}**" + (f" ({people})" if people else "")
-        )
-        lines = ["| " + " | ".join(table.header) + " |", "|---" * len(table.header) + "|"]
-        for row in table.rows:
-            texts = [_plain(c).replace("|", "\\|") for c in row.cells]
-            texts = [f"**{t}**" if c.best else t for t, c in zip(texts, row.cells, strict=True)]
-            if row.kind == "reference":
-                texts[0] = f"*{texts[0]}*"
-            lines.append("| " + " | ".join(texts) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
 
 
 def text_table(summary: dict, width: int = 100) -> str:
