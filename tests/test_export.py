@@ -53,8 +53,7 @@ def reseal(folder, change) -> None:
 def rows_of(study):
     data = study.config("unet").data
     data.context = 3
-    config = type("Config", (), {"data": data})
-    return inputs.image_source(config, Prepared(study.prepared), "test", ("ct", "mr"), 4)
+    return inputs.image_source(Prepared(study.prepared), "test", ("ct", "mr"), data, slice_stride=4)
 
 
 def images(run, mode, study):

@@ -17,6 +17,7 @@ from cldm_jax.data import pet_ranges, shards
 from cldm_jax.errors import UserError
 from cldm_jax.methods.base import Method
 from cldm_jax.runs import calibration, monai_export
+from cldm_jax.runs.inputs import prepared_folder
 from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.readouts import Stored, read_stored, stored_calibration, stored_method
 from cldm_jax.runtime import weights
@@ -79,7 +80,7 @@ def _with_pet_ranges(run: str, stored: Stored) -> Stored:
     if stored.manifest.pet_ranges:
         return stored
     data = stored.config["data"]
-    folder = pathlib.Path(data["prepared"] or f"{data['root']}/prepared")
+    folder = prepared_folder(data)
     ranges, why = None, f"{folder} is not there"
     if (folder / shards.INDEX).is_file():
         prepared, why = shards.Prepared(folder), f"{folder} holds other data now"

@@ -7,6 +7,7 @@ import numpy as np
 from cldm_jax.data import intensity
 from cldm_jax.metrics import ensemble, regions
 from cldm_jax.runs import spread
+from cldm_jax.runs.inputs import image_source
 from cldm_jax.runs.readouts import Entrant, Run, predict_entrant
 
 
@@ -64,7 +65,7 @@ def _stride(calibrated, prepared) -> int:
 
 def _rows(config, prepared, name, made, targets, codes, specs, stride, spacing) -> list[dict]:
     facts, data = made.run.calibration, made.run.config["data"]
-    source = spread.open_source(prepared, config.split, targets, data, stride)
+    source = image_source(prepared, config.split, targets, data, slice_stride=stride)
     height = stride * spread.slice_mm(prepared)
     judged = {t: [] for t in targets}
     asked = {t: [] for t in targets}
@@ -145,7 +146,7 @@ def _points(config, prepared, entrants, chosen, codes, specs, stride, spacing) -
     for e in entrants:
         targets = tuple(e.runs)
         data = e.first.config["data"]
-        source = spread.open_source(prepared, config.split, targets, data, stride)
+        source = image_source(prepared, config.split, targets, data, slice_stride=stride)
         batch = source.read(np.arange(len(source)))
         real, head = batch["target"][..., 0], batch["mask"][..., 0] > 0
         by_mode = {}

@@ -6,7 +6,7 @@ All return images [N, H, W] in model range for the rows of a source, to be score
 import jax
 import numpy as np
 
-from cldm_jax.data.pipeline import SliceSource
+from cldm_jax.data.pipeline import SliceSource, make_eval_batches
 from cldm_jax.data.shards import Prepared
 
 
@@ -66,11 +66,8 @@ def reacquired(prepared: Prepared, source: SliceSource, names: dict[int, str]) -
 
 def sources(source: SliceSource, batch_size: int, channel: int) -> np.ndarray:
     """The source image itself as the answer: what copying scores. [N, H, W] model range."""
-    out = []
-    for start in range(0, len(source), batch_size):
-        batch = source.read(np.arange(start, min(start + batch_size, len(source))))
-        out.append(batch["source"][..., channel])
-    return np.concatenate(out)
+    out = [b["source"][..., channel] for b in make_eval_batches(source, batch_size)]
+    return np.concatenate(out)[: len(source)]
 
 
 def linear_patches(real, labels, run) -> np.ndarray | None:
@@ -111,18 +108,13 @@ def autoencoded(run, source: SliceSource, batch_size: int) -> np.ndarray:
 
     variables = jax.device_put(run.state.frozen["autoencoder"])
     out = []
-    for start in range(0, len(source), batch_size):
-        index = np.minimum(np.arange(start, start + batch_size), len(source) - 1)
-        batch = source.read(index)
+    for batch in make_eval_batches(source, batch_size):
         out.append(np.asarray(reconstruct(variables, batch["target"], batch["label"]))[..., 0])
     return np.concatenate(out)[: len(source)]
 
 
 def targets(source: SliceSource, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """True images and head masks of all rows, [N, H, W] each."""
-    images, masks = [], []
-    for start in range(0, len(source), batch_size):
-        batch = source.read(np.arange(start, min(start + batch_size, len(source))))
-        images.append(batch["target"][..., 0])
-        masks.append(batch["mask"][..., 0] > 0)
-    return np.concatenate(images), np.concatenate(masks)
+    batches = make_eval_batches(source, batch_size)
+    parts = [(b["target"][..., 0], b["mask"][..., 0] > 0) for b in batches]
+    return tuple(np.concatenate(part)[: len(source)] for part in zip(*parts, strict=True))
