@@ -61,17 +61,17 @@ def mean_of(row: dict, metric: str):
     return mean if labels.is_number(mean) else None
 
 
-def best_row(rows: list[dict], metric: str) -> dict | None:
-    """The row with the best mean of a metric; None where fewer than two rows have one."""
+def best_row(rows: list[dict], metric: str, better: str) -> dict | None:
+    """The row with the best mean of a metric; None where fewer than two have one or none is better."""
     scored = [row for row in rows if mean_of(row, metric) is not None]
-    if len(scored) < 2:
+    if len(scored) < 2 or not better:
         return None
     distance = {
         "high": lambda v: -v,
         "low": lambda v: v,
         "one": lambda v: abs(v - 1),
         "zero": abs,
-    }[METRICS[metric].better]
+    }[better]
     return min(scored, key=lambda row: distance(mean_of(row, metric)))
 
 
@@ -90,7 +90,7 @@ def score_table(summary: dict, target: str) -> Table:
     units = units_of(summary, target)
     header = ["Method"] + [labels.metric_label(m, units) for m in MAIN_METRICS]
     header += [head for _, head, _ in _COSTS]
-    best = {metric: best_row(rows, metric) for metric in MAIN_METRICS}
+    best = {metric: best_row(rows, metric, METRICS[metric].better) for metric in MAIN_METRICS}
     decimals = {
         metric: labels.decimals_for(
             labels.metric_unit(metric, units), [r.get(metric) for r in rows + references]
