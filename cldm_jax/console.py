@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import sys
+from typing import NoReturn
 
 VENV_PYTHON = ".venv/bin/python"  # what launch/setup.sh makes
 # Top-level modules of requirements.txt.
@@ -124,6 +125,12 @@ def _refusal(module: str, missing) -> str:
     is_here = os.path.realpath(os.curdir) == str(_ROOT)
     python = VENV_PYTHON if is_here else str(_ROOT / VENV_PYTHON)
     return f"{reason}. Use: {shlex.join([python, '-m', module, *sys.argv[1:]])}"
+
+
+def refuse(error: Exception) -> NoReturn:
+    """What a user did that cannot be done: one line, exit status 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def leave_on_interrupt() -> None:

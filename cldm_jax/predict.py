@@ -103,8 +103,7 @@ def main(argv=None) -> None:
         # A broken pipe: whoever read the output left, which is no fault of a disk.
         if args.debug or isinstance(error, BrokenPipeError):
             raise
-        print(f"error: {_refusal(error, args.out)}", file=sys.stderr)
-        sys.exit(2)
+        console.refuse(_refusal(error, args.out))
 
 
 def _refusal(error: Exception, out: str) -> UserError:

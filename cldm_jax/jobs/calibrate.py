@@ -31,7 +31,6 @@ class Settings(NamedTuple):
 
 def run(config, workdir: str) -> None:
     """Calibrates `config.run`, a training's workdir; `workdir` is not used."""
-    del workdir
     if not config.run:
         raise UserError("config.run", "empty", "Give --config.run=<workdir of a training>.")
     if weights.is_exported(config.run):

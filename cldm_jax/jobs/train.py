@@ -122,7 +122,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
                 validate.pay(loop)
             if not loop.run(programs, feed, rng, progress):
                 return False
-    record.finish(workdir, manifest, config.train.num_train_steps)
+    record.write_manifest(workdir, manifest, config.train.num_train_steps, finished=True)
     return True
 
 
@@ -141,7 +141,7 @@ def _restore(config, workdir, checkpoints: Checkpoints, state):
 def _nothing_to_do(config, workdir, manifest, start: int) -> bool:
     # A finished run's record stays that of the command and commit that trained it.
     if not record.is_finished(workdir):
-        record.finish(workdir, manifest, start)
+        record.write_manifest(workdir, manifest, start, finished=True)
     is_trained = config.train.num_train_steps > 0
     done = f"already trained to step {start}" if is_trained else "holds the imported weights"
     print(f"{workdir}: {done}", flush=True)

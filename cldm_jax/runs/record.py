@@ -262,7 +262,3 @@ def write_manifest(workdir, manifest: Manifest, step: int, finished: bool) -> No
 def is_finished(workdir) -> bool:
     path = pathlib.Path(workdir) / "run.json"
     return path.is_file() and files.read_json(path)["finished"]
-
-
-def finish(workdir, manifest, step) -> None:
-    write_manifest(workdir, manifest, step, finished=True)

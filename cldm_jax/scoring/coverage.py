@@ -6,6 +6,7 @@ import numpy as np
 
 from cldm_jax.data import intensity
 from cldm_jax.metrics import ensemble, regions
+from cldm_jax.metrics.aggregate import base_name
 from cldm_jax.runs import spread
 from cldm_jax.runs.inputs import image_source
 from cldm_jax.runs.readouts import Entrant, Run, predict_entrant
@@ -140,8 +141,6 @@ def _regions(asked: list[spread.Asked], rules: dict, target: str) -> list[dict]:
 
 def _points(config, prepared, entrants, chosen, codes, specs, stride, spacing) -> list[dict]:
     """MAE of every method's chosen read-out after each blur: the CRPS of a method without a spread."""
-    from cldm_jax.metrics.aggregate import base_name
-
     out = []
     for e in entrants:
         targets = tuple(e.runs)
