@@ -127,7 +127,7 @@ def _context(summary, scores, gallery, drawn, title) -> dict:
         "simulated": data.get("contrast") == "simulated",
         "headlines": reading.headlines(summary),
         "caveat": None if people is None else power_caveat(people, len(tests)),
-        "run": _run_facts(run, data),
+        "run": [*run_facts(run), *_data_facts(data)],
         "versions": run.get("versions") or {},
         "targets": [
             {
@@ -169,7 +169,7 @@ def _protocol_words(protocol) -> list[str]:
     return Protocol.from_json(protocol).describe() if protocol else [labels.NOT_MEASURED]
 
 
-def hardware(found) -> str:
+def _hardware(found) -> str:
     """`runtime.device.describe` in words; what is no such dict, of older reports, as it is."""
     if not isinstance(found, dict):
         return "not recorded" if found is None else str(found)
@@ -177,22 +177,27 @@ def hardware(found) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
 
 
-def _run_facts(run: dict, data: dict) -> list[tuple[str, str]]:
-    """(name, text) pairs of the page's head; what was not recorded says so."""
+def _text(value) -> str:
+    return "not recorded" if value is None else str(value)
 
-    def text(value):
-        return "not recorded" if value is None else str(value)
 
-    patients = f"{text(data.get('train_patients'))} train, {text(data.get('test_patients'))} test"
+def run_facts(run: dict) -> list[tuple[str, str]]:
+    """(name, text) pairs of a page's head; what was not recorded says so."""
     return [
-        ("Command", text(run.get("command"))),
-        ("Preset", text(run.get("preset"))),
-        ("Hardware", hardware(run.get("hardware"))),
-        ("Seed", text(run.get("seed"))),
-        ("Git revision", text(run.get("git"))),
-        ("Data", text(data.get("name"))),
-        ("Contrast", text(data.get("contrast"))),
-        ("People", patients),
-        ("Data fingerprint", text(data.get("fingerprint"))[:16]),
-        ("Split hash", text(data.get("split_hash"))[:16]),
+        ("Command", _text(run.get("command"))),
+        ("Preset", _text(run.get("preset"))),
+        ("Hardware", _hardware(run.get("hardware"))),
+        ("Seed", _text(run.get("seed"))),
+        ("Git revision", _text(run.get("git"))),
+    ]
+
+
+def _data_facts(data: dict) -> list[tuple[str, str]]:
+    people = f"{_text(data.get('train_patients'))} train, {_text(data.get('test_patients'))} test"
+    return [
+        ("Data", _text(data.get("name"))),
+        ("Contrast", _text(data.get("contrast"))),
+        ("People", people),
+        ("Data fingerprint", _text(data.get("fingerprint"))[:16]),
+        ("Split hash", _text(data.get("split_hash"))[:16]),
     ]

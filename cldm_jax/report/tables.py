@@ -131,11 +131,8 @@ def detail_table(summary: dict, target: str) -> Table | None:
         cells = [Cell(labels.method_label(labels.row_key(row)))]
         for metric, form in columns:
             unit = labels.metric_unit(metric, units)
-            cells.append(
-                Cell(
-                    form(row.get(metric), labels.decimals_for(unit, [r.get(metric) for r in rows]))
-                )
-            )
+            places = labels.decimals_for(unit, [r.get(metric) for r in rows])
+            cells.append(Cell(form(row.get(metric), places)))
         table.append(Row("method", cells))
     return Table(header, table)
 

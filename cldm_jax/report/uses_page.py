@@ -15,17 +15,13 @@ _ACROSS = 6  # panels of a row
 
 def make_page(summary: dict, pictures: dict, *, title: str) -> str:
     """HTML. summary: of jobs/tasks.py. pictures: {use: (person, {(method, mode): [H, W]})}."""
-    run, data = summary["run"], summary["data"]
+    data = summary["data"]
     tests = sum(len(use["tests"]) for use in summary["uses"])
     independent = max(
         (row["n_independent"] for use in summary["uses"] for row in use["rows"]), default=0
     )
     facts = [
-        ("Command", run["command"]),
-        ("Preset", run["preset"]),
-        ("Hardware", page.hardware(run["hardware"])),
-        ("Seed", run["seed"]),
-        ("Git revision", run["git"]),
+        *page.run_facts(summary["run"]),
         ("Data", f"{data['name']}, {data['split']} people, contrast {data['contrast']}"),
         ("Template", data["template"]),
     ]
@@ -33,7 +29,7 @@ def make_page(summary: dict, pictures: dict, *, title: str) -> str:
         "title": title,
         "simulated": data["contrast"] == "simulated",
         "caveat": power_caveat(independent, tests),
-        "run": [(name, str(text)) for name, text in facts],
+        "run": facts,
         "uses": [_section(use, pictures.get(use["name"])) for use in summary["uses"]],
     }
     return page.render("uses.html", context)
