@@ -12,6 +12,7 @@ import shlex
 import shutil
 import signal
 import sys
+from typing import NoReturn
 
 VENV_PYTHON = ".venv/bin/python"  # what launch/setup.sh makes
 # Top-level modules of requirements.txt.
@@ -37,11 +38,7 @@ def interpreter() -> str:
 
 def command(*words: str) -> str:
     """`python -m WORDS` as it can be pasted into the shell that this process was started from."""
-    return _joined(interpreter(), "-m", *words)
-
-
-def _joined(*words: str) -> str:
-    return " ".join(map(shlex.quote, words))  # shlex.join is younger than some interpreters
+    return shlex.join([interpreter(), "-m", *words])
 
 
 def localized(text: str) -> str:
@@ -127,7 +124,13 @@ def _refusal(module: str, missing) -> str:
         return f"{reason}. Install them into .venv: bash launch/setup.sh"
     is_here = os.path.realpath(os.curdir) == str(_ROOT)
     python = VENV_PYTHON if is_here else str(_ROOT / VENV_PYTHON)
-    return f"{reason}. Use: {_joined(python, '-m', module, *sys.argv[1:])}"
+    return f"{reason}. Use: {shlex.join([python, '-m', module, *sys.argv[1:]])}"
+
+
+def refuse(error: Exception) -> NoReturn:
+    """What a user did that cannot be done: one line, exit status 2."""
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(2)
 
 
 def leave_on_interrupt() -> None:

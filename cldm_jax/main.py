@@ -93,7 +93,7 @@ def main(argv) -> None:
     except UserError as error:
         if _DEBUG.value:
             raise
-        _refuse(error)
+        console.refuse(error)
 
 
 def _run_distributed(run) -> None:
@@ -126,12 +126,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     except UserError as error:
         if "--debug" in argv:
             raise
-        _refuse(error)
-
-
-def _refuse(error: UserError) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+        console.refuse(error)
 
 
 def _parse(argv: list[str], before_jax=lambda: None) -> list[str]:

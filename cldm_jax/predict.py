@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--checkpoint", default="", metavar="RUN",
         help="workdir of a training, or an exported model; default: the small model that comes along, "
         "trained on simulated heads: to try the command, not to read anatomy from")  # fmt: skip
-    add("--target", nargs="+", default=(), choices=("ct", "mr"),
+    add("--target", dest="targets", nargs="+", default=(), choices=("ct", "mr"),
         help="default: all that the model makes")  # fmt: skip
     add("--mode", default="", choices=MODES,
         help="onestep: the expected image in one network evaluation: smooth. mirror: the mean of that "
@@ -98,47 +98,24 @@ def main(argv=None) -> None:
         device.check()
         from cldm_jax.jobs import predict
 
-        request = predict.Request(
-            input=args.input,
-            out=args.out,
-            checkpoint=args.checkpoint,
-            targets=tuple(args.target),
-            mode=args.mode,
-            samples=args.samples,
-            sharpness=args.sharpness,
-            steps=args.steps,
-            seed=args.seed,
-            uncertainty=args.uncertainty,
-            batch_size=args.batch_size,
-            report=args.report,
-            overwrite=args.overwrite,
-            series=args.series,
-            part=args.part,
-        )
-        predict.predict(request)
-    except UserError as error:
-        if args.debug:
+        predict.predict(predict.Request(**{k: getattr(args, k) for k in predict.Request._fields}))
+    except (UserError, OSError, MemoryError) as error:
+        # A broken pipe: whoever read the output left, which is no fault of a disk.
+        if args.debug or isinstance(error, BrokenPipeError):
             raise
-        _refuse(error)
-    except BrokenPipeError:  # whoever read the output left: no fault of a disk
-        raise
-    except OSError as error:  # the disk of the outputs; inputs are refused by name above
-        if args.debug:
-            raise
-        what = error.filename2 or error.filename or args.out
-        remedy = "Mend the disk (space, permissions); the same command goes on from there"
-        _refuse(UserError(what, error.strerror or str(error), remedy))
-    except MemoryError:
-        if args.debug:
-            raise
-        _refuse(
-            UserError("memory", "not enough", "Give a smaller --batch-size, or crop to the head")
-        )
+        console.refuse(_refusal(error, args.out))
 
 
-def _refuse(error: UserError) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    sys.exit(2)
+def _refusal(error: Exception, out: str) -> UserError:
+    if isinstance(error, UserError):
+        return error
+    if isinstance(error, MemoryError):
+        remedy = "Give a smaller --batch-size, or crop to the head"
+        return UserError("memory", "not enough", remedy)
+    # The disk of the outputs: inputs are refused by name.
+    what = error.filename2 or error.filename or out
+    remedy = "Mend the disk (space, permissions); the same command goes on from there"
+    return UserError(what, error.strerror or str(error), remedy)
 
 
 def script() -> None:

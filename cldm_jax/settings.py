@@ -27,31 +27,28 @@ JOBS = {
 }
 # What a setting may be, by the end of its name, so that hours are not spent before it is refused:
 # lowest and highest number, or the words there are. Jobs check the rest themselves.
-_ANY, _SHARE, _COUNT = (0, math.inf), (0, 1), (1, math.inf)
 LIMITS = {
-    **dict.fromkeys(("seed", "split_seed", "workers", "num_workers", "warmup_steps"), _ANY),
-    **dict.fromkeys(("batch_size", "steps", "weight_decay", "people_per_group", "folds"), _ANY),
-    **dict.fromkeys(("calibrate_samples", "calibrate_people", "people", "samples"), _ANY),
-    "sharpness": _ANY,
-    "max_people": _ANY,
-    "template_people": _COUNT,
-    "calibrate_slice_stride": _COUNT,
-    **dict.fromkeys(("train.batch_size", "encode_batch_size"), _COUNT),
-    **dict.fromkeys(("log_every", "val_every", "save_every", "num_threads", "init_items"), _COUNT),
-    "steps_per_call": _COUNT,
-    "accumulate": _COUNT,
-    "num_train_steps": _ANY,  # 0: weights are only imported
-    **dict.fromkeys(("slice_stride", "val_slice_stride", "train_slice_stride", "context"), _COUNT),
-    **dict.fromkeys(("num_timesteps", "num_sampling_steps", "num_samples"), _COUNT),
-    **dict.fromkeys(("base_channels", "latent_channels", "channel_mult", "groups"), _COUNT),
-    **dict.fromkeys(("num_classes", "n_subjects", "variants_per_head", "shard_items"), _COUNT),
-    **dict.fromkeys(("b1", "b2", "ema_decay", "class_dropout_prob", "onestep_share"), _SHARE),
-    **dict.fromkeys(("onestep_ramp", "eta", "sdedit_strength", "min_head_fraction"), _SHARE),
-    **dict.fromkeys(("mi_threshold", "split_fractions", "randomised_share"), _SHARE),
-    "pets_per_person": _COUNT,
-    **dict.fromkeys(("learning_rate", "clip_norm", "spacing_mm"), (sys.float_info.min, math.inf)),
-    "noise_slices": (0, 20),
-    "fold": (-1, math.inf),  # of reproduce: -1, none
+    name: limits
+    for limits, names in {
+        # num_train_steps of 0: weights are only imported
+        (
+            0,
+            math.inf,
+        ): "seed split_seed workers num_workers warmup_steps batch_size steps weight_decay "
+        "people_per_group folds calibrate_samples calibrate_people people samples sharpness max_people "
+        "num_train_steps",
+        (0, 1): "b1 b2 ema_decay class_dropout_prob onestep_share onestep_ramp eta sdedit_strength "
+        "min_head_fraction mi_threshold split_fractions randomised_share",
+        (1, math.inf): "template_people calibrate_slice_stride train.batch_size encode_batch_size "
+        "log_every val_every save_every num_threads init_items steps_per_call accumulate slice_stride "
+        "val_slice_stride train_slice_stride context num_timesteps num_sampling_steps num_samples "
+        "base_channels latent_channels channel_mult groups num_classes n_subjects variants_per_head "
+        "shard_items pets_per_person",
+        (sys.float_info.min, math.inf): "learning_rate clip_norm spacing_mm",
+        (0, 20): "noise_slices",
+        (-1, math.inf): "fold",  # of reproduce: -1, none
+    }.items()
+    for name in names.split()
 }
 # Words that the code which obeys them keeps are looked up there, as "module:NAME" below cldm_jax.
 CHOICES = {

@@ -179,7 +179,7 @@ def _broken(found: dict[str, bytes], truth: dict[str, bytes]) -> list[str]:
     """Names of files that are neither whole nor marked as unfinished."""
     wrong = []
     for name, data in found.items():
-        if name.endswith((".nii.gz", ".npy", ".safetensors", ".stablehlo")):
+        if name.endswith((".nii.gz", ".npy", ".safetensors")):
             wrong += [name] if data != truth.get(name) else []
         elif name.endswith(".json"):
             try:

@@ -129,9 +129,12 @@ def make_case(role, keys=KEYS, size=48):
     }
 
 
+WINDOWS = {"units": "fraction", "window": (0.0, 1.0), "error_window": 0.3}
+
+
 def make_gallery(targets=("ct", "mr"), keys=KEYS, roles=("best", "median", "worst")):
     units = {"ct": "HU", "mr": "fraction"}
     return {
-        t: {"units": units[t], "error_window": 0.3, "cases": [make_case(r, keys) for r in roles]}
+        t: {**WINDOWS, "units": units[t], "cases": [make_case(r, keys) for r in roles]}
         for t in targets
     }

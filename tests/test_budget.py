@@ -19,7 +19,7 @@ COSTS = {
 class FakePrepared:
     """Two training people of 50 slices; the second has no MR."""
 
-    index = types.MappingProxyType({"subjects": [{"n_slices": 50}, {"n_slices": 50}]})
+    index = types.SimpleNamespace(people=[types.SimpleNamespace(n_slices=50)] * 2)
 
     def subjects(self, split):
         assert split == "train"

@@ -17,6 +17,7 @@ from cldm_jax.jobs import calibrate, evaluate, export, predict, train
 from cldm_jax.metrics import ensemble
 from cldm_jax.metrics.regions import REGIONS
 from cldm_jax.runs import calibration, spread
+from cldm_jax.runs.inputs import image_source
 from cldm_jax.runs.readouts import Predictor, open_run
 from cldm_jax.volumes import derivatives
 from cldm_jax.volumes.opened import CPU_BATCH, open_model
@@ -86,7 +87,8 @@ class TestTheFile:
     def test_it_fits_the_people_it_was_made_on(self, study, run):
         """On them 90 % of pixels are covered at every scale; as sampled they are not."""
         opened, prepared = open_run(str(run)), Prepared(study.prepared)
-        source = spread.open_source(prepared, "val", ("ct", "mr"), {"context": 3}, 2, 2)
+        source = image_source(prepared, "val", ("ct", "mr"), {"context": 3}, slice_stride=2)
+        source = spread.first_people(source, 2)
         drawer = spread.Drawer(opened, "mirror", SAMPLES, batch_size=4, seed=0)
         names, spacing = {1: "ct", 2: "mr"}, tuple(prepared.json["grid"]["spacing_mm"])
         judged = {"ct": [], "mr": []}
@@ -182,7 +184,9 @@ class TestTheFile:
 def test_members_are_samples_of_their_own(study, run):
     """Member 0 is the single sample; others differ; a member does not depend on how many there are."""
     opened = open_run(str(run))
-    source = spread.open_source(Prepared(study.prepared), "val", ("ct",), {"context": 3}, 4, 1)
+    prepared = Prepared(study.prepared)
+    source = image_source(prepared, "val", ("ct",), {"context": 3}, slice_stride=4)
+    source = spread.first_people(source, 1)
     one = Predictor(opened, "sample")
     options = dict(batch_size=4, seed=0)
     drawn = spread.Drawer(opened, "mirror", 3, **options).draw(source)

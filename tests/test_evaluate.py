@@ -289,14 +289,14 @@ def test_validation_draws_every_class_from_what_it_has_predicted(study, monkeypa
     """One batch more than the validation itself, where the first images have one code between them."""
     calls = []
 
-    def over_devices(function):
+    def divided(function):
         def call(*args):
             calls.append(args[1]["label"])
             return function(*args)
 
         return call
 
-    monkeypatch.setattr(validation.sharding, "over_devices", over_devices)
+    monkeypatch.setattr(validation.sharding, "Divided", divided)
 
     def predict(state, batch, rng):
         code = np.asarray(batch["label"], np.float32)[:, None, None, None]
@@ -313,5 +313,5 @@ def test_validation_draws_every_class_from_what_it_has_predicted(study, monkeypa
         part = shown[:, :, column * width : (column + 1) * width]
         np.testing.assert_allclose(part, (code / 4 + 1) / 2)
     assert len(set(calls[0][: validation.SHOWN].tolist())) == 1
-    rows = inputs.image_source(config, prepared, "val", ("ct", "mr"), 1)
+    rows = inputs.image_source(prepared, "val", ("ct", "mr"), config.data)
     assert len(calls) == -(-len(rows) // config.train.batch_size) + 1

@@ -1,6 +1,5 @@
 """Exported models: the same predictions, nothing private, and refusal of whatever is not whole."""
 
-import importlib.util
 import json
 import shutil
 
@@ -19,9 +18,6 @@ from cldm_jax.runtime import device, weights
 from cldm_jax.volumes import opened
 from configs import eval as eval_config
 from configs import export as export_config
-
-HAS_FLATBUFFERS = importlib.util.find_spec("flatbuffers") is not None
-needs_flatbuffers = pytest.mark.skipif(not HAS_FLATBUFFERS, reason="pip install flatbuffers")
 
 
 def exported(trained, out, **fields):
@@ -57,8 +53,7 @@ def reseal(folder, change) -> None:
 def rows_of(study):
     data = study.config("unet").data
     data.context = 3
-    config = type("Config", (), {"data": data})
-    return inputs.image_source(config, Prepared(study.prepared), "test", ("ct", "mr"), 4)
+    return inputs.image_source(Prepared(study.prepared), "test", ("ct", "mr"), data, slice_stride=4)
 
 
 def images(run, mode, study):
@@ -404,8 +399,6 @@ def test_names_that_collide_are_refused(names):
         ({"run": ""}, "config.run"),
         ({"run": "nowhere"}, "not a run folder"),
         ({"dtype": "bfloat16"}, "dtype 'bfloat16'"),
-        ({"stablehlo": ("mean99",)}, "not a read-out"),
-        ({"batch_size": -1}, "negative"),
     ],
 )
 def test_wrong_settings_are_refused(study, tmp_path, fields, message):
@@ -450,95 +443,6 @@ def test_a_model_is_overwritten_only_on_demand(study, copy):
 def test_a_trainings_folder_is_not_written_to(study):
     with pytest.raises(UserError, match="folder of a training"):
         exported(study.ldm, study.ldm, overwrite=True)
-
-
-# Programs
-
-
-@pytest.fixture(scope="module")
-def programs(study, tmp_path_factory):
-    return exported(
-        study.ldm, tmp_path_factory.mktemp("programs"), stablehlo=("onestep", "sample", "mean4")
-    )
-
-
-@needs_flatbuffers
-@pytest.mark.parametrize("mode", ["onestep", "sample", "mean4"])
-def test_a_program_equals_the_original(study, programs, mode):
-    """At any batch size; `sample` is DDIM in 4 steps, and its noise comes from the seed."""
-    run = readouts.open_run(str(study.ldm))
-    source = rows_of(study)
-    call = export.load_program(programs, mode)
-    for count in (1, 5) if mode == "onestep" else (5,):
-        batch = source.read(np.arange(count))
-        want = jax.jit(run.method.predict[mode])(run.state, batch, jax.random.key(7))
-        arguments = [batch[k] for k in ("source", "label", "subject", "slice")]
-        found = call(*arguments, 7)
-        assert found.keys() == ({"image", "sd"} if mode == "mean4" else {"image"})
-        for name, value in found.items():
-            np.testing.assert_allclose(value, getattr(want, name), atol=1e-5, rtol=0)
-        differs = not np.allclose(found["image"], call(*arguments, 8)["image"], atol=1e-3)
-        assert differs == (mode != "onestep")
-
-
-@needs_flatbuffers
-@pytest.mark.parametrize("mode", ["onestep", "sample"])
-def test_a_program_is_portable(programs, mode):
-    """For CPU and CUDA, and with nothing inside that only this package knows."""
-    blob = (programs / f"{mode}.stablehlo").read_bytes()
-    module = jax.export.deserialize(bytearray(blob))
-    assert module.platforms == ("cpu", "cuda") and module.nr_devices == 1
-    text = module.mlir_module()
-    assert "stablehlo.convolution" in text and "winograd" not in text
-    calls = {
-        line.split("@")[1].split("(")[0] for line in text.splitlines() if "custom_call" in line
-    }
-    assert calls <= {"shape_assertion"}
-    card = files.read_json(programs / weights.CARD)
-    assert card["programs"][mode]["platforms"] == ["cpu", "cuda"]
-    assert (
-        files.sha256_file(programs / f"{mode}.stablehlo")
-        == (card["files"][f"{mode}.stablehlo"]["sha256"])
-    )
-
-
-@needs_flatbuffers
-def test_our_kernels_stay_out_where_the_machine_has_them(study, tmp_path, monkeypatch):
-    if library._load() is None:
-        pytest.skip("no C++ compiler on this machine")
-    monkeypatch.setattr(library, "is_enabled", lambda: library._mode == "native")
-    monkeypatch.setattr(library, "_mode", "native")
-    out = exported(study.unet, tmp_path, stablehlo=("predict",), batch_size=4)
-    blob = (out / "predict.stablehlo").read_bytes()
-    text = jax.export.deserialize(bytearray(blob)).mlir_module()
-    assert "custom_call" not in text and "stablehlo.convolution" in text
-    assert library._mode == "native"  # put back
-    # Negative control: the read-out itself calls them here.
-    run = readouts.open_run(str(study.unet))
-    batch = rows_of(study).read(np.arange(4))
-    lowered = jax.jit(run.method.predict["predict"]).lower(run.state, batch, jax.random.key(0))
-    assert "cldm_winograd" in lowered.as_text()
-
-
-@needs_flatbuffers
-def test_a_damaged_program_is_refused(programs, tmp_path):
-    folder = shutil.copytree(programs, tmp_path / "programs")
-    path = folder / "onestep.stablehlo"
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(UserError, match="damaged"):
-        export.load_program(folder, "onestep")
-    with pytest.raises(UserError, match="no program 'mean99'"):
-        export.load_program(folder, "mean99")
-
-
-def test_programs_need_flatbuffers(study, tmp_path, monkeypatch):
-    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match="pip install flatbuffers"):
-        exported(study.ldm, tmp_path, stablehlo=("onestep",))
-    with pytest.raises(UserError, match="pip install flatbuffers"):
-        export.load_program(tmp_path, "onestep")
 
 
 def test_the_card_is_plain_json(models):

@@ -459,7 +459,7 @@ def test_the_imported_networks_answer(runs, study):
     assert (np.asarray(stats["mean"]) == 0).all() and (np.asarray(stats["std"]) == 2).all()
     config = ldm_config(study, runs)
     prepared = inputs.open_prepared(config.data)
-    source = inputs.image_source(config, prepared, "test", ("ct", "mr"), 8)
+    source = inputs.image_source(prepared, "test", ("ct", "mr"), config.data, slice_stride=8)
     codes = {"ct": 1, "mr": 2}
     entrant = readouts.make_entrants([run], ("ct", "mr"))[0]
     out = readouts.predict_entrant(entrant, "sample", source, codes, batch_size=4, seed=0)

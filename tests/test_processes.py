@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def test_rows_are_divided_and_come_back_whole():
     """Seven rows over two devices: the eighth is made up and cut off again."""
-    function = sharding.over_devices(lambda c, batch, k: {"y": batch["x"] * c["w"] + k, "z": None})
+    function = sharding.Divided(lambda c, batch, k: {"y": batch["x"] * c["w"] + k, "z": None})
     constants = sharding.replicate({"w": jnp.float32(3), "key": jax.random.key(0)})
     x = np.arange(14, dtype=np.float32).reshape(7, 2)
     out = function(constants, {"x": x}, jnp.float32(1))
@@ -33,7 +33,7 @@ def test_rows_are_divided_and_come_back_whole():
 
 
 def test_compiled_ahead_it_is_the_same():
-    function = sharding.over_devices(lambda c, batch: {"y": batch["x"] * c})
+    function = sharding.Divided(lambda c, batch: {"y": batch["x"] * c})
     x, three = np.arange(14, dtype=np.float32).reshape(7, 2), sharding.replicate(jnp.float32(3))
     lazily = function(three, {"x": x})
     function.compile(three, {"x": x})
@@ -44,7 +44,7 @@ def test_compiled_ahead_it_is_the_same():
 
 def test_some_devices_only():
     first = jax.local_devices()[:1]
-    function = sharding.over_devices(lambda c, batch: batch + c, first)
+    function = sharding.Divided(lambda c, batch: batch + c, first)
     out = function(sharding.replicate(jnp.float32(1), first), np.zeros((3,), np.float32))
     assert out.sharding.device_set == set(first) and np.array_equal(out, np.ones(3))
 
@@ -57,7 +57,7 @@ def test_noise_is_the_same_on_any_number_of_devices():
 
     rows, key = np.zeros((8, 5), np.float32), jax.random.key(7)
     one, two = (
-        np.asarray(sharding.over_devices(draw, d)(sharding.replicate(key, d), rows))
+        np.asarray(sharding.Divided(draw, d)(sharding.replicate(key, d), rows))
         for d in (jax.local_devices()[:1], None)
     )
     assert np.array_equal(one, two)

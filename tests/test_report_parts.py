@@ -1,12 +1,11 @@
 """Parts of the report: labels, tables, verdicts and figures."""
 
 import math
-import re
 
 import numpy as np
 import pytest
 from PIL import Image
-from report_samples import KEYS, make_case, make_gallery, make_scores, make_summary
+from report_samples import KEYS, WINDOWS, make_case, make_gallery, make_scores, make_summary
 
 from cldm_jax.report import charts, figures, labels, reading, tables
 from cldm_jax.report.page import json_ready
@@ -65,12 +64,12 @@ def test_numbers_carry_no_false_precision():
 def test_best_is_marked_by_direction():
     summary = make_summary(("ct",))
     rows = tables.rows_of(summary, "ct")
-    assert tables.best_row(rows, "psnr") is rows[2]
-    assert tables.best_row(rows, "mae") is rows[2]  # lowest
+    assert tables.best_row(rows, "psnr", "high") is rows[2]
+    assert tables.best_row(rows, "mae", "low") is rows[2]  # lowest
     rows[0]["sharpness"]["mean"] = 1.05  # nearest to 1, not highest
     rows[1]["sharpness"]["mean"] = 3.0
-    assert tables.best_row(rows, "sharpness") is rows[0]
-    assert tables.best_row(rows[:1], "psnr") is None
+    assert tables.best_row(rows, "sharpness", "one") is rows[0]
+    assert tables.best_row(rows[:1], "psnr", "high") is None
     assert not any(c.best for r in tables.score_table(summary, "ct").rows[3:] for c in r.cells)
 
 
@@ -139,17 +138,8 @@ def test_the_class_flip_is_judged_by_what_the_classifier_can(accuracy, real, sta
     assert check.status == status
 
 
-def test_markdown_and_terminal_tables():
+def test_terminal_tables():
     summary = make_summary()
-    summary["rows"][0]["method"] = "a|b"
-    text = tables.markdown_table(summary)
-    blocks = [b for b in text.split("\n\n") if b.startswith("|")]
-    assert len(blocks) == 2 and "**PET to CT** (n = 5)" in text
-    for block in blocks:
-        lines = block.strip().splitlines()
-        assert len(lines) == 2 + 3 + 3
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1
-    assert "**26.1 ± 1.2 [25.7, 26.5]**" in text and "*Floor: population mean image*" in text
     plain = tables.text_table(summary)
     assert "26.1 ± 1.2 *" in plain and "[25.7, 26.5]" in plain
     assert "PET to MR, n = 5 people" in plain
@@ -212,7 +202,7 @@ def test_long_names_are_neither_cut_nor_over_each_other():
     figure = charts.scale_figure(summary, "ct")
     assert_apart_and_whole(figure, figure.axes[0].get_yticklabels())
     case = make_case("best", keys=keys)
-    figure = figures.case_figure({"units": "fraction"}, case)
+    figure = figures.case_figure(WINDOWS, case)
     assert_apart_and_whole(figure, [axes.title for axes in figure.axes])
 
 
@@ -258,8 +248,7 @@ def test_large_noisy_figures_stay_small(tmp_path):
     rng = np.random.default_rng(0)
     case["mask"] = np.ones((256, 256), bool)
     case["predictions"] = {k: rng.random((256, 256)) for k in keys}
-    target = {"units": "fraction"}
-    figures.save(figures.case_figure(target, case), tmp_path / "noise.png", indexed=True)
+    figures.save(figures.case_figure(WINDOWS, case), tmp_path / "noise.png", indexed=True)
     assert 20_000 < (tmp_path / "noise.png").stat().st_size < 300_000
 
 

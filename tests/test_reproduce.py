@@ -52,7 +52,7 @@ def test_steps_of_two_latent_methods_are_measured_in_one_process(study):
     config.autoencoder.data.prepared = str(study.prepared)
     untrained = budget._untrained(config.autoencoder)
     steps = [
-        budget._open(reproduce._recipe(config, name, str(study.prepared)), untrained)
+        budget._open(reproduce._on(config.trainings[name], str(study.prepared)), untrained)
         for name in ("ldm-plain", "ldm")
     ]
     for step in 2 * steps:

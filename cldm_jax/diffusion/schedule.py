@@ -19,20 +19,20 @@ def cosine(num_timesteps: int):
     return jnp.asarray(alphas_bar, jnp.float32)
 
 
-def scaled_linear(num_timesteps: int, beta_start: float = 0.0015, beta_end: float = 0.0195):
+def scaled_linear(num_timesteps: int):
     """CompVis' latent-diffusion betas, rescaled to zero terminal SNR (Lin et al., algorithm 1)."""
-    root = np.sqrt(_scaled_linear(num_timesteps, beta_start, beta_end))
+    root = np.sqrt(_scaled_linear(num_timesteps))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     return jnp.asarray(root**2, jnp.float32)
 
 
-def scaled_linear_plain(num_timesteps: int, beta_start: float = 0.0015, beta_end: float = 0.0195):
+def scaled_linear_plain(num_timesteps: int):
     """CompVis' latent-diffusion betas as they are: sqrt(alphas_bar[T - 1]) is 0.012 at 1000 steps."""
-    return jnp.asarray(_scaled_linear(num_timesteps, beta_start, beta_end), jnp.float32)
+    return jnp.asarray(_scaled_linear(num_timesteps), jnp.float32)
 
 
-def _scaled_linear(num_timesteps: int, beta_start: float, beta_end: float) -> np.ndarray:
-    betas = np.linspace(beta_start**0.5, beta_end**0.5, num_timesteps, dtype=np.float64) ** 2
+def _scaled_linear(num_timesteps: int) -> np.ndarray:
+    betas = np.linspace(0.0015**0.5, 0.0195**0.5, num_timesteps, dtype=np.float64) ** 2
     return np.cumprod(1 - betas)
 
 

@@ -15,7 +15,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.metrics import ensemble, regions
 from cldm_jax.runs import calibration, spread
 from cldm_jax.runs.calibration import Calibration, TargetCalibration
-from cldm_jax.runs.inputs import open_prepared
+from cldm_jax.runs.inputs import data_of, image_source
 from cldm_jax.runs.readouts import Run, open_run
 from cldm_jax.runtime import processes, weights
 from cldm_jax.runtime.progress import Progress
@@ -31,7 +31,6 @@ class Settings(NamedTuple):
 
 def run(config, workdir: str) -> None:
     """Calibrates `config.run`, a training's workdir; `workdir` is not used."""
-    del workdir
     if not config.run:
         raise UserError("config.run", "empty", "Give --config.run=<workdir of a training>.")
     if weights.is_exported(config.run):
@@ -40,11 +39,7 @@ def run(config, workdir: str) -> None:
     if config.samples < 2:
         raise UserError(f"config.samples={config.samples}", "no spread", "Give 2 or more")
     opened = open_run(config.run)
-    data = config.data.copy_and_resolve_references()
-    data.prepared = data.prepared or opened.config["data"]["prepared"]
-    if not data.prepared:
-        data.root = opened.config["data"]["root"]
-    prepared = open_prepared(data)
+    prepared = data_of(config, opened.config)
     reason = _lacking(opened, prepared)
     if reason:
         raise UserError(config.run, reason, "Give a CLDM with one-step rows and validation people")
@@ -101,9 +96,8 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
     """Factors by band, then with them the multipliers, all inside the heads of validation people."""
     data = opened.config["data"]
     targets = tuple(t for t in data["targets"] if t not in intensity.SOURCES)
-    source = spread.open_source(
-        prepared, "val", targets, data, settings.slice_stride, settings.people
-    )
+    source = image_source(prepared, "val", targets, data, slice_stride=settings.slice_stride)
+    source = spread.first_people(source, settings.people)
     point = spread.point_mode(opened)
     drawer = spread.Drawer(
         opened, point, settings.samples, batch_size=settings.batch_size, seed=settings.seed
@@ -111,7 +105,10 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
     spacing = prepared.index.spacing_mm
     with Progress(len(source) * drawer.evaluations, "calibrate", "evaluation") as progress:
         # Kept in half precision (1 HU): both passes see the same samples without drawing them again.
-        drawn = [_halved(d) for d in spread.volumes(drawer, source, progress)]
+        drawn = [
+            d._replace(samples=d.samples.astype(np.float16))
+            for d in spread.volumes(drawer, source, progress)
+        ]
     names = prepared.index.names(targets)
     height = settings.slice_stride * spread.slice_mm(prepared)
     by_target = {
@@ -142,23 +139,18 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
     )
 
 
-def _halved(drawn: spread.Drawn) -> spread.Drawn:
-    return drawn._replace(samples=drawn.samples.astype(np.float16))
-
-
-def _whole(drawn: spread.Drawn) -> spread.Drawn:
-    return drawn._replace(samples=drawn.samples.astype(np.float32))
-
-
 def _target(drawn, spec, target: str, spacing, height: float) -> TargetCalibration:
     errors, spreads = [], []
-    for d in map(_whole, drawn):
+    for d in drawn:
         errors.append(ensemble.band_power(d.point - d.real, d.head, spacing))
-        spreads.append(ensemble.band_power(ensemble.deviations(d.samples), d.head, spacing))
+        spreads.append(
+            ensemble.band_power(ensemble.deviations(d.samples.astype(np.float32)), d.head, spacing)
+        )
     factors = ensemble.factors(errors, spreads)
     ratios = [[] for _ in ensemble.SCALES_MM]
     asked = []
-    for d in map(_whole, drawn):
+    for d in drawn:
+        d = d._replace(samples=d.samples.astype(np.float32))
         mended = ensemble.scaled(ensemble.deviations(d.samples), factors, spacing)
         scales = zip(ratios, ensemble.SCALES_MM, ensemble.SMOOTH_MM, strict=True)
         for found, sd_mm, smooth_mm in scales:

@@ -6,7 +6,6 @@ same, memory of temporaries is what another compiler planned.
 """
 
 import math
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -187,7 +186,7 @@ def _lines(config, workdir: str, account: dict):
 
 def _data(config, seen: int) -> str:
     data = config.data
-    folder = pathlib.Path(data.prepared or pathlib.Path(data.root) / "prepared")
+    folder = inputs_lib.prepared_folder(data)
     if (folder / "index.json").is_file():
         prepared = inputs_lib.Prepared(folder)
         size = sum(p.stat().st_size for p in folder.glob("*.npy"))

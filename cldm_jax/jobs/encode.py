@@ -39,7 +39,7 @@ def ensure_latents(
     if processes.decided((folder / "index.json").is_file):
         return Prepared(folder)
     codec = make_codec(model)
-    encode = sharding.over_devices(lambda constants, batch: codec.encode(constants, *batch))
+    encode = sharding.Divided(lambda constants, batch: codec.encode(constants, *batch))
     variables = sharding.replicate(variables)
     writers, subjects = {}, []
     moments = {m: _Moments(model["latent_channels"]) for m in index.modalities}

@@ -48,11 +48,7 @@ def run(config, workdir: str) -> None:
     All processes compute, process 0 writes. Nothing is done where `workdir` holds this evaluation: of the
     same settings, data, checkpoints and METRICS.
     """
-    workdirs = [w.strip() for w in config.runs.split(",") if w.strip()]
-    if not workdirs:
-        raise UserError("config.runs", "empty", "Give the workdirs of trainings, comma-separated.")
-    sampling = config.sampling.to_dict() if config.replace_sampling else None
-    runs = [open_run(w, sampling) for w in workdirs]
+    runs = open_runs(config)
     prepared = shared_data(config, runs)
     stamp = _stamp(config, runs, prepared)
     done = pathlib.Path(workdir) / "summary.json"
@@ -68,6 +64,15 @@ def run(config, workdir: str) -> None:
     page = write_report(workdir, summary, scores, gallery, title=config.title)
     _print(summary)
     print(f"report: {page}")
+
+
+def open_runs(config) -> list[Run]:
+    """`config.runs`, with the sampling settings of `config` where these replace the runs' own."""
+    workdirs = [w.strip() for w in config.runs.split(",") if w.strip()]
+    if not workdirs:
+        raise UserError("config.runs", "empty", "Give the workdirs of trainings, comma-separated.")
+    sampling = config.sampling.to_dict() if config.replace_sampling else None
+    return [open_run(w, sampling) for w in workdirs]
 
 
 def _print(summary: dict) -> None:
@@ -120,25 +125,19 @@ def _evaluate(config, runs: list[Run], prepared):
     per_slice += 2 * (main is not None)
     readouts: dict[tuple[str, str], ReadOut] = {}
     control_rows: list[dict] = []
+    options = dict(batch_size=config.batch_size, seed=config.seed)
     with Progress(round(len(rows) * per_slice), "predict test people", "evaluation") as progress:
         for e in entrants:
             source = scorer.source(e.first.config["data"]["context"])
             for mode in e.first.method.predict:
                 readouts[e.name, mode] = predict_entrant(
-                    e,
-                    mode,
-                    source,
-                    codes,
-                    batch_size=config.batch_size,
-                    seed=config.seed,
-                    progress=progress,
+                    e, mode, source, codes, progress=progress, **options
                 )
                 scorer.add(e.name, mode, readouts[e.name, mode].images, targets=e.runs)
             made = recentred(e, readouts)
             if made is not None:
-                mode, readout = made
-                readouts[e.name, mode] = readout
-                scorer.add(e.name, mode, readouts[e.name, mode].images, targets=e.runs)
+                mode, readouts[e.name, made[0]] = made
+                scorer.add(e.name, mode, made[1].images, targets=e.runs)
             if e is main:
                 first = readouts[e.name, next(iter(e.first.method.predict))]
                 control_rows += _controls(
@@ -198,13 +197,7 @@ def _choose_modes(config, entrants, prepared, names, codes, reads) -> dict[str, 
             source = scorer.source(e.first.config["data"]["context"])
             for mode in modes:
                 images = predict_entrant(
-                    e,
-                    mode,
-                    source,
-                    codes,
-                    batch_size=config.batch_size,
-                    seed=config.seed,
-                    progress=None,
+                    e, mode, source, codes, batch_size=config.batch_size, seed=config.seed
                 ).images
                 scorer.add(e.name, mode, images, targets=e.runs)
         for target in e.runs:
@@ -300,6 +293,17 @@ def _costs(entrants, readouts) -> dict[tuple, dict]:
     }
 
 
+def run_facts(config, run: Run) -> dict:
+    """Of scores of `run` and others: how they were made."""
+    return {
+        "command": device.command_line(),
+        "preset": run.config["preset"],
+        "hardware": device.describe(),
+        "seed": config.seed,
+        "git": run.manifest.git,
+    }
+
+
 def _facts(config, entrants, prepared, scorer, control_rows) -> dict:
     index = prepared.index
     packages = ("jax", "flax", "numpy", "scipy")
@@ -318,11 +322,7 @@ def _facts(config, entrants, prepared, scorer, control_rows) -> dict:
         "notes": list(config.notes),
         "learning": {e.name: learning_curves(e) for e in entrants},
         "run": {
-            "command": device.command_line(),
-            "preset": entrants[0].first.config["preset"],
-            "hardware": device.describe(),
-            "seed": config.seed,
-            "git": entrants[0].first.manifest.git,
+            **run_facts(config, entrants[0].first),
             "versions": {
                 "cldm_jax": __version__,
                 **{p: importlib.metadata.version(p) for p in packages},

@@ -3,6 +3,7 @@
 Of a NIfTI file, a DICOM series, or every PET of a BIDS dataset.
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -126,11 +127,10 @@ def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool
     looked = core.look(model, pet, facts, found.path, began)
     for line in looked.warnings():
         print(f"warning: {found.name}: {line}", flush=True)
-    if alone:
-        with Progress(core.evaluations(model, looked), "predict", "evaluation") as progress:
-            answer = core.answer(request, model, looked, progress)
-    else:
-        answer = core.answer(request, model, looked)
+    total = core.evaluations(model, looked)
+    shown = Progress(total, "predict", "evaluation") if alone else contextlib.nullcontext()
+    with shown as progress:
+        answer = core.answer(request, model, looked, progress)
     derivatives.write(names, request, model, answer)
     if alone:
         for path in names.data():

@@ -104,27 +104,19 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
     names = _trainable(config, names, data)
     recipes = {}
     for name in names:
-        recipe = _recipe(config, name, prepared)
+        recipe = _on(config.trainings[name], prepared)
         with recipe.unlocked():
             recipe.data.targets = _held(recipe.data.targets, data)
         recipes[name] = settled(recipe)[0]
     costs = _costs(config, root / COSTS, recipes, autoencoder)
-    shares = {
-        k: min(n, len(set(TARGETS) & set(data.held("train")))) for k, n in config.shares.items()
-    }
+    made = len(set(TARGETS) & set(data.held("train")))
+    shares = {k: min(n, made) for k, n in config.shares.items()}
+    minutes, ae_steps = config.budget_minutes, autoencoder.train.num_train_steps
     plans = {
-        name: budget.plan(
-            recipe,
-            name,
-            costs,
-            config.budget_minutes,
-            shares.get(recipe.name, 1),
-            data,
-            autoencoder.train.num_train_steps,
-        )
-        for name, recipe in recipes.items()
+        name: budget.plan(r, name, costs, minutes, shares.get(r.name, 1), data, ae_steps)
+        for name, r in recipes.items()
     }
-    files.write_json(folder / BUDGET, {"minutes": config.budget_minutes, **costs, "plans": plans})
+    files.write_json(folder / BUDGET, {"minutes": minutes, **costs, "plans": plans})
     for name, recipe in recipes.items():
         if recipe.data.kind != "latents":
             continue
@@ -170,10 +162,6 @@ def _held(targets, data) -> tuple[str, ...]:
     return tuple(t for t in targets if t in data.held("train"))
 
 
-def _recipe(config, name: str, prepared: str):
-    return _on(config.trainings[name], prepared)
-
-
 def _autoencoder(config, name: str, prepared: str):
     """The training of the autoencoder that latent method `name` uses, the shared one or its own; the
     folder is its name. Its steps are as many, and priced, as the shared one's.
@@ -200,7 +188,7 @@ def _costs(config, path: pathlib.Path, recipes: dict, autoencoder) -> dict:
     missing = {n: r for n, r in recipes.items() if known is None or n not in known["ratios"]}
     if not missing:
         return known
-    unit = _recipe(config, config.reference, autoencoder.data.prepared)
+    unit = _on(config.trainings[config.reference], autoencoder.data.prepared)
     measured = {config.reference: unit, **missing}
     costs = budget.measure(measured, autoencoder, config.encode_batch_size, config.measured_seconds)
     if known is not None:  # methods added later: measured beside the same step, whose seconds stay

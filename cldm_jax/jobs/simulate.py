@@ -1,15 +1,15 @@
 """Job: write a simulated cohort of NIfTI volumes with its truth. Never imports jax."""
 
-import concurrent.futures
 import csv
+import functools
 import io
 import json
 import math
-import multiprocessing
 import pathlib
 import shutil
 
 import cldm_jax
+from cldm_jax.data.parallel import mapper
 from cldm_jax.errors import UserError
 from cldm_jax.files import read_json, sha256_file, write_json, write_text
 from cldm_jax.phantom import labels
@@ -114,24 +114,9 @@ def _write_people(todo: list[Plan], root: pathlib.Path, total: int, workers: int
     if not todo:
         return
     with Progress(total, "simulate", "person", initial=total - len(todo)) as progress:
-        if workers == 0:
-            for plan in todo:
-                progress.update(subject=write_person(plan, str(root)))
-            return
-        context = multiprocessing.get_context("spawn")
-        count = min(workers, len(todo))
-        with concurrent.futures.ProcessPoolExecutor(count, mp_context=context) as pool:
-            jobs = [pool.submit(write_person, plan, str(root)) for plan in todo]
-            try:
-                for job in concurrent.futures.as_completed(jobs):
-                    progress.update(subject=job.result())
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-
-
-def _columns(config) -> tuple[str, ...]:
-    return (*COLUMNS, "nac") if config.nac else COLUMNS
+        with mapper(min(workers, len(todo))) as each:
+            for written in each(functools.partial(write_person, cohort=str(root)), todo):
+                progress.update(subject=written)
 
 
 def _rows(plan: Plan, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
@@ -151,7 +136,7 @@ def _write_manifest(root: pathlib.Path, plans: list[Plan], config, settings: dic
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     gains = ("pet_gain",) if config.mode == "randomised" else ()
-    columns = _columns(config)
+    columns = (*COLUMNS, "nac") if config.nac else COLUMNS
     writer.writerow(("subject", "group", "split", *columns, *gains))
     files: dict[str, str] = {}
     for plan in plans:

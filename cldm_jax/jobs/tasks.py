@@ -12,13 +12,12 @@ from cldm_jax import files
 from cldm_jax.data import intensity, mask
 from cldm_jax.data.warp import NoMatch
 from cldm_jax.errors import UserError
-from cldm_jax.jobs.evaluate import recentred
+from cldm_jax.jobs.evaluate import open_runs, recentred, run_facts
 from cldm_jax.metrics import aggregate
 from cldm_jax.report import uses_page
 from cldm_jax.report.page import SCORE_COLUMNS, json_ready, scores_csv
-from cldm_jax.runs.readouts import Predictor, Rows, make_entrants, open_run
+from cldm_jax.runs.readouts import Predictor, Rows, make_entrants
 from cldm_jax.runs.spread import RECENTRED
-from cldm_jax.runtime import device
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.scoring import references
 from cldm_jax.scoring.scorer import Scorer, choose_targets, main_methods, shared_data, shared_source
@@ -50,10 +49,7 @@ def run(config, workdir: str) -> None:
     What fails (a registration that finds nothing) is named and counted; UserError at the end then.
     """
     uses = _chosen_uses(config)
-    runs = [open_run(w, _sampling(config)) for w in _words(config.runs)]
-    if not runs:
-        raise UserError("config.runs", "empty", "Give the workdirs of trainings, comma-separated.")
-    opened, uses = _open(config, runs, uses)
+    opened, uses = _open(config, open_runs(config), uses)
     rows, pictures, failures, people = _score(opened, uses)
     summary = _summary(opened, uses, rows, failures, people)
     folder = pathlib.Path(workdir)
@@ -75,17 +71,12 @@ def _words(text: str) -> list[str]:
     return [word.strip() for word in text.split(",") if word.strip()]
 
 
-def _sampling(config):
-    return config.sampling.to_dict() if config.replace_sampling else None
-
-
 def _chosen_uses(config) -> list[Use]:
-    for name in _words(config.uses):
-        if name not in USES:
-            raise UserError(
-                f"config.uses={name}", "no such use", f"Known: {', '.join(sorted(USES))}"
-            )
-    return [USES[name] for name in _words(config.uses)]
+    names = _words(config.uses)
+    for name in (n for n in names if n not in USES):
+        known = ", ".join(sorted(USES))
+        raise UserError(f"config.uses={name}", "no such use", f"Known: {known}")
+    return [USES[name] for name in names]
 
 
 def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
@@ -169,6 +160,7 @@ def _start(opened: Opened, uses: list[Use]) -> dict:
 def _predict(opened: Opened, entrant, target: str, own) -> dict[tuple, np.ndarray]:
     """{(method, read-out): images of the rows `own`}, in model range."""
     config, run = opened.config, entrant.runs[target]
+    options = dict(batch_size=config.batch_size, seed=config.seed)
     source = Rows(opened.sources[run.config["data"]["context"]], own)
     found, wanted = {}, _words(config.modes)
     with_parts = not wanted or any(mode.startswith(RECENTRED) for mode in wanted)
@@ -176,9 +168,7 @@ def _predict(opened: Opened, entrant, target: str, own) -> dict[tuple, np.ndarra
         key = id(run), mode
         if key not in opened.predictors:
             opened.predictors[key] = Predictor(run, mode)
-        found[entrant.name, mode] = opened.predictors[key](
-            source, batch_size=config.batch_size, seed=config.seed
-        )
+        found[entrant.name, mode] = opened.predictors[key](source, **options)
     made = recentred(entrant, found) if with_parts else None
     if made is not None:
         found[entrant.name, made[0]] = made[1]
@@ -251,7 +241,6 @@ def _rows(use: Use, who: dict, found: dict, count: int) -> list[dict]:
 def _summary(opened: Opened, uses: list[Use], rows, failures, people) -> dict:
     """The schema of tasks.json (docs/uses.md)."""
     seed, data = opened.config.seed, opened.prepared.index
-    first = opened.entrants[0].first
     return {
         "uses": [
             {
@@ -277,11 +266,7 @@ def _summary(opened: Opened, uses: list[Use], rows, failures, people) -> dict:
             "template": opened.config.template or "mean of training people",
         },
         "run": {
-            "command": device.command_line(),
-            "preset": first.config["preset"],
-            "hardware": device.describe(),
-            "seed": seed,
-            "git": first.manifest.git,
+            **run_facts(opened.config, opened.entrants[0].first),
             "read_outs_tested": "first of each method",
         },
     }
@@ -294,15 +279,10 @@ def _tests(opened: Opened, use: Use, rows, seed: int) -> list[dict]:
     there = {f"{r['method']}:{r['mode']}" for r in aggregate.average_seeds(rows)}
     firsts = {}
     for e in (e for e in opened.entrants if use.target in e.runs):
-        modes = [
-            m
-            for m in _words(opened.config.modes) or e.first.method.predict
-            if m in e.first.method.predict
-        ]
+        known, name = e.first.method.predict, aggregate.base_name(e.name)
+        modes = [m for m in _words(opened.config.modes) or known if m in known]
         if modes:
-            firsts.setdefault(
-                aggregate.base_name(e.name), f"{aggregate.base_name(e.name)}:{modes[0]}"
-            )
+            firsts.setdefault(name, f"{name}:{modes[0]}")
     main = main_methods(opened.entrants, (use.target,))
     pairs = [(a, f"{REFERENCE}:{b}") for a in firsts.values() for b in use.rivals]
     pairs += [(firsts[a], firsts[b]) for a in main & {*firsts} for b in firsts if b not in main]

@@ -13,7 +13,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import calibrate
@@ -30,8 +29,6 @@ from cldm_jax.runtime.progress import Progress
 from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.runtime.signals import StopRequest
 from cldm_jax.runtime.writers import open_writer, read_rows
-
-LATENTS_SHOWN = 32  # items of the histogram
 
 
 def run(config, workdir: str) -> None:
@@ -109,9 +106,6 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         _print_overview(config, state)
         writer = open_writer(workdir, start, is_writing=processes.is_main())
         stack.callback(writer.close)
-        writer.write_hparams(resolved)
-        if inputs.latents is not None and start == 0:
-            writer.write_histograms(0, _latents(source, inputs.frozen["statistics"]))
         feed = make_feed(config, source, method.reads, start)
         stack.callback(feed.close)
         rng, first_bad = sharding.replicate((jax.random.key(config.seed), jnp.int32(0)))
@@ -128,7 +122,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
                 validate.pay(loop)
             if not loop.run(programs, feed, rng, progress):
                 return False
-    record.finish(workdir, manifest, config.train.num_train_steps)
+    record.write_manifest(workdir, manifest, config.train.num_train_steps, finished=True)
     return True
 
 
@@ -147,7 +141,7 @@ def _restore(config, workdir, checkpoints: Checkpoints, state):
 def _nothing_to_do(config, workdir, manifest, start: int) -> bool:
     # A finished run's record stays that of the command and commit that trained it.
     if not record.is_finished(workdir):
-        record.finish(workdir, manifest, start)
+        record.write_manifest(workdir, manifest, start, finished=True)
     is_trained = config.train.num_train_steps > 0
     done = f"already trained to step {start}" if is_trained else "holds the imported weights"
     print(f"{workdir}: {done}", flush=True)
@@ -205,16 +199,6 @@ def _owes_validation(config, workdir, inputs, step: int) -> bool:
     rows = [row for row in read_rows(workdir) if row["step"] == step]
     is_done = any(key.startswith("val/") for row in rows for key in row)
     return not is_done and can_validate(config, inputs.prepared)
-
-
-def _latents(source, statistics: dict) -> dict:
-    """Standardised target latents of a few items by class code: near standard normal, or the latents
-    are not what the network is told.
-    """
-    batch = source.read(np.linspace(0, len(source) - 1, LATENTS_SHOWN).astype(int))
-    mean, std = (statistics[k][batch["label"]][:, None, None] for k in ("mean", "std"))
-    z = (batch["target"] - mean) / std
-    return {f"latents/class_{c}": z[batch["label"] == c] for c in np.unique(batch["label"])}
 
 
 def _print_overview(config, state) -> None:

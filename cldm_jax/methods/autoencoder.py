@@ -27,7 +27,6 @@ def make(*, model: dict, patch_skip: bool, loss: dict, optim: dict) -> Method:
         raise ValueError("a linear autoencoder is its patch transform: patch_skip must be True")
 
     def init(rng, batch, frozen):
-        del frozen
         images, label = batch["target"], batch["label"]
         patch = None
         if patch_skip:
@@ -62,7 +61,6 @@ def make(*, model: dict, patch_skip: bool, loss: dict, optim: dict) -> Method:
 
     def reconstruct(state, batch, rng):
         """The ceiling: encode and decode the true target (posterior mean)."""
-        del rng
         variables = {"params": state.ema_params, **state.frozen}
         z = codec.encode(variables, batch["target"], batch["label"])
         return Prediction(codec.decode(variables, z, batch["label"]), None)

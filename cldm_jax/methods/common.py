@@ -32,14 +32,9 @@ def mean_gradient(grad_fn, rows, parts: int):
     return jax.tree.map(lambda x: x / parts, total)
 
 
-def make_update(
-    loss_fn, optim: dict, draw=lambda rng, batch: {}, encode=lambda frozen, batch: batch
-):
+def make_update(loss_fn, optim: dict, draw=lambda rng, batch: {}):
     """(init_state, train_step) for `loss_fn(params, state, batch, noise) -> (loss, {name: scalar})`.
 
-    encode(frozen, batch) -> batch: what the loss learns from, made in the step of what was read, for the
-    whole batch at once: images to latents where that costs less than to keep the latents. No gradient
-    goes through it.
     draw(rng, batch) -> noise, arrays with the batch's leading axis: drawn for the whole batch, so that
     its parts see the same numbers as all of it at once. loss and metrics are means over rows. optim:
     keywords of `make_optimizer`, `ema_decay`, and `accumulate`, the parts of a batch whose gradients are
@@ -60,7 +55,6 @@ def make_update(
         )
 
     def train_step(state: TrainState, batch, rng):
-        batch = encode(state.frozen, batch)
         grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
         loss, metrics, grads = mean_gradient(
             lambda rows: grad_fn(state.params, state, *rows), (batch, draw(rng, batch)), parts

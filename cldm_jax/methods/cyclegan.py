@@ -30,7 +30,6 @@ def make(
         return judge.apply({"params": params}, x)
 
     def init(rng, batch, frozen):
-        del frozen
         source, target = batch["source"][:1], batch["target"][:1]
         if source.shape[-1] != 1:
             raise ValueError(f"CycleGAN takes one source slice, got {source.shape[-1]}")
@@ -68,7 +67,6 @@ def make(
     init_state, train_step = adversarial.make_update(generator_loss, discriminator_loss, optim)
 
     def predict(state, batch, rng):
-        del rng
         return Prediction(translate(state.ema_params, batch["source"]), None)
 
     read_outs = {"predict": predict, "mirror": with_mirror(predict)}

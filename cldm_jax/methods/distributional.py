@@ -71,11 +71,9 @@ def _make_gaussian(model: dict, beta: float, optim: dict) -> Method:
         return out[..., :1], jnp.clip(out[..., 1:], *LOG_VARIANCE)
 
     def init(rng, batch, frozen):
-        del frozen
         return init_state(init_params(net, rng, batch["source"][:1], batch["label"][:1]), {})
 
     def loss_fn(params, state, batch, noise):
-        del state, noise
         mean, log_variance = apply(params, batch)
         metrics = {"mse": jnp.square(mean - batch["target"]).mean()}
         return gaussian_loss(mean, log_variance, batch["target"], beta).mean(), metrics
@@ -83,7 +81,6 @@ def _make_gaussian(model: dict, beta: float, optim: dict) -> Method:
     init_state, train_step = make_update(loss_fn, optim)
 
     def predict(state, batch, rng):
-        del rng
         mean, log_variance = apply(state.ema_params, batch)
         return Prediction(mean, jnp.exp(0.5 * log_variance))
 
@@ -100,7 +97,6 @@ def _make_energy(model: dict, sampling: dict, optim: dict) -> Method:
         return net.apply({"params": params}, jnp.concatenate([source, eps], -1), label)
 
     def init(rng, batch, frozen):
-        del frozen
         source = batch["source"][:1]
         noisy = jnp.concatenate([source, source[..., :1]], -1)
         return init_state(init_params(net, rng, noisy, batch["label"][:1]), {})
@@ -109,7 +105,6 @@ def _make_energy(model: dict, sampling: dict, optim: dict) -> Method:
         return {"eps": jax.random.normal(rng, (*batch["target"].shape[:3], DRAWS))}
 
     def loss_fn(params, state, batch, noise):
-        del state
         eps = jnp.moveaxis(noise["eps"], -1, 0)[..., None]  # [D, B, H, W, 1]
         source, label = (jnp.concatenate([batch[k]] * DRAWS) for k in ("source", "label"))
         made = apply(params, source, label, eps.reshape(-1, *eps.shape[2:]))

@@ -249,7 +249,6 @@ class _Cldm:
 
     def predict_onestep(self, state, batch, rng):
         """The conditional mean: one evaluation at t = T - 1 from a zero latent."""
-        del rng
         source, label = self.image_source(state.frozen, batch["source"]), batch["label"]
         start = jnp.zeros((*source.shape[:3], self.codec.latent_channels))
         denoise_fn = self.denoiser(state, source, label)

@@ -30,7 +30,6 @@ def make(*, generator: dict, discriminator: dict, loss: dict, optim: dict) -> Me
         return judge.apply({"params": params}, judged(batch, image))
 
     def init(rng, batch, frozen):
-        del frozen
         first = {k: v[:1] for k, v in batch.items()}
         keys = jax.random.split(rng)
         generators = {"forward": init_params(net, keys[0], first["source"], first["label"])}
@@ -52,7 +51,6 @@ def make(*, generator: dict, discriminator: dict, loss: dict, optim: dict) -> Me
     init_state, train_step = adversarial.make_update(generator_loss, discriminator_loss, optim)
 
     def predict(state, batch, rng):
-        del rng
         return Prediction(translate(state.ema_params, batch), None)
 
     read_outs = {"predict": predict, "mirror": with_mirror(predict)}

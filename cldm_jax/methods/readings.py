@@ -71,7 +71,6 @@ def _check_bridge(d) -> None:
 
 
 def _diffused(d, z0, zs, t, eps):
-    del zs
     a, sigma = parametrisation.coefficients(alphas_bar(d), t, z0.ndim)
     zt = parametrisation.add_noise(z0, eps, a, sigma)
     return zt, parametrisation.make_target(d["target"], z0, eps, a, sigma)
@@ -97,7 +96,6 @@ def _ddim(d, s, denoise_fn, start, noise_fn, t_start=None):
 
 
 def _sample_concat(d, s, denoise_fn, zs, start, noise_fn):
-    del zs
     return _ddim(d, s, denoise_fn, start, noise_fn)
 
 
@@ -109,7 +107,6 @@ def _sample_sdedit(d, s, denoise_fn, zs, start, noise_fn):
 
 
 def _sample_bridge(d, s, denoise_fn, zs, start, noise_fn):
-    del noise_fn
     return samplers.bridge(
         denoise_fn,
         zs,

@@ -15,11 +15,9 @@ def make(*, model: dict, loss: str, optim: dict) -> Method:
     net = ClassUNet(**model)
 
     def init(rng, batch, frozen):
-        del frozen
         return init_state(init_params(net, rng, batch["source"][:1], batch["label"][:1]), {})
 
     def loss_fn(params, state, batch, noise):
-        del state, noise
         error = net.apply({"params": params}, batch["source"], batch["label"]) - batch["target"]
         value = jnp.square(error).mean() if loss == "l2" else jnp.abs(error).mean()
         return value, {}
@@ -27,7 +25,6 @@ def make(*, model: dict, loss: str, optim: dict) -> Method:
     init_state, train_step = make_update(loss_fn, optim)
 
     def predict(state, batch, rng):
-        del rng
         return Prediction(
             net.apply({"params": state.ema_params}, batch["source"], batch["label"]), None
         )

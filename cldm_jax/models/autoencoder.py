@@ -84,10 +84,9 @@ def fit_patch_basis(
     }
 
 
-class Encoder(nn.Module):
-    """x [B, H, W, 1], emb [B, E] -> [B, H/f, W/f, 2*latent_channels] (mean, log-variance)."""
+class _Half(nn.Module):
+    """What encoder and decoder share; their modules are named by the half that calls these."""
 
-    latent_channels: int
     stem_block: int
     base_channels: int
     channel_mult: Sequence[int]
@@ -97,57 +96,54 @@ class Encoder(nn.Module):
     attention: str
     remat: bool
     dtype: Any
+
+    def conv(self, features: int, name: str, stride: int = 1):
+        return Conv(features, stride=stride, dtype=self.dtype, name=name)
+
+    def blocks(self, h, emb, width: int, name: str):
+        res = nn.remat(ResBlock) if self.remat else ResBlock
+        for j in range(self.num_res_blocks):
+            h = res(width, self.groups, self.dtype, name=f"{name}_{j}")(h, emb)
+        return h
+
+    def middle(self, h):
+        if not self.middle_attention:
+            return h
+        options = dict(attention=self.attention, dtype=self.dtype, name="middle_attn")
+        return SelfAttention(self.groups, **options)(h)
+
+    def out(self, h, channels: int):
+        return self.conv(channels, "out_zero")(GroupNorm(self.groups, name="norm_out")(h))
+
+
+class Encoder(_Half):
+    """x [B, H, W, 1], emb [B, E] -> [B, H/f, W/f, 2*latent_channels] (mean, log-variance)."""
+
+    latent_channels: int
 
     @nn.compact
     def __call__(self, x, emb):
         widths = [self.base_channels * m for m in self.channel_mult]
-        res = nn.remat(ResBlock) if self.remat else ResBlock
-        h = Conv(widths[0], dtype=self.dtype, name="stem")(space_to_depth(x, self.stem_block))
+        h = self.conv(widths[0], "stem")(space_to_depth(x, self.stem_block))
         for i, width in enumerate(widths):
-            for j in range(self.num_res_blocks):
-                h = res(width, self.groups, self.dtype, name=f"down{i}_{j}")(h, emb)
+            h = self.blocks(h, emb, width, f"down{i}")
             if i < len(widths) - 1:
-                h = Conv(widths[i + 1], stride=2, dtype=self.dtype, name=f"down{i}_pool")(h)
-        if self.middle_attention:
-            attend = SelfAttention(
-                self.groups, attention=self.attention, dtype=self.dtype, name="middle_attn"
-            )
-            h = attend(h)
-        h = GroupNorm(self.groups, name="norm_out")(h)
-        return Conv(2 * self.latent_channels, dtype=self.dtype, name="out_zero")(h)
+                h = self.conv(widths[i + 1], f"down{i}_pool", stride=2)(h)
+        return self.out(self.middle(h), 2 * self.latent_channels)
 
 
-class Decoder(nn.Module):
+class Decoder(_Half):
     """z [B, h, w, latent_channels], emb [B, E] -> [B, h*f, w*f, 1]."""
-
-    stem_block: int
-    base_channels: int
-    channel_mult: Sequence[int]
-    num_res_blocks: int
-    middle_attention: bool
-    groups: int
-    attention: str
-    remat: bool
-    dtype: Any
 
     @nn.compact
     def __call__(self, z, emb):
         widths = [self.base_channels * m for m in self.channel_mult]
-        res = nn.remat(ResBlock) if self.remat else ResBlock
-        h = Conv(widths[-1], dtype=self.dtype, name="stem")(z)
-        if self.middle_attention:
-            attend = SelfAttention(
-                self.groups, attention=self.attention, dtype=self.dtype, name="middle_attn"
-            )
-            h = attend(h)
+        h = self.middle(self.conv(widths[-1], "stem")(z))
         for i in range(len(widths) - 1, -1, -1):
             if i < len(widths) - 1:
-                h = Conv(widths[i], dtype=self.dtype, name=f"up{i}_conv")(upsample(h))
-            for j in range(self.num_res_blocks):
-                h = res(widths[i], self.groups, self.dtype, name=f"up{i}_{j}")(h, emb)
-        h = GroupNorm(self.groups, name="norm_out")(h)
-        h = Conv(self.stem_block**2, dtype=self.dtype, name="out_zero")(h)
-        return depth_to_space(h, self.stem_block)
+                h = self.conv(widths[i], f"up{i}_conv")(upsample(h))
+            h = self.blocks(h, emb, widths[i], f"up{i}")
+        return depth_to_space(self.out(h, self.stem_block**2), self.stem_block)
 
 
 class Autoencoder(nn.Module):

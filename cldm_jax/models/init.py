@@ -17,14 +17,12 @@ import jax
 import numpy as np
 
 
-def init_params(module: nn.Module, key, *example_args, method=None) -> dict:
+def init_params(module: nn.Module, key, *example_args) -> dict:
     """The module's `params` as a tree of float32 NumPy arrays; the same key gives the same bits.
 
     key: a typed PRNG key. example_args: arrays or ShapeDtypeStructs with the shapes of a call.
     """
-    shapes = jax.eval_shape(
-        lambda *args: module.init(jax.random.key(0), *args, method=method), *example_args
-    )
+    shapes = jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args), *example_args)
     leaves, treedef = jax.tree_util.tree_flatten_with_path(shapes.get("params", {}))
     stream = np.random.Generator(
         np.random.Philox(np.asarray(jax.random.key_data(key)).astype(np.uint64).tolist())

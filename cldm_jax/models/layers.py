@@ -164,9 +164,9 @@ def depth_to_space(x, block: int):
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * block, w * block, c // block**2)
 
 
-def timestep_embedding(t, channels: int, max_period: float = 10000.0):
+def timestep_embedding(t, channels: int):
     """Sinusoidal embedding of a step index (Vaswani 2017; DDPM). t [B] -> [B, channels]."""
     half = channels // 2
-    freqs = jnp.exp(-math.log(max_period) * jnp.arange(half, dtype=jnp.float32) / half)
+    freqs = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * freqs[None]
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

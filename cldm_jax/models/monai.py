@@ -207,14 +207,12 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, x, label, patch):
         """x [B, H, W, 1] -> posterior mean, log-variance [B, h, w, C]."""
-        del label
         _refuse_patch(patch)
         h = self.encoder(x)
         return self.quant_conv_mu(h), jnp.clip(self.quant_conv_log_sigma(h), -30.0, 20.0)
 
     def decode(self, z, label, patch):
         """z [B, h, w, C] -> image [B, H, W, 1]."""
-        del label
         _refuse_patch(patch)
         return self.decoder(self.post_quant_conv(z))
 

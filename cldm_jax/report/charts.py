@@ -77,9 +77,7 @@ def _dot(axes, y: int, row: dict, metric: str) -> None:
     axes.plot([mean], [y], "o", color=_colour(row), markersize=6)
 
 
-def patients_figure(
-    scores: list[dict], target: str, units: str, metrics=("psnr", "mae")
-) -> Figure | None:
+def patients_figure(scores: list[dict], target: str, units: str) -> Figure | None:
     """One thin line per patient from method to method, top to bottom, the mean as a bar; None without
     finite scores.
     """
@@ -89,7 +87,7 @@ def patients_figure(
     patients = list(dict.fromkeys(s["patient"] for s in wanted))
     tables_of = {
         m: np.array([[values.get((k, m, p), math.nan) for k in keys] for p in patients], float)
-        for m in metrics
+        for m in ("psnr", "mae")
         if any(s["metric"] == m for s in wanted)
     }
     tables_of = {m: t for m, t in tables_of.items() if np.isfinite(t).any()}
@@ -98,9 +96,7 @@ def patients_figure(
     figure = new_figure(2.4 + 3.4 * len(tables_of), 0.9 + 0.34 * len(keys))
     grid = figure.subplots(1, len(tables_of), squeeze=False, sharey=True)[0]
     for axes, (metric, table) in zip(grid, tables_of.items(), strict=True):
-        table = np.where(
-            np.isfinite(table), table, np.nan
-        )  # an exact score has no place on an axis
+        table = np.where(np.isfinite(table), table, np.nan)  # no axis has a place for exact scores
         alpha = float(np.clip(8 / len(patients), 0.15, 0.7))
         y = np.arange(len(keys))
         for line in table:
@@ -135,19 +131,28 @@ def learning_figure(summary: dict, target: str) -> Figure | None:
     axes = figure.subplots()
     bases = list(dict.fromkeys(aggregate.base_name(m) for m in curves))
     for method, points in curves.items():
-        x, y = zip(*[p for p in points if p[1] is not None], strict=True)
-        number = bases.index(aggregate.base_name(method))
-        style = ("-", "--", ":")[number // len(PALETTE) % 3]
-        label = label_text(f"{method}:") if aggregate.base_name(method) == method else None
-        colour = PALETTE[number % len(PALETTE)]
-        axes.plot(x, y, style, marker="o", markersize=3, linewidth=1.2, color=colour, label=label)
-    axes.set_xlabel("Share of the budget's steps", fontsize=8)
-    axes.set_ylabel("PSNR on validation people, dB", fontsize=8)
+        base = aggregate.base_name(method)
+        label = label_text(f"{method}:") if base == method else None
+        points = [p for p in points if p[1] is not None]
+        _curve(axes, bases.index(base), points, label, "o")
     axes.set_ylim(bottom=max(axes.get_ylim()[0], axes.get_ylim()[1] - 8))
+    _explain(axes, "Share of the budget's steps", "PSNR on validation people, dB")
+    return figure
+
+
+def _curve(axes, number: int, points, label: str | None, marker: str | None) -> None:
+    x, y = zip(*points, strict=True)
+    style = ("-", "--", ":")[number // len(PALETTE) % 3]
+    colour = PALETTE[number % len(PALETTE)]
+    axes.plot(x, y, style, marker=marker, markersize=3, linewidth=1.2, color=colour, label=label)
+
+
+def _explain(axes, x: str, y: str) -> None:
+    axes.set_xlabel(x, fontsize=8)
+    axes.set_ylabel(y, fontsize=8)
     axes.grid(color="#e5e5e5", linewidth=0.6)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _strip(axes)
-    return figure
 
 
 def curves_figure(names: list[str], curves: list[list], label: str, *, log: bool) -> Figure | None:
@@ -157,23 +162,11 @@ def curves_figure(names: list[str], curves: list[list], label: str, *, log: bool
     figure = new_figure(7.6, 3.4)
     axes = figure.subplots()
     for number, (name, points) in enumerate(zip(names, curves, strict=True)):
-        if not points:
-            continue
-        x, y = zip(*points, strict=True)
-        style = ("-", "--", ":")[number // len(PALETTE) % 3]
-        colour = PALETTE[number % len(PALETTE)]
-        shown = fold_text(name)
-        marker = "o" if len(points) < 20 else None
-        axes.plot(
-            x, y, style, marker=marker, markersize=3, linewidth=1.2, color=colour, label=shown
-        )
+        if points:
+            _curve(axes, number, points, fold_text(name), "o" if len(points) < 20 else None)
     if log and min(v for points in curves for _, v in points) > 0:
         axes.set_yscale("log")
-    axes.set_xlabel("Step", fontsize=8)
-    axes.set_ylabel(label, fontsize=8)
-    axes.grid(color="#e5e5e5", linewidth=0.6)
-    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    _strip(axes)
+    _explain(axes, "Step", label)
     return figure
 
 

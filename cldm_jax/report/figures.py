@@ -5,6 +5,7 @@ range [-1, 1]. A case is {"role", "patient", "slice", "source", "real", "mask", 
 [H, W]}, "sd": {key: [H, W]}}; predictions and sd may miss any method.
 """
 
+import base64
 import io
 import struct
 import textwrap
@@ -32,12 +33,21 @@ _PLANE = 2.6  # of a coronal plane
 _TITLE = 23  # characters above a panel
 _ABREAST = 7  # predictions of a case beside each other
 _DPIS = (130, 110, 90, 75, 60, 50)  # tried in turn
-_DEFAULT_WINDOW = {"HU": (-200.0, 1200.0), "fraction": (0.0, 1.0)}
-_DEFAULT_ERROR = {"HU": 500.0, "fraction": 0.3}
 
 
-def save(figure: Figure, path, *, indexed: bool) -> None:
-    """Writes the figure as PNG at the highest resolution of _DPIS that stays below MAX_BYTES.
+def as_url(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
+
+
+def data_url(figure: Figure, dpi: int) -> str:
+    """The figure as a PNG in a data URL."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=dpi, format="png")
+    return as_url(buffer.getvalue())
+
+
+def save(figure: Figure, path, *, indexed: bool) -> bytes:
+    """Writes the figure as PNG at the highest resolution of _DPIS below MAX_BYTES, and returns it.
 
     indexed: only the colours of the maps above (figures of images); else true colour (charts).
     """
@@ -55,6 +65,7 @@ def save(figure: Figure, path, *, indexed: bool) -> None:
             break
     with atomic_path(path) as tmp:
         tmp.write_bytes(data)
+    return data
 
 
 def _indexed_png(rgb: np.ndarray) -> bytes:
@@ -132,16 +143,6 @@ def add_bar(figure, shown, axes, limits, label, *, middle=None) -> None:
     bar.outline.set_visible(False)
 
 
-def _window(target: dict) -> tuple[float, float]:
-    window = target.get("window")
-    return tuple(window) if window is not None else _DEFAULT_WINDOW.get(target["units"], (0.0, 1.0))
-
-
-def _error_limit(target: dict) -> float:
-    limit = target.get("error_window")
-    return float(limit if limit is not None else _DEFAULT_ERROR.get(target["units"], 0.3))
-
-
 def _error_text(case, prediction, target: dict) -> str:
     """The slice's own MAE, clipped as the protocol clips where the target names its clip."""
     real, units = case["real"], target["units"]
@@ -154,7 +155,7 @@ def _error_text(case, prediction, target: dict) -> str:
 def case_figure(target: dict, case: dict) -> Figure:
     """One case: images, signed errors, SD over samples (left out where no method of a row has one).
 
-    target: {"units", and optionally "window", "error_window", "clip"}. Columns: PET, predictions, real;
+    target: {"units", "window", "error_window", and optionally "clip"}. Columns: PET, predictions, real;
     more than `_ABREAST` predictions go on below, PET and real beside them again.
     """
     keys, units = list(case["predictions"]), target["units"]
@@ -195,7 +196,7 @@ def case_figure(target: dict, case: dict) -> Figure:
 
 
 def _picture_row(figure, row, case, keys, box, target) -> None:
-    window = _window(target)
+    window = target["window"]
     _show(row[0], case["source"], box, (-1, 1), SOURCE_MAP)
     row[0].set_title("PET (input)", fontsize=8, color=INK)
     named = [(label_text(k, _TITLE), case["predictions"][k]) for k in keys]
@@ -206,7 +207,7 @@ def _picture_row(figure, row, case, keys, box, target) -> None:
 
 
 def _error_row(figure, row, case, keys, box, target) -> None:
-    limit = _error_limit(target)
+    limit = target["error_window"]
     for axes, key in zip(row[1:], keys, strict=False):
         prediction = np.asarray(case["predictions"][key], float)
         error = np.where(case["mask"], prediction - case["real"], 0.0)
@@ -241,7 +242,7 @@ def planes_figure(planes: dict, target: dict, aspect: float) -> Figure:
     lines = -(-len(planes) // columns)
     figure = new_figure(_PLANE * columns + 0.9, (tall + 0.25) * lines)
     grid = figure.subplots(lines, columns, squeeze=False)
-    window = _window(target)
+    window = target["window"]
     for axes in grid.ravel()[len(planes) :]:
         axes.axis("off")
     for axes, (label, plane) in zip(grid.ravel(), planes.items(), strict=False):
@@ -267,7 +268,7 @@ def overview_figure(gallery: dict) -> Figure:
         axes.axis("off")
     for row, (name, case) in zip(grid, picked.items(), strict=False):
         target, mask = gallery[name], np.asarray(case["mask"], bool).reshape(np.shape(case["real"]))
-        box, window = _box(mask), _window(target)
+        box, window = _box(mask), target["window"]
         keys = _overview_keys(case)
         panels = [("PET (input)", case["source"], (-1, 1), SOURCE_MAP)]
         panels += [(label_text(k, _TITLE), case["predictions"][k], window, IMAGE_MAP) for k in keys]

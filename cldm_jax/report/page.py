@@ -1,6 +1,5 @@
 """One self-contained page per evaluation: summary.json, scores.csv, figures and index.html."""
 
-import base64
 import csv
 import io
 import math
@@ -62,10 +61,8 @@ def json_ready(value):
         return {str(k): json_ready(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [json_ready(v) for v in value]
-    if isinstance(value, np.ndarray):
+    if isinstance(value, (np.ndarray, np.generic)):
         return json_ready(value.tolist())
-    if isinstance(value, np.generic):
-        return json_ready(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
@@ -106,24 +103,19 @@ def _draw(folder: pathlib.Path, summary, scores, gallery) -> dict:
             ("learning", charts.learning_figure(summary, target)),
         ):
             if figure is not None:
-                entry[key] = _inline(folder / _file_name(target, key), figure, indexed=False)
+                png = figures.save(figure, folder / _file_name(target, key), indexed=False)
+                entry[key] = figures.as_url(png)
         rule = (summary.get("protocol") or {}).get(target) or {}
         look = {"clip": rule.get("clip"), **gallery.get(target, {})}
         cases = look.get("cases", [])
         for i, case in enumerate(sorted(cases, key=lambda c: _ROLES.get(c["role"], 3))):
             name = _file_name(target, case["role"], i)
-            image = _inline(folder / name, figures.case_figure(look, case), indexed=True)
-            entry["cases"].append((case, image))
+            png = figures.save(figures.case_figure(look, case), folder / name, indexed=True)
+            entry["cases"].append((case, figures.as_url(png)))
         drawn[target] = entry
     if any(target["cases"] for target in gallery.values()):
         figures.save(figures.overview_figure(gallery), folder / "overview.png", indexed=True)
     return drawn
-
-
-def _inline(path: pathlib.Path, figure, *, indexed: bool) -> str:
-    """Saves a figure and returns it as a data URL."""
-    figures.save(figure, path, indexed=indexed)
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _context(summary, scores, gallery, drawn, title) -> dict:
@@ -135,7 +127,7 @@ def _context(summary, scores, gallery, drawn, title) -> dict:
         "simulated": data.get("contrast") == "simulated",
         "headlines": reading.headlines(summary),
         "caveat": None if people is None else power_caveat(people, len(tests)),
-        "run": _run_facts(run, data),
+        "run": [*run_facts(run), *_data_facts(data)],
         "versions": run.get("versions") or {},
         "targets": [
             {
@@ -144,18 +136,11 @@ def _context(summary, scores, gallery, drawn, title) -> dict:
                 "people": tables.people_of(tables.rows_of(summary, target)),
                 "scores": tables.score_table(summary, target),
                 "details": tables.detail_table(summary, target),
-                "scale": entry["scale"],
-                "patients": entry["patients"],
-                "learning": entry["learning"],
+                **{k: entry[k] for k in ("scale", "patients", "learning")},
                 "rule": gallery.get(target, {}).get("rule"),
                 "calibrated": any(case.get("calibrated") for case, _ in entry["cases"]),
                 "cases": [
-                    {
-                        "role": case["role"],
-                        "patient": case["patient"],
-                        "slice": case["slice"],
-                        "image": image,
-                    }
+                    {"image": image, **{k: case[k] for k in ("role", "patient", "slice")}}
                     for case, image in entry["cases"]
                 ],
             }
@@ -192,22 +177,27 @@ def _hardware(found) -> str:
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
 
 
-def _run_facts(run: dict, data: dict) -> list[tuple[str, str]]:
-    """(name, text) pairs of the page's head; what was not recorded says so."""
+def _text(value) -> str:
+    return "not recorded" if value is None else str(value)
 
-    def text(value):
-        return "not recorded" if value is None else str(value)
 
-    patients = f"{text(data.get('train_patients'))} train, {text(data.get('test_patients'))} test"
+def run_facts(run: dict) -> list[tuple[str, str]]:
+    """(name, text) pairs of a page's head; what was not recorded says so."""
     return [
-        ("Command", text(run.get("command"))),
-        ("Preset", text(run.get("preset"))),
+        ("Command", _text(run.get("command"))),
+        ("Preset", _text(run.get("preset"))),
         ("Hardware", _hardware(run.get("hardware"))),
-        ("Seed", text(run.get("seed"))),
-        ("Git revision", text(run.get("git"))),
-        ("Data", text(data.get("name"))),
-        ("Contrast", text(data.get("contrast"))),
-        ("People", patients),
-        ("Data fingerprint", text(data.get("fingerprint"))[:16]),
-        ("Split hash", text(data.get("split_hash"))[:16]),
+        ("Seed", _text(run.get("seed"))),
+        ("Git revision", _text(run.get("git"))),
+    ]
+
+
+def _data_facts(data: dict) -> list[tuple[str, str]]:
+    people = f"{_text(data.get('train_patients'))} train, {_text(data.get('test_patients'))} test"
+    return [
+        ("Data", _text(data.get("name"))),
+        ("Contrast", _text(data.get("contrast"))),
+        ("People", people),
+        ("Data fingerprint", _text(data.get("fingerprint"))[:16]),
+        ("Split hash", _text(data.get("split_hash"))[:16]),
     ]

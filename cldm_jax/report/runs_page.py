@@ -1,13 +1,11 @@
 """One self-contained page that compares trainings: costs, curves, settings that differ."""
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from cldm_jax.report import charts, labels, page
+from cldm_jax.report import charts, figures, labels, page
 
 _SMOOTHED = 50  # points of a loss curve, each the mean of the steps between
 _OWN = {"name", "preset", "job", "method"}  # columns of the first table, or the same everywhere
@@ -26,16 +24,16 @@ def make_page(trainings: Sequence[Training], *, title: str, command: str) -> str
     """HTML. Every training is named by its folder: names of the settings may be the same."""
     names = _short_names([t.workdir for t in trainings])
     targets = _targets(trainings)
-    drawn = [("Loss of the training batches", _inline(_losses(trainings, names)))]
+    drawn = [("Loss of the training batches", _losses(trainings, names))]
     for target in targets:
         heading = f"Validation: PET to {labels.target_label(target)}"
-        drawn.append((heading, _inline(_validations(trainings, names, target))))
+        drawn.append((heading, _validations(trainings, names, target)))
     context = {
         "title": title,
         "command": command,
         "same_data": len({t.manifest.data.fingerprint for t in trainings}) == 1,
         "facts": _facts(trainings, names, targets),
-        "figures": [(heading, image) for heading, image in drawn if image],
+        "figures": [(heading, figures.data_url(f, 110)) for heading, f in drawn if f is not None],
         "names": names,
         "settings": differing(trainings),
     }
@@ -109,12 +107,3 @@ def _validations(trainings, names, target: str) -> Figure | None:
     key = f"val/psnr_{target}"
     curves = [[(r["step"], r[key]) for r in t.rows if r.get(key) is not None] for t in trainings]
     return charts.curves_figure(names, curves, "PSNR on validation people, dB", log=False)
-
-
-def _inline(figure: Figure | None) -> str:
-    """A data URL, "" without a figure."""
-    if figure is None:
-        return ""
-    data = io.BytesIO()
-    figure.savefig(data, dpi=110, format="png")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""Score tables of a summary as plain structures, Markdown and terminal text."""
+"""Score tables of a summary as plain structures and terminal text."""
 
 import itertools
 import textwrap
@@ -61,17 +61,17 @@ def mean_of(row: dict, metric: str):
     return mean if labels.is_number(mean) else None
 
 
-def best_row(rows: list[dict], metric: str) -> dict | None:
-    """The row with the best mean of a metric; None where fewer than two rows have one."""
+def best_row(rows: list[dict], metric: str, better: str) -> dict | None:
+    """The row with the best mean of a metric; None where fewer than two have one or none is better."""
     scored = [row for row in rows if mean_of(row, metric) is not None]
-    if len(scored) < 2:
+    if len(scored) < 2 or not better:
         return None
     distance = {
         "high": lambda v: -v,
         "low": lambda v: v,
         "one": lambda v: abs(v - 1),
         "zero": abs,
-    }[METRICS[metric].better]
+    }[better]
     return min(scored, key=lambda row: distance(mean_of(row, metric)))
 
 
@@ -90,7 +90,7 @@ def score_table(summary: dict, target: str) -> Table:
     units = units_of(summary, target)
     header = ["Method"] + [labels.metric_label(m, units) for m in MAIN_METRICS]
     header += [head for _, head, _ in _COSTS]
-    best = {metric: best_row(rows, metric) for metric in MAIN_METRICS}
+    best = {metric: best_row(rows, metric, METRICS[metric].better) for metric in MAIN_METRICS}
     decimals = {
         metric: labels.decimals_for(
             labels.metric_unit(metric, units), [r.get(metric) for r in rows + references]
@@ -131,11 +131,8 @@ def detail_table(summary: dict, target: str) -> Table | None:
         cells = [Cell(labels.method_label(labels.row_key(row)))]
         for metric, form in columns:
             unit = labels.metric_unit(metric, units)
-            cells.append(
-                Cell(
-                    form(row.get(metric), labels.decimals_for(unit, [r.get(metric) for r in rows]))
-                )
-            )
+            places = labels.decimals_for(unit, [r.get(metric) for r in rows])
+            cells.append(Cell(form(row.get(metric), places)))
         table.append(Row("method", cells))
     return Table(header, table)
 
@@ -188,30 +185,6 @@ def verdict(test: dict) -> str:
         return "no difference shown" if p >= 0.05 else "differ"
     winner = test["a"] if (difference > 0) == (better == "high") else test["b"]
     return f"{labels.method_label(winner)} better"
-
-
-def _plain(cell: Cell) -> str:
-    return f"{cell.text} {cell.detail}".strip()
-
-
-def markdown_table(summary: dict) -> str:
-    """One Markdown table per target, references in italics, best means in bold."""
-    parts = []
-    for target in targets_of(summary):
-        table = score_table(summary, target)
-        people = people_of(rows_of(summary, target))
-        parts.append(
-            f"**PET to {labels.target_label(target)}**" + (f" ({people})" if people else "")
-        )
-        lines = ["| " + " | ".join(table.header) + " |", "|---" * len(table.header) + "|"]
-        for row in table.rows:
-            texts = [_plain(c).replace("|", "\\|") for c in row.cells]
-            texts = [f"**{t}**" if c.best else t for t, c in zip(texts, row.cells, strict=True)]
-            if row.kind == "reference":
-                texts[0] = f"*{texts[0]}*"
-            lines.append("| " + " | ".join(texts) + " |")
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
 
 
 def text_table(summary: dict, width: int = 100) -> str:

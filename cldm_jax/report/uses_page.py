@@ -1,14 +1,12 @@
 """One self-contained page of what synthetic images are good for (jobs/tasks.py)."""
 
-import base64
-import io
 import math
 
 import numpy as np
 
 from cldm_jax.metrics.statistics import power_caveat
 from cldm_jax.report import figures, labels, page
-from cldm_jax.report.tables import Cell, Row, Table, mean_of, people_of
+from cldm_jax.report.tables import Cell, Row, Table, best_row, mean_of, people_of
 
 _DECIMALS = {"%": 1, "mm": 2, "mL": 0, "HU": 0, "": 3}
 _LABELS = {"real_image": "Ceiling: the real image itself"}
@@ -17,17 +15,13 @@ _ACROSS = 6  # panels of a row
 
 def make_page(summary: dict, pictures: dict, *, title: str) -> str:
     """HTML. summary: of jobs/tasks.py. pictures: {use: (person, {(method, mode): [H, W]})}."""
-    run, data = summary["run"], summary["data"]
+    data = summary["data"]
     tests = sum(len(use["tests"]) for use in summary["uses"])
     independent = max(
         (row["n_independent"] for use in summary["uses"] for row in use["rows"]), default=0
     )
     facts = [
-        ("Command", run["command"]),
-        ("Preset", run["preset"]),
-        ("Hardware", page._hardware(run["hardware"])),
-        ("Seed", run["seed"]),
-        ("Git revision", run["git"]),
+        *page.run_facts(summary["run"]),
         ("Data", f"{data['name']}, {data['split']} people, contrast {data['contrast']}"),
         ("Template", data["template"]),
     ]
@@ -35,7 +29,7 @@ def make_page(summary: dict, pictures: dict, *, title: str) -> str:
         "title": title,
         "simulated": data["contrast"] == "simulated",
         "caveat": power_caveat(independent, tests),
-        "run": [(name, str(text)) for name, text in facts],
+        "run": facts,
         "uses": [_section(use, pictures.get(use["name"])) for use in summary["uses"]],
     }
     return page.render("uses.html", context)
@@ -44,11 +38,8 @@ def make_page(summary: dict, pictures: dict, *, title: str) -> str:
 def _section(use: dict, drawn) -> dict:
     patient, images = drawn or ("", {})
     return {
-        "name": use["name"],
-        "title": use["title"],
-        "about": use["about"],
+        **{k: use[k] for k in ("name", "title", "about", "failures")},
         "people": people_of(use["rows"]),
-        "failures": use["failures"],
         "scores": score_table(use),
         "tests": test_table(use),
         "patient": patient,
@@ -72,7 +63,8 @@ def score_table(use: dict) -> Table:
         for name, m in use["measures"].items()
         if any(mean_of(r, name) is not None for r in rows)
     }
-    best = {name: _best(rows, name, m["better"]) for name, m in shown.items()}
+    methods = [row for row in rows if row["method"] != "reference"]
+    best = {name: best_row(methods, name, m["better"]) for name, m in shown.items()}
 
     def cells(row):
         for name, measure in shown.items():
@@ -97,6 +89,7 @@ def test_table(use: dict) -> Table | None:
     if not use["tests"]:
         return None
     header = ["A − B", "Score", "Mean difference [95 % CI]", "n", "p (Wilcoxon)", "p (Holm)"]
+    header += ["Reading"]
     rows = []
     for test in use["tests"]:
         measure = use["measures"][test["metric"]]
@@ -112,11 +105,10 @@ def test_table(use: dict) -> Table | None:
             Cell(str(test["n"])),
             Cell(labels.p_value(test["p_wilcoxon"])),
             Cell(labels.p_value(test["p_holm"])),
+            Cell(_reading(test, measure["better"])),
         ]
         rows.append(Row("method", cells))
-    return Table(
-        [*header, "Reading"], [_read(r, t, use) for r, t in zip(rows, use["tests"], strict=True)]
-    )
+    return Table(header, rows)
 
 
 def text_lines(use: dict) -> list[str]:
@@ -129,23 +121,13 @@ def text_lines(use: dict) -> list[str]:
     return lines
 
 
-def _read(row: Row, test: dict, use: dict) -> Row:
+def _reading(test: dict, better: str) -> str:
     p, difference = test["p_holm"], test["mean_diff"]
-    better = use["measures"][test["metric"]]["better"]
     if not labels.is_number(p) or not labels.is_number(difference):
-        text = "not tested"
-    elif p >= 0.05:
-        text = "no difference shown"
-    else:
-        text = "A better" if (difference > 0) == (better == "high") else "B better"
-    return Row(row.kind, [*row.cells, Cell(text)])
-
-
-def _best(rows: list[dict], name: str, better: str) -> dict | None:
-    scored = [r for r in rows if r["method"] != "reference" and mean_of(r, name) is not None]
-    if len(scored) < 2 or better not in ("high", "low"):
-        return None
-    return (max if better == "high" else min)(scored, key=lambda row: mean_of(row, name))
+        return "not tested"
+    if p >= 0.05:
+        return "no difference shown"
+    return "A better" if (difference > 0) == (better == "high") else "B better"
 
 
 def _head(measure: dict) -> str:
@@ -167,6 +149,4 @@ def _strip(use: dict, images: dict) -> str:
         axes.imshow(image, cmap="gray", vmin=0, vmax=top)
         label = row_label(use, {"method": method, "mode": mode})
         axes.set_title(figures.fold_text(label, 24), fontsize=6, color=figures.INK)
-    data = io.BytesIO()
-    figure.savefig(data, dpi=110, format="png")
-    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    return figures.data_url(figure, 110)

@@ -1,7 +1,5 @@
 """One self-contained page about one predicted volume: views, input checks, provenance."""
 
-import base64
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -98,11 +96,7 @@ def write(
     calibrated: people that the SD was fitted to, 0 = it was not.
     """
     spacing = np.sqrt((np.asarray(affines[0])[:3, :3] ** 2).sum(0))
-    buffer = io.BytesIO()
-    figure = views_figure(views, spacing, centre)
-    figure.set_dpi(120)
-    figure.canvas.print_png(buffer)
-    image = base64.b64encode(buffer.getvalue()).decode()
+    image = figures.data_url(views_figure(views, spacing, centre), 120)
     layers = [viewer.make_layer(view, is_source=i == 0) for i, view in enumerate(views)]
     room = _MAX_BYTES - len(image) - _WORDS
     packed = viewer.pack(layers, _box(views[0], spacing), centre, *affines, room)
@@ -114,7 +108,7 @@ def write(
         "simulated": simulated,
         "calibrated": calibrated,
         "checks": checks,
-        "figure": f"data:image/png;base64,{image}",
+        "figure": image,
         "facts": list(facts.items()),
         "viewer": packed,
     }

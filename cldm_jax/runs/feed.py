@@ -74,7 +74,7 @@ class _Feed:
         self.total = config.train.num_train_steps
         self.length = call_length(config.train)
         self._rows, self._replicated = sharding.make_shardings()
-        self._start, self._step = start, start
+        self._start = start
         self._lengths = call_lengths(start, self.total, self.length)
 
     def lengths(self) -> set[int]:
@@ -97,7 +97,6 @@ class _Feed:
         if length is None:
             return None
         items = [self._item() for _ in range(length)]
-        self._step += length
         if length == 1:
             return 1, sharding.put_batch(items[0], self._rows)
         stacked = {k: np.stack([item[k] for item in items]) for k in items[0]}

@@ -34,7 +34,7 @@ class Inputs(NamedTuple):
 
 def prepared_folder(data) -> pathlib.Path:
     """Where the prepared dataset of a config's `data` block is: as named, else that of the phantom."""
-    return pathlib.Path(data.prepared or pathlib.Path(data.root) / "prepared")
+    return pathlib.Path(data["prepared"] or pathlib.Path(data["root"]) / "prepared")
 
 
 def open_prepared(data) -> Prepared:
@@ -47,6 +47,14 @@ def open_prepared(data) -> Prepared:
     if not data.prepared:
         remedy = "It is the phantom's, made by the training that reads it. Train first."
     raise UserError(folder, "no prepared dataset here (index.json is missing)", remedy)
+
+
+def data_of(config, trained: Mapping[str, Any]) -> Prepared:
+    """The prepared dataset that `config.data` names, else that of a training with config `trained`."""
+    data = config.data.copy_and_resolve_references()  # the caller's stays as it was
+    if not data.prepared:
+        data.update({k: trained["data"][k] for k in ("prepared", "root")})
+    return open_prepared(data)
 
 
 def settled(config, *, say: bool = False):
@@ -304,15 +312,17 @@ def train_source(config, inputs: Inputs):
     )
 
 
-def image_source(config, prepared: Prepared, split: str, targets: tuple, slice_stride: int):
-    """Source PET images with image targets: what `Method.predict` takes."""
+def image_source(prepared: Prepared, split: str, targets: tuple, data, **options):
+    """Source PET images with image targets, what `Method.predict` takes, as a training with this `data`
+    block reads them. options: of `make_source`.
+    """
     return pipeline.make_source(
         prepared,
         split=split,
         targets=targets,
-        context=config.data.context,
+        context=data["context"],
         latents=None,
         source_kind="image",
-        source=source_of(config.data),
-        slice_stride=slice_stride,
+        source=source_of(data),
+        **options,
     )

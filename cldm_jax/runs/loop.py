@@ -96,10 +96,9 @@ class Validate:
         self._writer, self._keep, self._saves = writer, keep, saves
 
     def look(self, loop: Loop) -> None:
-        del loop
+        pass
 
     def pay(self, loop: Loop, metrics=None) -> None:
-        del metrics
         if not loop.is_due(self.every) or loop.is_stopping:
             return
         self._settle(loop)
@@ -124,7 +123,6 @@ class Save:
         self._saves.look()
 
     def pay(self, loop: Loop, metrics=None) -> None:
-        del metrics
         if loop.is_stopping or loop.is_due(self.every):
             self._settle(loop)
             self._clock.stamp()

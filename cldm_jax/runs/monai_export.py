@@ -22,9 +22,8 @@ def write(config, folder: pathlib.Path, stored: Stored) -> None:
 
     Raises UserError for networks that are not MONAI's.
     """
-    if config.dtype != "float32" or config.stablehlo:
-        what = "config.format=monai"
-        raise UserError(what, "is float32 and without programs", "Leave dtype and stablehlo out.")
+    if config.dtype != "float32":
+        raise UserError("config.format=monai", "is float32", "Leave dtype out.")
     networks = _networks(config.run, stored)
     (folder / CARD).unlink(missing_ok=True)  # from here on, nothing that looks whole
     card = _card(stored)

@@ -1,7 +1,6 @@
 """Trained runs, opened for prediction, and the images they predict for a set of slices."""
 
-import json
-import pathlib
+import functools
 import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from cldm_jax.runs.manifest import Manifest
 from cldm_jax.runtime import sharding, weights
 from cldm_jax.runtime.checkpoint import BEST, restore_for_inference
 from cldm_jax.runtime.train_state import TrainState
+from cldm_jax.runtime.writers import METRICS, read_rows
 
 # Settings that trainings of earlier versions do not name, at the value they had then.
 SAMPLING_BEFORE = {"noise_slices": 0.0}
@@ -115,7 +115,7 @@ def read_stored(workdir: str) -> Stored:
     """Of a training's workdir or an exported folder, verified. Raises UserError for anything else."""
     if weights.is_exported(workdir):
         card = weights.read_card(workdir)
-        weights.read_file(workdir, card, "metrics.jsonl")  # for `learning_curves`
+        weights.read_file(workdir, card, METRICS)  # for `learning_curves`
         tree = weights.load(workdir, card)
         # People are not handed on: evaluation looks here where it is not told of a dataset.
         data = {**card["config"]["data"], "prepared": f"{workdir}/prepared", "root": ""}
@@ -204,9 +204,7 @@ def learning_curves(entrant: Entrant) -> dict[str, list[tuple[float, float]]]:
     """{target: [(share of training, PSNR on validation people)]}, as the trainings logged it."""
     curves = {}
     for target, run in entrant.runs.items():
-        lines = pathlib.Path(run.workdir, "metrics.jsonl").read_text().splitlines()
-        rows = [json.loads(line) for line in lines]
-        total = run.config["train"]["num_train_steps"]
+        rows, total = read_rows(run.workdir), run.config["train"]["num_train_steps"]
         key = f"val/psnr_{target}"
         curves[target] = [(r["step"] / total, r[key]) for r in rows if r.get(key) is not None]
     return curves
@@ -223,6 +221,10 @@ class Rows:
 
     def read(self, rows: np.ndarray) -> dict[str, np.ndarray]:
         return self._source.read(self._rows[rows])
+
+    @functools.cached_property
+    def keys(self) -> dict[str, np.ndarray]:
+        return {k: v[self._rows] for k, v in self._source.keys.items()}
 
 
 def predict_entrant(
@@ -267,7 +269,7 @@ class Predictor:
 
     def __init__(self, run: Run, mode: str, devices=None):
         self._evaluations, self._devices = run.method.evaluations[mode], devices
-        self._predict = sharding.over_devices(run.method.predict[mode], devices)
+        self._predict = sharding.Divided(run.method.predict[mode], devices)
         self._state = sharding.replicate(run.state, devices)
 
     def __call__(

@@ -15,7 +15,7 @@ from cldm_jax import __version__, files
 from cldm_jax.data import pet_ranges
 from cldm_jax.errors import UserError
 from cldm_jax.runs.manifest import Data, Manifest
-from cldm_jax.runtime import device, processes
+from cldm_jax.runtime import device, processes, weights
 from cldm_jax.runtime.checkpoint import BEST, Checkpoints
 
 # Fields a resumed run may change: cadence and plumbing, nothing that alters a number. (Steps of one call
@@ -110,15 +110,9 @@ def comparable(config) -> dict:
     return json.loads(json.dumps(config.to_dict()))
 
 
-def flatten(tree: dict, prefix: str = "") -> dict:
+def flatten(tree: dict) -> dict:
     """{"a": {"b": 1}} -> {"a.b": 1}."""
-    out = {}
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            out.update(flatten(value, f"{prefix}{key}."))
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
+    return {name.replace("/", "."): value for name, value in weights.flatten(tree).items()}
 
 
 def keep_config(workdir, resolved: dict) -> None:
@@ -268,7 +262,3 @@ def write_manifest(workdir, manifest: Manifest, step: int, finished: bool) -> No
 def is_finished(workdir) -> bool:
     path = pathlib.Path(workdir) / "run.json"
     return path.is_file() and files.read_json(path)["finished"]
-
-
-def finish(workdir, manifest, step) -> None:
-    write_manifest(workdir, manifest, step, finished=True)

@@ -1,15 +1,14 @@
 """A CLDM's samples around its point image, volume by volume, and what they are worth there."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from cldm_jax.data import intensity, mask, pipeline
+from cldm_jax.data import intensity, mask
 from cldm_jax.metrics import ensemble, regions
 from cldm_jax.runs.calibration import TargetCalibration
-from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.readouts import Predictor, Rows, Run
 
 RECENTRED = "recentred"  # read-out: RECENTRED + K
@@ -62,35 +61,11 @@ class Drawer:
         return np.stack([np.clip(images, -1, 1) for images in drawn])
 
 
-def open_source(
-    prepared, split: str, targets, data: Mapping, slice_stride: int, people: int = 0
-) -> "KeyedRows":
-    """Every n-th slice of the first `people` groups' members (0: all) of a split, as a training with this
-    `data` block reads them.
-    """
-    source = pipeline.make_source(
-        prepared,
-        split=split,
-        targets=targets,
-        context=data["context"],
-        latents=None,
-        source_kind="image",
-        source=source_of(data),
-        slice_stride=slice_stride,
-    )
-    subject = source.keys["subject"]
-    if people:
-        chosen = list(dict.fromkeys(subject.tolist()))[:people]
-        return KeyedRows(source, np.flatnonzero(np.isin(subject, chosen)))
-    return KeyedRows(source, np.arange(len(source)))
-
-
-class KeyedRows(Rows):
-    """Some rows of a source, with their keys."""
-
-    def __init__(self, source, rows: np.ndarray):
-        super().__init__(source, rows)
-        self.keys = {k: v[rows] for k, v in source.keys.items()}
+def first_people(source, people: int) -> Rows:
+    """The rows of the first so many people (0: of all)."""
+    subjects = source.keys["subject"]
+    chosen = list(dict.fromkeys(subjects.tolist()))[: people or None]
+    return Rows(source, np.flatnonzero(np.isin(subjects, chosen)))
 
 
 def slice_mm(prepared) -> float:
@@ -98,7 +73,7 @@ def slice_mm(prepared) -> float:
     return float(np.median([p.voxel_mm[0] for p in prepared.index.people]))
 
 
-def volumes(drawer: Drawer, source: KeyedRows, progress=None) -> Iterator[Drawn]:
+def volumes(drawer: Drawer, source, progress=None) -> Iterator[Drawn]:
     """Volume by volume: one person at a time is in memory."""
     subjects, labels = source.keys["subject"], source.keys["label"]
     for subject in dict.fromkeys(subjects.tolist()):

@@ -39,11 +39,11 @@ def make_validation(config, prepared, method) -> Validation:
         return Validation(lambda state, stop: ({}, {}), lambda state: None)
     targets = inputs_lib.choose_targets(config, prepared)
     source = inputs_lib.image_source(
-        config, prepared, "val", targets, config.train.val_slice_stride
+        prepared, "val", targets, config.data, slice_stride=config.train.val_slice_stride
     )
     batches = list(pipeline.eval_batches(source, config.train.batch_size))
     names = prepared.index.names(targets)
-    predict = sharding.over_devices(next(iter(method.predict.values())))
+    predict = sharding.Divided(next(iter(method.predict.values())))
     rng = sharding.replicate(jax.random.key(config.seed))
 
     codes = list(names)

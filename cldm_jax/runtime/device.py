@@ -46,11 +46,16 @@ def limit_arenas() -> None:
     """One arena for malloc, where there is glibc: with one per thread, what the threads of a save leave
     free is spread over all of them and is never given back (0.3 MB a save of preset tiny, 0.1 with one).
     """
+    _libc("mallopt", -8, 1)  # M_ARENA_MAX
+
+
+def _libc(name: str, *arguments: int) -> None:
+    """Calls a function of glibc, where that is the C library."""
     try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # see trim_heap
+        function = getattr(ctypes.CDLL(None), name)
+    except (AttributeError, OSError, TypeError):  # another C library; Windows has no CDLL(None)
         return
-    mallopt(-8, 1)  # M_ARENA_MAX
+    function(*arguments)
 
 
 def enable_compilation_cache(keep: bool = True) -> None:
@@ -110,11 +115,7 @@ def free_bytes() -> int | None:
 
 def trim_heap() -> None:
     """Gives free memory back to the system, where the C library can (glibc)."""
-    try:
-        trim = ctypes.CDLL(None).malloc_trim
-    except (AttributeError, OSError, TypeError):  # another C library; Windows has no CDLL(None)
-        return
-    trim(0)
+    _libc("malloc_trim", 0)
 
 
 def check() -> None:
@@ -122,7 +123,6 @@ def check() -> None:
     import jax
 
     wanted = os.environ.get("JAX_PLATFORMS", "")
-
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as e:  # the latter where jaxlib was built without it

@@ -42,24 +42,21 @@ def check_batch_size(batch_size: int, parts: int = 1) -> None:
         )
 
 
-def over_devices(function: Callable, devices=None) -> Callable:
+class Divided:
     """`function(constants, batch, ...)` jitted, with the rows of `batch` divided over the devices.
 
     devices: default all of all processes, which must then make the same calls with the same arguments.
     batch: a tree of host arrays [B, ...]; where B cannot be divided, the last row fills it up. The other
     arguments are the same everywhere; put them in place once with `replicate`. What comes back is whole
-    on every process, [B, ...]. Its `compile(constants, batch, ...)` does so ahead of
-    the first call, for arguments of these shapes and no others.
+    on every process, [B, ...].
     """
-    return _Divided(function, devices)
 
-
-class _Divided:
-    def __init__(self, function, devices):
+    def __init__(self, function: Callable, devices=None):
         self._rows, replicated = make_shardings(devices)
         self._call = jax.jit(function, out_shardings=replicated)
 
     def compile(self, constants, batch, *rest) -> None:
+        """Ahead of the first call, for arguments of these shapes and no others."""
         self._call = self._call.lower(constants, self._put(batch), *rest).compile()
 
     def __call__(self, constants, batch, *rest):

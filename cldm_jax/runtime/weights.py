@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax import traverse_util
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
@@ -47,33 +48,21 @@ def is_exported(folder) -> bool:
     return (pathlib.Path(folder) / CARD).is_file()
 
 
-def flatten(tree: dict, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: dict) -> dict[str, Any]:
     """{"a": {"b": x}} -> {"a/b": x}, sorted by name. Empty dicts vanish."""
-    flat = {}
-    for key, value in tree.items():
-        if not isinstance(key, str) or not key or "/" in key:
-            raise ValueError(f"{prefix}{key!r}: a name is text without a slash")
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}/"))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return dict(sorted(flat.items()))
+    flat = traverse_util.flatten_dict(tree)
+    for path in flat:
+        if not all(isinstance(key, str) and key and "/" not in key for key in path):
+            raise ValueError(f"{path}: a name is text without a slash")
+    return {"/".join(path): flat[path] for path in sorted(flat)}
 
 
 def unflatten(flat: dict[str, Any]) -> dict:
     """Inverse of `flatten`. Raises ValueError where a name is an array and a folder of others."""
-    tree = {}
-    for name, value in flat.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-            if not isinstance(node, dict):
-                raise ValueError(f"{name}: {parent} is an array")
-        if last in node:
-            raise ValueError(f"{name}: is there twice")
-        node[last] = value
-    return tree
+    folders = {name[:i] for name in flat for i, letter in enumerate(name) if letter == "/"}
+    if both := folders & flat.keys():
+        raise ValueError(f"{min(both)}: is an array and a folder")
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def save(folder, tree: dict, dtype: str) -> dict:

@@ -48,7 +48,7 @@ class _Silent:
 
 
 class MetricWriter:
-    """write_scalars, write_images, write_histograms, write_hparams, flush, close. One per workdir."""
+    """write_scalars, write_events, write_images, write_validation, flush, close. One per workdir."""
 
     def __init__(self, workdir, resume_step: int):
         """Lines after `resume_step` come from steps that will be run again: they are cut off."""
@@ -64,8 +64,7 @@ class MetricWriter:
 
     def write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         row = {k: float(v) for k, v in scalars.items()}
-        for name, value in row.items():
-            self._put(step, summary.scalar(name, value))
+        self.write_events(step, row)
         finite = {k: v if math.isfinite(v) else None for k, v in row.items()}
         self.lines.write(json.dumps({"step": int(step), **finite}) + "\n")
 
@@ -73,10 +72,6 @@ class MetricWriter:
         """For the live view only: what another run of the same steps would not repeat (speed)."""
         for name, value in scalars.items():
             self._put(step, summary.scalar(name, value))
-
-    def write_histograms(self, step: int, arrays: dict[str, np.ndarray]) -> None:
-        for name, values in arrays.items():
-            self._put(step, summary.histogram(name, np.asarray(values, np.float32), bins="auto"))
 
     def write_images(self, step: int, images: dict[str, np.ndarray]) -> None:
         """images: [N, H, W, C] in [0, 1]."""
@@ -89,10 +84,6 @@ class MetricWriter:
         self.write_images(step, images)
         self.write_scalars(step, scalars)
         self.flush()
-
-    def write_hparams(self, hparams: dict) -> None:
-        text = "\n".join(f"    {k}: {v}" for k, v in hparams.items())
-        self._put(0, summary.text("hparams", text))
 
     def flush(self) -> None:
         self.events.flush()

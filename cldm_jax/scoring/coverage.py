@@ -6,7 +6,9 @@ import numpy as np
 
 from cldm_jax.data import intensity
 from cldm_jax.metrics import ensemble, regions
+from cldm_jax.metrics.aggregate import base_name
 from cldm_jax.runs import spread
+from cldm_jax.runs.inputs import image_source
 from cldm_jax.runs.readouts import Entrant, Run, predict_entrant
 
 
@@ -64,7 +66,7 @@ def _stride(calibrated, prepared) -> int:
 
 def _rows(config, prepared, name, made, targets, codes, specs, stride, spacing) -> list[dict]:
     facts, data = made.run.calibration, made.run.config["data"]
-    source = spread.open_source(prepared, config.split, targets, data, stride)
+    source = image_source(prepared, config.split, targets, data, slice_stride=stride)
     height = stride * spread.slice_mm(prepared)
     judged = {t: [] for t in targets}
     asked = {t: [] for t in targets}
@@ -139,13 +141,11 @@ def _regions(asked: list[spread.Asked], rules: dict, target: str) -> list[dict]:
 
 def _points(config, prepared, entrants, chosen, codes, specs, stride, spacing) -> list[dict]:
     """MAE of every method's chosen read-out after each blur: the CRPS of a method without a spread."""
-    from cldm_jax.metrics.aggregate import base_name
-
     out = []
     for e in entrants:
         targets = tuple(e.runs)
         data = e.first.config["data"]
-        source = spread.open_source(prepared, config.split, targets, data, stride)
+        source = image_source(prepared, config.split, targets, data, slice_stride=stride)
         batch = source.read(np.arange(len(source)))
         real, head = batch["target"][..., 0], batch["mask"][..., 0] > 0
         by_mode = {}

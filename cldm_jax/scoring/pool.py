@@ -33,6 +33,8 @@ def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: 
     scores = [read_scores(r / "scores.csv") for r in reports]
     chosen = _chosen(summaries, scores)
     flat = [row for fold in scores for row in fold]
+    run = {**summaries[0]["run"], "command": device.command_line()}
+    run.pop("stamp", None)  # of one fold's evaluation
     summary = make_summary(
         flat,
         _costs(summaries, chosen),
@@ -46,7 +48,7 @@ def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: 
         points=_points(summaries),
         learning=_learning(summaries),
         notes=_notes(summaries),
-        run={**_without_stamp(summaries[0]["run"]), "command": device.command_line()},
+        run=run,
     )
     page = write_report(
         workdir, summary, flat, _gallery(reports, flat), title=f"{title}: {len(reports)} folds"
@@ -86,11 +88,6 @@ def _chosen(summaries, scores) -> dict[str, dict[str, str]]:
                     and (r["mode"], r["target"]) == (mode, target)
                 ]
     return chosen
-
-
-def _without_stamp(run: dict) -> dict:
-    """The stamp is of one fold's evaluation."""
-    return {k: v for k, v in run.items() if k != "stamp"}
 
 
 def _mean(values):

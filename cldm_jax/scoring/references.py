@@ -66,11 +66,8 @@ def reacquired(prepared: Prepared, source: SliceSource, names: dict[int, str]) -
 
 def sources(source: SliceSource, batch_size: int, channel: int) -> np.ndarray:
     """The source image itself as the answer: what copying scores. [N, H, W] model range."""
-    out = []
-    for start in range(0, len(source), batch_size):
-        batch = source.read(np.arange(start, min(start + batch_size, len(source))))
-        out.append(batch["source"][..., channel])
-    return np.concatenate(out)
+    out = [b["source"][..., channel] for b in eval_batches(source, batch_size)]
+    return np.concatenate(out)[: len(source)]
 
 
 def linear_patches(real, labels, run) -> np.ndarray | None:
@@ -119,9 +116,6 @@ def autoencoded(run, source: SliceSource, batch_size: int) -> np.ndarray:
 
 def targets(source: SliceSource, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """True images and head masks of all rows, [N, H, W] each."""
-    images, masks = [], []
-    for start in range(0, len(source), batch_size):
-        batch = source.read(np.arange(start, min(start + batch_size, len(source))))
-        images.append(batch["target"][..., 0])
-        masks.append(batch["mask"][..., 0] > 0)
-    return np.concatenate(images), np.concatenate(masks)
+    batches = eval_batches(source, batch_size)
+    parts = [(b["target"][..., 0], b["mask"][..., 0] > 0) for b in batches]
+    return tuple(np.concatenate(part)[: len(source)] for part in zip(*parts, strict=True))

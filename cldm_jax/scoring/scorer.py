@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from cldm_jax.data import intensity, pipeline
+from cldm_jax.data import intensity
 from cldm_jax.data.shards import Prepared
 from cldm_jax.data.truth import find_truth, read_truth
 from cldm_jax.errors import UserError
 from cldm_jax.metrics import aggregate, statistics
 from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
 from cldm_jax.metrics.scores import Context
-from cldm_jax.runs.inputs import TARGETS, open_prepared
+from cldm_jax.runs.inputs import TARGETS, data_of, image_source
 from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.readouts import Entrant, Run
 from cldm_jax.scoring import references
@@ -21,11 +21,7 @@ def shared_data(config, runs: list[Run]) -> Prepared:
     """The dataset to score on: that of `config.data.prepared`, else the first run's. UserError where a
     run was trained on another one and `config.other_data` does not allow that.
     """
-    data = config.data.copy_and_resolve_references()  # the caller's config stays as it was
-    data.prepared = data.prepared or runs[0].config["data"]["prepared"]
-    if not data.prepared:
-        data.root = runs[0].config["data"]["root"]
-    prepared = open_prepared(data)
+    prepared = data_of(config, runs[0].config)
     for r in runs:
         if r.manifest.data.fingerprint != prepared.index.fingerprint and not config.other_data:
             raise UserError(
@@ -93,14 +89,11 @@ class Scorer:
         self.real, self.masks = references.targets(self.source(1), config.batch_size)
 
     def source(self, context: int, split: str | None = None):
-        return pipeline.make_source(
+        return image_source(
             self.prepared,
-            split=split or self.split,
-            targets=tuple(self.names.values()),
-            context=context,
-            latents=None,
-            source_kind="image",
-            source=self.reads,
+            split or self.split,
+            tuple(self.names.values()),
+            {"context": context, "source": self.reads},
             slice_stride=self.config.slice_stride,
             slice_run=self.config.slice_run,
             people_per_group=self.config.people_per_group,

@@ -4,10 +4,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cldm_jax.data import pipeline
 from cldm_jax.metrics import anatomy, image
-from cldm_jax.runs.latents import source_of
-from cldm_jax.runs.readouts import Rows, open_run, predict_rows
+from cldm_jax.runs.inputs import image_source
+from cldm_jax.runs.readouts import open_run, predict_rows
+from cldm_jax.runs.spread import first_people
 
 
 class ThroughPlane(NamedTuple):
@@ -22,18 +22,9 @@ def measure(config, trained: dict, prepared, names: dict[int, str]) -> ThroughPl
     and the one-step read-out. consistency: mean change from slice to slice over that of the real
     volume, above 1 flickers. psnr: in the mask, range 2.
     """
-    source = pipeline.make_source(
-        prepared,
-        split=config.split,
-        targets=tuple(names.values()),
-        context=trained["data"]["context"],
-        latents=None,
-        source_kind="image",
-        source=source_of(trained["data"]),
-        people_per_group=1,
-    )
-    subject = int(source.keys["subject"][0])
-    person = Rows(source, np.flatnonzero(source.keys["subject"] == subject))
+    targets = tuple(names.values())
+    source = image_source(prepared, config.split, targets, trained["data"], people_per_group=1)
+    subject, person = int(source.keys["subject"][0]), first_people(source, 1)
     batch = person.read(np.arange(len(person)))
     real, mask = batch["target"][..., 0], batch["mask"][..., 0] > 0
     volumes = {"real": (None, real)}

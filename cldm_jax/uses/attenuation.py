@@ -13,10 +13,11 @@ from scipy import ndimage
 
 from cldm_jax.data import mask
 from cldm_jax.data.warp import NoMatch
+from cldm_jax.metrics import image
 from cldm_jax.metrics.scores import AIR_HU, BONE_HU
 from cldm_jax.phantom import osem
 from cldm_jax.phantom.fields import Grid, block_mean
-from cldm_jax.uses.base import AGAIN, FLOOR, Case, Cohort, Judge, Measure, Use, boxes
+from cldm_jax.uses.base import AGAIN, FLOOR, Case, Judge, Measure, Use, boxes, ready
 
 WORK_MM = 2.0  # finer pixels are averaged: no PET resolves them
 LARGE_ML = 2.0  # smaller regions are not scored
@@ -73,12 +74,12 @@ def score(
         "pet_error": _errors(images["synthetic"], real, weights),
         "reconstruction": _errors(real, activity, weights),
         "left_out": [k for k in regions if k not in large],
-        "bone_dice": _dice(*(cts[k] * heads[k] > BONE_HU for k in ("synthetic", "real"))),
+        "bone_dice": image.dice(*(cts[k] * heads[k] > BONE_HU for k in ("synthetic", "real"))),
         "mae_hu": float(np.abs(cts["synthetic"] - cts["real"])[heads["real"]].mean()),
         "air": {
             "real_ml": float(air["real"].sum() * ml),
             "synthetic_ml": float(air["synthetic"].sum() * ml),
-            "dice": _dice(air["synthetic"], air["real"]),
+            "dice": image.dice(air["synthetic"], air["real"]),
         },
         "seconds": time.monotonic() - began,
     }
@@ -153,17 +154,6 @@ def _errors(image, reference, weights) -> dict:
     }
 
 
-def _dice(a: np.ndarray, b: np.ndarray) -> float:
-    """NaN where both are empty."""
-    total = int(a.sum() + b.sum())
-    return float(2 * (a & b).sum() / total) if total else float("nan")
-
-
-def _start(cohort: Cohort):
-    del cohort
-    return _judge
-
-
 def _judge(case: Case) -> Judge:
     regions = boxes(case.brain)
 
@@ -204,5 +194,5 @@ USE = Use(
     (FLOOR, AGAIN),
     {"water": "Floor: water in the real head's outline"},
     ("water", FLOOR),
-    _start,
+    ready(_judge),
 )

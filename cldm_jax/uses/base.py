@@ -65,6 +65,11 @@ class Use(NamedTuple):
     ]  # the judge raises NoMatch: nothing to compare with
 
 
+def ready(judge: Callable[[Case], Judge]):
+    """The `start` of a use that prepares nothing."""
+    return lambda cohort: judge
+
+
 def boxes(brain: np.ndarray) -> dict[str, np.ndarray]:
     """{region: bool [Z, H, W]} of a brain mask: left and right, front to back in three, lower and upper;
     twelve boxes of equal extents. {} of an empty mask.

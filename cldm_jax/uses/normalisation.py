@@ -48,11 +48,7 @@ def start(cohort: Cohort):
     pairs = _training(cohort)
     first = _read_template(cohort.template) if cohort.template else _mean_of_centres(pairs)
     template = make_template(pairs, first, bool(cohort.template), cohort.step)
-
-    def judge(case: Case) -> Judge:
-        return make_judge(case, template)
-
-    return judge
+    return lambda case: make_judge(case, template)
 
 
 def make_judge(case: Case, template: Template) -> Judge:

@@ -7,7 +7,7 @@ import numpy as np
 
 from cldm_jax.metrics import anatomy, image
 from cldm_jax.metrics.scores import BONE_HU
-from cldm_jax.uses.base import AGAIN, FLOOR, REAL, Case, Cohort, Judge, Measure, Use
+from cldm_jax.uses.base import AGAIN, FLOOR, REAL, Case, Judge, Measure, Use, ready
 
 TISSUES = {"csf": anatomy.CSF, "grey": anatomy.GREY, "white": anatomy.WHITE}
 
@@ -40,7 +40,7 @@ def _judge_mr(case: Case) -> Judge:
         found, values = segment(mr, brain), {}
         for i, name in enumerate(TISSUES):
             a, b = found == i + 1, true == i + 1
-            values[f"dice_{name}"] = _dice(a, b)
+            values[f"dice_{name}"] = image.dice(a, b)
             values[f"volume_{name}"] = a.sum() * voxel
             values[f"error_{name}"] = _percent(a.sum(), b.sum())
         if case.lesions is not None:
@@ -55,28 +55,15 @@ def _judge_mr(case: Case) -> Judge:
 def _judge_ct(case: Case) -> Judge:
     def score(hu):
         a, b = hu > BONE_HU, case.real > BONE_HU
-        values = {"dice_bone": float(image.dice(a, b, mask=case.head))}
+        values = {"dice_bone": image.dice(a, b, mask=case.head)}
         values["error_bone"] = _percent((a & case.head).sum(), (b & case.head).sum())
         return values, (a & case.head)[len(a) // 2].astype(np.float32)
 
     return Judge(score, {})
 
 
-def _dice(a, b) -> float:
-    total = a.sum() + b.sum()
-    return float(2 * (a & b).sum() / total) if total else float("nan")
-
-
 def _percent(found, true) -> float:
     return float(100 * abs(found - true) / true) if true else float("nan")
-
-
-def _start(judge):
-    def start(cohort: Cohort):
-        del cohort
-        return judge
-
-    return start
 
 
 _NAMES = {"csf": "CSF", "grey": "grey matter", "white": "white matter"}
@@ -102,7 +89,7 @@ TISSUE = Use(
     (FLOOR, REAL, AGAIN),
     {},
     (FLOOR,),
-    _start(_judge_mr),
+    ready(_judge_mr),
 )
 BONE = Use(
     "bone",
@@ -116,5 +103,5 @@ BONE = Use(
     (FLOOR, AGAIN),
     {},
     (FLOOR,),
-    _start(_judge_ct),
+    ready(_judge_ct),
 )

@@ -82,19 +82,7 @@ def evaluations(model: Model, looked: Looked) -> int:
 
 def answer(request: Request, model: Model, looked: Looked, progress=None) -> Answer:
     """Predicts all targets of the model. Of the request only sharpness and seed are read here."""
-    volumes, seconds = synthesis.synthesise(
-        model.run,
-        model.setting,
-        looked.head,
-        looked.source,
-        targets=model.targets,
-        mode=model.mode,
-        sd_mode=model.sd_mode,
-        sharpness=request.sharpness,
-        batch_size=model.batch_size,
-        member_batch=model.member_batch,
-        seed=request.seed,
-        progress=progress,
-    )
+    options = dict(sharpness=request.sharpness, seed=request.seed, progress=progress)
+    volumes, seconds = synthesis.synthesise(model, looked.head, looked.source, **options)
     timings = {"ReadAndResample": round(looked.seconds, 2), "Predict": round(seconds, 2)}
     return Answer(looked, volumes, timings)

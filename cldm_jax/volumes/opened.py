@@ -47,12 +47,12 @@ class Model(NamedTuple):
     run: Run
     setting: synthesis.Setting
     targets: tuple[str, ...]
-    mode: str
-    sd_mode: str
+    mode: str  # read-out of the images
+    sd_mode: str  # that whose SD is given, `synthesis.CALIBRATED` for the ensemble's, "" for none
     samples: int | None  # that are drawn of each slice, at most; None: none are
     sampling: dict | None  # settings of the samplers, as they are used
     identity: str  # SHA-256 of its weights
-    batch_size: int
+    batch_size: int  # slices of a read-out
     member_batch: int  # of samples drawn one by one
     uncalibrated: str  # why an uncertainty is not; "" also where none is asked for
     pet_ranges: dict | None  # of training people's PETs, see `data.pet_ranges`; None: not known

@@ -103,33 +103,20 @@ def make_source(pet: nifti.Volume, setting: Setting) -> Source:
 
 
 def synthesise(
-    run: Run,
-    setting: Setting,
-    pet: nifti.Volume,
-    source: Source,
-    *,
-    targets: tuple[str, ...],
-    mode: str,
-    sd_mode: str,
-    sharpness: float,
-    batch_size: int,
-    member_batch: int,
-    seed: int,
-    progress=None,
+    model, pet: nifti.Volume, source: Source, *, sharpness: float, seed: int, progress=None
 ) -> tuple[dict[str, Synthetic], float]:
     """({target: volumes}, seconds of prediction).
 
-    mode: the read-out of the images. sd_mode: the read-out whose SD over samples is returned, CALIBRATED
-    for that of the calibrated ensemble and for regions, "" for none. sharpness: of mode recentredK.
-    batch_size: slices of a read-out; member_batch: of single samples. The noise depends on (seed, the
-    PET file's content, slice, sample) alone: a patient's result is the same alone, in a dataset, and in
-    any order.
+    model: of `opened`. sharpness: of mode recentredK. The noise depends on (seed, the PET file's content,
+    slice, sample) alone: a patient's result is the same alone, in a dataset, and in any order.
     """
+    run, setting, targets = model.run, model.setting, model.targets
+    mode, sd_mode = model.mode, model.sd_mode
     codes = [setting.codes[t] for t in targets]
     subject = int(pet.sha256[:8], 16) & 0x7FFFFFFF
     rows = PetSlices(source.slices, source.picks, run.config["data"]["context"], codes, subject)
     own = jax.local_devices()  # other processes have other volumes
-    options = dict(batch_size=batch_size, seed=seed, devices=own, progress=progress)
+    options = dict(batch_size=model.batch_size, seed=seed, devices=own, progress=progress)
     began = time.monotonic()
     if mode.startswith(RECENTRED):
         readout = _recentred(run, mode, rows, sharpness, options)
@@ -144,7 +131,7 @@ def synthesise(
             {t: setting.normalisers[t] for t in targets},
             setting.grid.spacing_mm,
             point=readout.images if mode == run.calibration.point else None,
-            **{**options, "batch_size": member_batch},
+            **{**options, "batch_size": model.member_batch},
         )
         sd, regions = found.sd, found.regions
     elif sd_mode:

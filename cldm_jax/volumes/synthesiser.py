@@ -3,6 +3,7 @@
 The command line is another layer over the same `core`, and both give the same numbers.
 """
 
+import contextlib
 import os
 import pathlib
 import time
@@ -110,12 +111,10 @@ class Synthesiser:
         began = time.monotonic()
         found, volume, facts = _read(pet, series, self._model.setting.source)
         looked = core.look(self._model, volume, facts, found.path, began)
-        if progress:
-            total = core.evaluations(self._model, looked)
-            with Progress(total, "synthesise", "evaluation") as shown:
-                answer = core.answer(self._request, self._model, looked, shown)
-        else:
-            answer = core.answer(self._request, self._model, looked)
+        total = core.evaluations(self._model, looked)
+        bar = Progress(total, "synthesise", "evaluation") if progress else contextlib.nullcontext()
+        with bar as shown:
+            answer = core.answer(self._request, self._model, looked, shown)
         return Synthesis(self._request, self._model, answer, found)
 
 

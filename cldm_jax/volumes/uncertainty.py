@@ -36,20 +36,17 @@ def measure(
     spacing_mm,
     *,
     point: np.ndarray | None,
-    batch_size: int,
-    seed: int,
-    devices=None,
     progress=None,
+    **options,
 ) -> Uncertainty:
     """rows: of `synthesis.PetSlices`, target by target as in `specs` {target: normaliser}; source: of
     `synthesis.make_source`. point: the calibration's point read-out of all rows, where it is there.
+    options: of `spread.Drawer`.
 
     Regions are asked of slices as far apart as in the calibration, whose multipliers are theirs.
     """
     found = run.calibration
-    drawer = spread.Drawer(
-        run, found.point, found.samples, batch_size=batch_size, seed=seed, devices=devices
-    )
+    drawer = spread.Drawer(run, found.point, found.samples, **options)
     point = drawer.point(rows, progress) if point is None else np.clip(point, -1, 1)
     depth = len(source.picks)
     step_mm = float(np.linalg.norm(source.affine[:3, 2]))
