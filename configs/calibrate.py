@@ -16,6 +16,7 @@ def get_config(preset: str = "a6000"):
     train = common.train(preset)
     c.samples = max(2, train.calibrate_samples)  # K of each slice
     c.slice_stride = train.calibrate_slice_stride  # every n-th slice of a person
+    c.steps = train.calibrate_steps  # of DDIM; 0: those of the run's own samples
     c.people = train.calibrate_people  # validation people, at most
     c.batch_size = train.batch_size  # slices
     return c

@@ -65,6 +65,7 @@ def train(preset: str) -> ml_collections.ConfigDict:
     # At the end, where the method draws samples: the spread of so many (0 = not), of every n-th slice of
     # at most so many validation people, is made to fit the error (jobs/calibrate.py).
     c.calibrate_samples = pick(preset, tiny=0, quick=8, cpu=8, a6000=8)
+    c.calibrate_steps = 2  # of DDIM, where the network tells its variance; 0: as for a sample
     c.calibrate_slice_stride = pick(preset, tiny=2, quick=2, cpu=4, cpu1mm=16, a6000=8)
     c.calibrate_people = pick(preset, tiny=2, quick=4, cpu=8, a6000=20)
     c.init_items = pick(

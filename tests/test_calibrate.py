@@ -19,7 +19,7 @@ from cldm_jax.metrics.regions import REGIONS
 from cldm_jax.runs import calibration, spread
 from cldm_jax.runs.inputs import image_source
 from cldm_jax.runs.readouts import Predictor, open_run
-from cldm_jax.volumes import derivatives
+from cldm_jax.volumes import derivatives, synthesis
 from cldm_jax.volumes.opened import CPU_BATCH, open_model
 from configs import calibrate as calibrate_config
 from configs import eval as eval_config
@@ -166,8 +166,29 @@ class TestTheFile:
         sampling = open_run(str(run)).config["recipe"]["sampling"]
         more = {**sampling, "num_samples": [1, 9]}
         assert open_run(str(run), more).calibration is not None
-        slower = open_run(str(run), {**sampling, "num_sampling_steps": 9})
-        assert "num_sampling_steps" in slower.uncalibrated
+        guided = open_run(str(run), {**sampling, "guidance_scale": 2.0})
+        assert "guidance_scale" in guided.uncalibrated
+
+    def test_its_samples_have_steps_of_their_own(self, study, run, pet, tmp_path):
+        """Those of the images are another setting: the ensemble stays, to the bit."""
+        opened = open_run(str(run))
+        sampling = opened.config["recipe"]["sampling"]
+        assert opened.calibration.sampling["num_sampling_steps"] == 2
+        slower = open_run(str(run), {**sampling, "num_sampling_steps": 5})
+        assert slower.calibration == opened.calibration
+        assert slower.method.evaluations["sample"] == 5
+        source = image_source(
+            Prepared(study.prepared), "val", ("ct",), {"context": 3}, slice_stride=4
+        )
+        drawers = [spread.Drawer(r, "mirror", 2, batch_size=4, seed=0) for r in (opened, slower)]
+        assert drawers[0].evaluations == drawers[1].evaluations == 2 + 2 * 2
+        np.testing.assert_array_equal(*(d.draw(source) for d in drawers))
+        request = predict.Request(
+            str(pet), str(tmp_path), checkpoint=str(run), steps=5, uncertainty=True
+        )
+        model = open_model(request)
+        assert model.sd_mode == synthesis.CALIBRATED and derivatives._steps(model) == 2
+        assert derivatives._steps(open_model(request._replace(mode="sample"))) == 5
 
     def test_an_export_takes_it_along(self, run, pet, tmp_path):
         config = export_config.get_config("tiny")
@@ -187,7 +208,7 @@ def test_members_are_samples_of_their_own(study, run):
     prepared = Prepared(study.prepared)
     source = image_source(prepared, "val", ("ct",), {"context": 3}, slice_stride=4)
     source = spread.first_people(source, 1)
-    one = Predictor(opened, "sample")
+    one = Predictor(opened._replace(method=opened.drawing), "sample")
     options = dict(batch_size=4, seed=0)
     drawn = spread.Drawer(opened, "mirror", 3, **options).draw(source)
     fewer = spread.Drawer(opened, "mirror", 2, batch_size=3, seed=0).draw(source)
@@ -247,9 +268,6 @@ class TestPrediction:
         assert f"not calibrated: it was calibrated {why}" in capsys.readouterr().out
         assert "not a confidence interval" in about["Kind"]
         assert not list(out.glob("*regions*"))
-        request = predict.Request(str(pet), str(out), checkpoint=str(run), steps=2, **fields)
-        model = open_model(request)
-        assert model.sd_mode == "mean3" and "other sampling settings" in model.uncalibrated
 
     def test_recentred_is_a_dial_from_the_point_image(self, run, pet, tmp_path):
         ct = {"targets": ("ct",), "samples": 2}

@@ -26,6 +26,7 @@ class Settings(NamedTuple):
     slice_stride: int  # every n-th slice of a person
     people: int  # at most
     batch_size: int
+    steps: int = 0  # of DDIM; 0: those of the run's own samples
     seed: int = 0
 
 
@@ -43,7 +44,7 @@ def run(config, workdir: str) -> None:
     reason = _lacking(opened, prepared)
     if reason:
         raise UserError(config.run, reason, "Give a CLDM with one-step rows and validation people")
-    kept = ("samples", "slice_stride", "people", "batch_size", "seed")
+    kept = ("samples", "slice_stride", "people", "batch_size", "steps", "seed")
     _calibrate(opened, prepared, Settings(**{k: config[k] for k in kept}))
 
 
@@ -66,6 +67,7 @@ def after_training(config, workdir: str, prepared: Prepared) -> None:
             train.calibrate_slice_stride,
             train.calibrate_people,
             train.batch_size,
+            train.calibrate_steps,
         ),
     )
 
@@ -92,16 +94,25 @@ def _calibrate(opened: Run, prepared: Prepared, settings: Settings) -> None:
     print(f"wrote {path} ({found.people} validation people, {seconds:.0f} s)", flush=True)
 
 
+def _sampling(opened: Run, steps: int) -> dict:
+    """The run's sampling settings with `steps` of DDIM where its network tells its variance: the rescaled
+    ensemble of few steps is then as good as that of many (docs/results/levers.md).
+    """
+    own = opened.config["recipe"]["sampling"]
+    is_sure = opened.config["recipe"]["diffusion"].get("gaussian_denoiser", False)
+    return {**own, "num_sampling_steps": steps} if steps and is_sure else own
+
+
 def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
     """Factors by band, then with them the multipliers, all inside the heads of validation people."""
-    data = opened.config["data"]
+    data, sampling = opened.config["data"], _sampling(opened, settings.steps)
     targets = tuple(t for t in data["targets"] if t not in intensity.SOURCES)
     source = image_source(prepared, "val", targets, data, slice_stride=settings.slice_stride)
     source = spread.first_people(source, settings.people)
     point = spread.point_mode(opened)
-    drawer = spread.Drawer(
-        opened, point, settings.samples, batch_size=settings.batch_size, seed=settings.seed
-    )
+    at_steps = open_run(opened.workdir, sampling)._replace(drawing=None)
+    options = dict(batch_size=settings.batch_size, seed=settings.seed)
+    drawer = spread.Drawer(at_steps, point, settings.samples, **options)
     spacing = prepared.index.spacing_mm
     with Progress(len(source) * drawer.evaluations, "calibrate", "evaluation") as progress:
         # Kept in half precision (1 HU): both passes see the same samples without drawing them again.
@@ -127,7 +138,7 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
         step=int(opened.step),
         config_sha256=opened.manifest.config_sha256,
         point=point,
-        sampling=calibration.sampling_facts(opened.config["recipe"]["sampling"]),
+        sampling=calibration.sampling_facts(sampling),
         samples=settings.samples,
         seed=settings.seed,
         split_hash=prepared.index.splits.hash,

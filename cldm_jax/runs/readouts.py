@@ -41,6 +41,9 @@ class Run(NamedTuple):
     codec: Codec | None  # the frozen autoencoder of a latent method
     calibration: Calibration | None = None  # of these weights and sampling settings
     uncalibrated: str = ""  # why there is none
+    drawing: Method | None = (
+        None  # `method` at the calibration's DDIM steps, where these are others
+    )
 
 
 class Entrant(NamedTuple):
@@ -86,8 +89,15 @@ def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
     # Kernels in the form that inference wants: once per checkpoint, not once per call.
     params, frozen = prepare_params(params), prepare_params(frozen)
     state = TrainState(np.int32(step), (), params, (), (), frozen)
-    found = stored_calibration(workdir, stored, sampling)
-    return Run(str(workdir), config["name"], config, manifest, step, method, state, codec, *found)
+    found, why = stored_calibration(workdir, stored, sampling)
+    drawing = None
+    if found is not None:
+        used = config["recipe"]["sampling"] if sampling is None else sampling
+        steps = found.sampling["num_sampling_steps"]
+        if steps != used["num_sampling_steps"]:
+            drawing, _ = stored_method(stored, {**used, "num_sampling_steps": steps})
+    made = (method, state, codec, found, why, drawing)
+    return Run(str(workdir), config["name"], config, manifest, step, *made)
 
 
 def stored_calibration(

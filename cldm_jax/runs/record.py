@@ -35,6 +35,7 @@ MUTABLE = {
     "encode_batch_size",
     "train.cpu_step_seconds",
     "train.calibrate_samples",
+    "train.calibrate_steps",
     "train.calibrate_slice_stride",
     "train.calibrate_people",
 }

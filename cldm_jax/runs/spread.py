@@ -35,17 +35,17 @@ def point_mode(run: Run) -> str | None:
 
 
 class Drawer:
-    """Point image and K samples of rows, each program compiled once."""
+    """Point image and K samples of rows, these with the DDIM steps of the run's calibration; each program
+    compiled once.
+    """
 
     def __init__(
         self, run: Run, point: str, samples: int, *, batch_size: int, seed: int, devices=None
     ):
-        self.samples = samples
-        self.evaluations = (
-            run.method.evaluations[point] + samples * run.method.evaluations["sample"]
-        )
+        self.samples, drawing = samples, run.drawing or run.method
+        self.evaluations = run.method.evaluations[point] + samples * drawing.evaluations["sample"]
         self._point = Predictor(run, point, devices)
-        self._sample = Predictor(run, "sample", devices)
+        self._sample = Predictor(run._replace(method=drawing), "sample", devices)
         self._options = dict(batch_size=batch_size, seed=seed)
 
     def point(self, source, progress=None) -> np.ndarray:

@@ -10,6 +10,7 @@ import numpy as np
 from cldm_jax import __version__, files
 from cldm_jax.data import convert, intensity, nifti
 from cldm_jax.errors import UserError
+from cldm_jax.runs import spread
 from cldm_jax.runs.spread import RECENTRED
 from cldm_jax.runtime import device
 from cldm_jax.volumes import uncertainty
@@ -273,7 +274,7 @@ def _provenance(request, model, answer) -> dict:
         "Method": model.run.name,
         "Mode": model.mode,
         "Samples": model.samples,
-        "SamplingSteps": model.sampling["num_sampling_steps"] if model.samples else None,
+        "SamplingSteps": _steps(model),
         "Sharpness": request.sharpness if model.mode.startswith(RECENTRED) else None,
         "Seed": request.seed,
         "ModelSHA256": model.identity,
@@ -297,6 +298,13 @@ def _provenance(request, model, answer) -> dict:
             *({"Name": n, "Version": importlib.metadata.version(n)} for n in ("jax", "nibabel")),
         ],
     }
+
+
+def _steps(model) -> int | None:
+    """DDIM steps of a sample: of the image if it is one, else of the ensemble. None: nothing is drawn."""
+    if is_calibrated(model) and model.mode in spread.POINTS:
+        return model.run.calibration.sampling["num_sampling_steps"]
+    return model.sampling["num_sampling_steps"] if model.samples else None
 
 
 def _describe_dataset(out: pathlib.Path) -> None:
