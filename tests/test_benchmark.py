@@ -4,6 +4,7 @@ PyTorch and MONAI are no requirement of the suite: where they are missing a stan
 interface takes their turns, and what compares with the real ones (benchmarks/check.py) is skipped.
 """
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -304,7 +305,7 @@ def test_reader_reads_the_generated_datasets(tmp_path):
     ):
         items = reader.open_source(images, chosen)
         assert len(items) == 5 * (reader.SLICES - 5)
-        with reader.open_batches(items, 2, 1) as batches:
+        with contextlib.closing(reader.open_batches(items, 2, 1)) as batches:
             batch = next(batches)
         assert batch["source"].shape == source and batch["target"].shape == target
     assert images.read(4, "ct").min() == images.read(0, "ct").max() == -1  # stored zeros
