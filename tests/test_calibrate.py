@@ -188,6 +188,7 @@ class TestTheFile:
         )
         model = open_model(request)
         assert model.sd_mode == synthesis.CALIBRATED and derivatives._steps(model) == 2
+        assert model.evaluations() == 2 + SAMPLES * 2
         assert derivatives._steps(open_model(request._replace(mode="sample"))) == 5
 
     def test_an_export_takes_it_along(self, run, pet, tmp_path):

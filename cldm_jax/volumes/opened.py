@@ -62,9 +62,9 @@ class Model(NamedTuple):
         known, total = self.run.method.evaluations, spread.evaluations(self.run, self.mode)
         if self.sd_mode == synthesis.CALIBRATED:
             found = self.run.calibration
-            total += found.samples * known["sample"] + known[found.point] * (
-                self.mode != found.point
-            )
+            drawing = self.run.drawing or self.run.method
+            total += found.samples * drawing.evaluations["sample"]
+            total += known[found.point] * (self.mode != found.point)
         elif self.sd_mode not in ("", self.mode):
             total += known[self.sd_mode]
         return total
