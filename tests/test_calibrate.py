@@ -153,6 +153,7 @@ class TestTheFile:
             ({"version": 99}, "version 99"),
             ({"targets": None}, "cannot be read"),
             ({"sampling": {"num_sampling_steps": 7}}, "other sampling settings"),
+            ({"sampling": {}}, "other sampling settings"),
         ],
     )
     def test_another_models_is_not_used(self, run, tmp_path, change, why):

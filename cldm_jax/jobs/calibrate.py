@@ -16,7 +16,7 @@ from cldm_jax.metrics import ensemble, regions
 from cldm_jax.runs import calibration, spread
 from cldm_jax.runs.calibration import Calibration, TargetCalibration
 from cldm_jax.runs.inputs import data_of, image_source
-from cldm_jax.runs.readouts import Run, open_run
+from cldm_jax.runs.readouts import Run, open_run, stored_method
 from cldm_jax.runtime import processes, weights
 from cldm_jax.runtime.progress import Progress
 
@@ -110,7 +110,7 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
     source = image_source(prepared, "val", targets, data, slice_stride=settings.slice_stride)
     source = spread.first_people(source, settings.people)
     point = spread.point_mode(opened)
-    at_steps = open_run(opened.workdir, sampling)._replace(drawing=None)
+    at_steps = opened._replace(drawing=stored_method(opened, sampling)[0])
     options = dict(batch_size=settings.batch_size, seed=settings.seed)
     drawer = spread.Drawer(at_steps, point, settings.samples, **options)
     spacing = prepared.index.spacing_mm

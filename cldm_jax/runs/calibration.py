@@ -102,7 +102,7 @@ def misfit(found: Calibration, step: int, config_sha256: str, sampling: Mapping)
     if (found.step, found.config_sha256) != (step, config_sha256):
         return f"its {FILE} belongs to another training or step ({found.step}, opened {step})"
     own, asked = sampling_facts(found.sampling), sampling_facts(sampling)
-    asked["num_sampling_steps"] = own.get("num_sampling_steps")  # the ensemble has its own
+    asked |= {k: own[k] for k in ("num_sampling_steps",) if k in own}  # the ensemble has its own
     differing = sorted(k for k in own.keys() | asked.keys() if own.get(k) != asked.get(k))
     if differing:
         return f"its {FILE} was made with other sampling settings ({', '.join(differing)})"

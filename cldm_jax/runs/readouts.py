@@ -41,9 +41,8 @@ class Run(NamedTuple):
     codec: Codec | None  # the frozen autoencoder of a latent method
     calibration: Calibration | None = None  # of these weights and sampling settings
     uncalibrated: str = ""  # why there is none
-    drawing: Method | None = (
-        None  # `method` at the calibration's DDIM steps, where these are others
-    )
+    # `method` at the DDIM steps of the calibrated ensemble, where these are others.
+    drawing: Method | None = None
 
 
 class Entrant(NamedTuple):
@@ -151,9 +150,9 @@ def _with_held_targets(config: dict, manifest: Manifest) -> dict:
 
 
 def stored_method(
-    stored: Stored, sampling: Mapping[str, Any] | None = None
+    stored: Stored | Run, sampling: Mapping[str, Any] | None = None
 ) -> tuple[Method, Codec | None]:
-    """The stored model's method and, for a latent one, its codec."""
+    """The stored or opened model's method and, for a latent one, its codec."""
     config = stored.config
     recipe = scheduled(config["recipe"], config["train"]["num_train_steps"])
     if "sampling" in recipe:

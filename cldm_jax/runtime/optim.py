@@ -74,8 +74,8 @@ def make_optimizer(
 
 def _looped(muon: optax.GradientTransformation) -> optax.GradientTransformation:
     """`muon` with its iterations as a loop of the program, not written out: the same bits from a program
-    a quarter shorter (docs/performance.md). Optax loops where each iteration has coefficients of its own;
-    the state keeps the one row that it has without.
+    a quarter shorter (a CLDM's step of 24 channels: 51,068 lines of HLO become 37,854). Optax loops where
+    each iteration has coefficients of its own; the state keeps the one row that it has without.
     """
 
     def with_coefficients(state, change):
