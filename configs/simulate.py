@@ -39,6 +39,7 @@ def randomised() -> dict:
             "axis_size": (0.95, 1.05),  # of each axis beside it; chosen
             "slant": (-0.03, 0.03),  # shear; SynthSeg has 0.012
             "warp_mm": (2.5, 4.0),  # SD of the smooth deformation (26 mm); SynthSeg: 3
+            "mirrored": 0.5,  # left and right of the head exchanged: twice the heads; SynthSeg: 0.5
         },
         "uptake": {
             # 62 % FDG, and what else brains are scanned with; chosen

@@ -11,7 +11,18 @@ from cldm_jax.data.nifti import read_volume
 from cldm_jax.errors import UserError
 from cldm_jax.files import read_json
 from cldm_jax.jobs import prepare, simulate
-from cldm_jax.phantom import attenuation, camera, cohort, draws, labels, subject, tissue, tracer
+from cldm_jax.phantom import (
+    attenuation,
+    camera,
+    cohort,
+    draws,
+    labels,
+    subject,
+    tissue,
+    tracer,
+    warp,
+)
+from cldm_jax.phantom import randomised as people
 from cldm_jax.phantom.fields import Grid
 from cldm_jax.runs import record
 from cldm_jax.usage import comments
@@ -150,6 +161,25 @@ def test_canonical_targets():
     volumes, _, _ = first(acquired)
     assert {"mr_reacq", "ct_reacq"} <= set(volumes)
     assert len(np.unique(volumes["mr"][:3])) > 100
+
+
+def test_a_mirrored_person_has_the_other_side_of_the_head():
+    """The same person, pose and deformation; what is looked up lies across the head's middle."""
+    plan = cohort.plan_cohort(small())[0]
+    grid, centre = Grid((12, 14, 6), (12.0, 12.0, 20.0), (-60.0, -75.0, -50.0)), (3.0, -18.0, 9.0)
+    drawn = plan.dice(0).draw(plan.ranges["person"])
+    here, there = (
+        warp.pull_back(people.pose(plan.dice(0), drawn | {"mirrored": m}, grid, centre), grid)
+        for m in (False, True)
+    )
+    np.testing.assert_allclose(here[0] + there[0], 2 * centre[0], atol=1e-3)
+    assert np.ptp(here[0]) > 100 and all(np.array_equal(here[i], there[i]) for i in (1, 2))
+    codes = []
+    for share in (0.0, 1.0):
+        codes.append(
+            subject.build_anatomy(cohort.plan_cohort(small("person", mirrored=share))[0])[0]
+        )
+    assert 0.01 < np.mean(codes[0] != codes[1]) < 0.4  # nobody's sides are the same
 
 
 def test_levels_of_the_tracers():

@@ -21,6 +21,8 @@ def pose(dice: Dice, drawn: dict, grid: Grid, centre: tuple[float, float, float]
     angle = np.deg2rad([drawn["pitch_deg"], *drawn["turn_deg"]])
     sizes = drawn["size"] * np.array(drawn["axis_size"])
     matrix = warp.pose_matrix(angle, np.array(drawn["slant"]), sizes)
+    if drawn["mirrored"]:  # the undeformed head, about its own middle
+        matrix[0] = -matrix[0]
     return warp.Warp(
         matrix, np.zeros(3), np.asarray(centre, float), lattice, displacement, smallest
     )
