@@ -19,8 +19,6 @@ JOBS = {
     "evaluate": True,
     "predict": True,
     "reproduce": True,
-    "sweep": True,
-    "report": True,
     "export": True,
     "calibrate": True,
     "tasks": True,

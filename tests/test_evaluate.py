@@ -11,15 +11,13 @@ from cldm_jax import files
 from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import evaluate, export, sweep
+from cldm_jax.jobs import evaluate
 from cldm_jax.methods.base import Method, Prediction
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.runs import inputs, readouts, validation
 from cldm_jax.scoring import controls, references
 from cldm_jax.scoring.scorer import Scorer, main_methods
 from configs import eval as eval_config
-from configs import export as export_config
-from configs import sweep as sweep_config
 
 
 def test_summary_has_every_row(study):
@@ -202,57 +200,6 @@ def test_evaluating_on_other_data_is_refused(study, tmp_path):
     config.data.prepared = str(tmp_path)
     with pytest.raises(UserError, match="other data"):
         evaluate.run(config, str(tmp_path / "report"))
-
-
-def test_sweep_of_steps_and_samples(study, tmp_path):
-    config = sweep_config.get_config("tiny")
-    config.run = str(study.ldm)
-    sweep.run(config, str(tmp_path))
-    record = files.read_json(tmp_path / "sweep.json")
-    found = {(p["target"], p["steps"], p["samples"]) for p in record["points"]}
-    wanted = {(2, 1), (2, 2), (4, 1), (4, 2), (3, 1), (3, 2), (3, 4), (1, 0)}
-    assert found == {(t, *w) for t in ("ct", "mr") for w in wanted}
-    by_name = {p["name"]: p for p in record["points"] if p["target"] == "ct"}
-    assert by_name["mean4_steps3"]["psnr"] > by_name["mean1_steps3"]["psnr"]  # averaging helps
-    for row in record["calibration"]:
-        levels = list(row["coverage"].values())
-        assert levels == sorted(levels) and 0 < levels[0] and levels[-1] <= 1
-    assert (tmp_path / "ct_sweep.png").stat().st_size > 5000
-    flicker = {(t["target"], t["noise_slices"]): t["consistency"] for t in record["through_plane"]}
-    assert flicker.keys() == {(t, n) for t in ("ct", "mr") for n in (None, 0.0, 2.0)}
-    for target in ("ct", "mr"):  # noise in common: neighbours change together
-        assert flicker[target, 2.0] < 0.8 * flicker[target, 0.0]
-    assert (tmp_path / "mr_through_plane.png").stat().st_size > 2000
-
-
-def test_sweep_takes_an_exported_folder(study, tmp_path):
-    """People are not exported: those of a dataset, which must be that of the training."""
-    config = export_config.get_config("tiny")
-    config.run = str(study.ldm)
-    export.run(config, str(tmp_path / "model"))
-    config = sweep_config.get_config("tiny")
-    config.run = str(tmp_path / "model")
-    config.num_sampling_steps, config.noise_slices = (2,), (0.0,)
-    config.main_steps, config.main_samples = 2, 2
-    with pytest.raises(UserError, match="no prepared dataset"):
-        sweep.run(config, str(tmp_path / "sweep"))
-    config.data.prepared = str(study.prepared)
-    given = config.to_json()
-    sweep.run(config, str(tmp_path / "sweep"))
-    assert config.to_json() == given
-    record = files.read_json(tmp_path / "sweep" / "sweep.json")
-    config.run, config.data.prepared = str(study.ldm), ""
-    sweep.run(config, str(tmp_path / "again"))
-    again = files.read_json(tmp_path / "again" / "sweep.json")
-    for key in ("checkpoint", "points", "calibration", "through_plane"):
-        assert record[key] and record[key] == again[key]
-
-
-def test_sweep_refuses_a_method_without_samples(study, tmp_path):
-    config = sweep_config.get_config("tiny")
-    config.run = str(study.unet)
-    with pytest.raises(UserError, match="latent diffusion"):
-        sweep.run(config, str(tmp_path))
 
 
 def test_learning_curves_end_where_training_does(study):

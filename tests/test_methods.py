@@ -3,19 +3,21 @@
 import json
 import os
 import pathlib
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.interpreters import partial_eval
+from scipy import stats
 
 from cldm_jax.diffusion.noise import through_plane_weights
 from cldm_jax.errors import UserError
 from cldm_jax.methods.autoencoder import kl_divergence
 from cldm_jax.methods.base import sample_noise
 from cldm_jax.methods.common import OWN
-from cldm_jax.methods.latent_diffusion import channel_weights, ramp
+from cldm_jax.methods.latent_diffusion import _Cldm, channel_weights, ramp
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runtime.optim import make_optimizer
 from configs import ae, attention_unet, cyclegan, distributional, ldm, pix2pix, unet
@@ -376,3 +378,27 @@ def test_kl_of_standard_normal_is_zero_and_grows():
     zero = jnp.zeros((2, 3, 3, 2))
     np.testing.assert_allclose(kl_divergence(zero, zero), 0)
     np.testing.assert_allclose(kl_divergence(zero + 2, zero), 2 * 18)  # mean^2 / 2 per element
+
+
+@pytest.mark.parametrize("samples", [2, 4])
+def test_the_sd_of_a_read_out_covers_the_truth(samples):
+    """Of a model whose decoded samples are standard normal, as the truth is: the error of their mean has
+    variance sd^2 (1 + 1/K), and follows Student's t with K - 1 degrees of freedom.
+    """
+    rng = np.random.default_rng(1)
+    size = (8, 64, 64, 1)
+    drawn = jnp.asarray(rng.normal(size=(size[0] * samples, *size[1:])), jnp.float32)
+    model = types.SimpleNamespace(
+        image_source=lambda frozen, source: source,
+        sampling={"noise_slices": 0.0},
+        sample_latents=lambda *args: drawn,
+        decode=lambda state, z, label: z,
+    )
+    batch = {"source": jnp.zeros(size), "label": jnp.zeros(size[0], jnp.int32)}
+    state = types.SimpleNamespace(frozen={})
+    made = _Cldm.predict_samples(model, state, batch, None, num_samples=samples)
+    stack = np.asarray(drawn).reshape(size[0], samples, *size[1:])
+    np.testing.assert_allclose(made.sd, stack.std(1, ddof=1), rtol=1e-5)
+    half = stats.t.ppf(0.95, samples - 1) * made.sd * np.sqrt(1 + 1 / samples)
+    inside = np.abs(made.image - rng.normal(size=size)) <= half
+    assert inside.mean() == pytest.approx(0.9, abs=0.01)

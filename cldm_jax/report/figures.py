@@ -29,7 +29,6 @@ IMAGE_MAP, SOURCE_MAP, ERROR_MAP, SD_MAP = _MAPS = [
     for name, n in (("gray", 96), ("inferno", 48), ("RdBu_r", 65), ("viridis", 47))
 ]
 _PANEL = 1.5  # inches
-_PLANE = 2.6  # of a coronal plane
 _TITLE = 23  # characters above a panel
 _ABREAST = 7  # predictions of a case beside each other
 _DPIS = (130, 110, 90, 75, 60, 50)  # tried in turn
@@ -232,25 +231,6 @@ def _deviation_row(figure, row, keys, deviations, mask, box, units) -> None:
             continue
         last = _show(axes, np.where(mask, sd, 0.0), box, limits, SD_MAP)
     add_bar(figure, last, row.tolist(), limits, f"SD, {units}")
-
-
-def planes_figure(planes: dict, target: dict, aspect: float) -> Figure:
-    """Coronal planes [Z, W] side by side, superior up. aspect: slice spacing over column spacing."""
-    shape = next(iter(planes.values())).shape
-    tall = _PLANE * aspect * shape[0] / shape[1]
-    columns = min(3, len(planes))
-    lines = -(-len(planes) // columns)
-    figure = new_figure(_PLANE * columns + 0.9, (tall + 0.25) * lines)
-    grid = figure.subplots(lines, columns, squeeze=False)
-    window = target["window"]
-    for axes in grid.ravel()[len(planes) :]:
-        axes.axis("off")
-    for axes, (label, plane) in zip(grid.ravel(), planes.items(), strict=False):
-        shown = _show(axes, plane[::-1], (slice(None), slice(None)), window, IMAGE_MAP)
-        axes.set_aspect(aspect)
-        axes.set_title(label, fontsize=8, color=INK)
-    add_bar(figure, shown, grid.ravel().tolist(), window, target["units"])
-    return figure
 
 
 def overview_figure(gallery: dict) -> Figure:
