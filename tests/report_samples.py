@@ -4,6 +4,7 @@ import numpy as np
 
 from cldm_jax.metrics.protocol import PROTOCOLS
 
+PEOPLE = {"n_patients": 5, "n_independent": 5}
 KEYS = ("unet:predict", "ldm:onestep", "ldm:mean4")
 
 
@@ -20,6 +21,7 @@ def entry(mean, sd):
 
 
 def make_summary(targets=("ct", "mr")):
+    """As it stands in a summary.json."""
     rows, references, tests = [], [], []
     for target in targets:
         mae = (60.0, 7.0) if target == "ct" else (0.06, 0.007)
@@ -30,7 +32,7 @@ def make_summary(targets=("ct", "mr")):
                     "method": method,
                     "mode": mode,
                     "target": target,
-                    "n_patients": 5,
+                    **PEOPLE,
                     "psnr": entry(24.123 + i, 1.234),
                     "ssim": entry(0.8123 + i / 50, 0.0456),
                     "mae": entry(mae[0] - i / 1e3, mae[1]),
@@ -39,14 +41,18 @@ def make_summary(targets=("ct", "mr")):
                     "params": 547_123,
                     "train_steps": 1429,
                     "train_seconds": 4000.0,
+                    "train_cpu_seconds": 7000.0,
                     "network_evaluations": 1 + 19 * (mode == "mean4"),
                     "seconds_per_slice": 0.0213,
                 }
             )
         references += [
-            {"name": "floor_mean_image", "target": target, "psnr": entry(20.9, 0.8)},
-            {"name": "ae_ceiling", "target": target, "psnr": entry(37.77, 0.8)},
-            {"name": "reacquired_ceiling", "target": target, "psnr": entry(31.5, 0.8)},
+            {"name": name, "target": target, **PEOPLE, "psnr": entry(mean, 0.8)}
+            for name, mean in (
+                ("floor_mean_image", 20.9),
+                ("ae_ceiling", 37.77),
+                ("reacquired_ceiling", 31.5),
+            )
         ]
         tests.append(
             {
@@ -58,8 +64,10 @@ def make_summary(targets=("ct", "mr")):
                 "mean_diff": 0.4321,
                 "ci95": [0.1234, 0.6543],
                 "p_wilcoxon": 0.0625,
-                "p_holm": 0.125,
                 "rank_biserial": 0.8,
+                "n_undefined": 0,
+                "p_equivalent": 0.4,
+                "p_holm": 0.125,
             }
         )
     return {
@@ -71,19 +79,25 @@ def make_summary(targets=("ct", "mr")):
             "split_hash": "s" * 64,
             "train_patients": 10,
             "test_patients": 5,
+            "slices": 20,
         },
         "rows": rows,
         "references": references,
+        "chosen": {t: {"ldm": "mean4", "unet": "predict"} for t in targets},
         "tests": tests,
         "controls": [
             {"name": "source_shuffle", "target": "ct", "psnr": {"mean": 19.87}, "drop_db": 4.56},
-            {"name": "class_flip", "accuracy": 0.5},
+            {"name": "class_flip", "accuracy": 0.5, "accuracy_real": 1.0},
         ],
+        "spread": [],
+        "points": [],
+        "learning": {},
+        "seeds": [],
         "notes": ["One training seed."],
         "run": {
             "command": "python -m cldm_jax.main --config=configs/eval.py",
             "preset": "tiny",
-            "hardware": "1 CPU core",
+            "hardware": {"backend": "cpu", "devices": ["one", "two"]},
             "seed": 7,
             "git": "abc1234",
             "versions": {"jax": "9.9.9"},

@@ -1,8 +1,11 @@
 """Pooling the reports of folds."""
 
+import types
+
 import numpy as np
 import pytest
 from report_samples import make_gallery
+from report_samples import make_summary as sample
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
@@ -10,6 +13,7 @@ from cldm_jax.metrics.protocol import PROTOCOLS
 from cldm_jax.report import spread
 from cldm_jax.report.gallery import GALLERY, load_gallery, save_gallery
 from cldm_jax.report.page import read_scores, write_report
+from cldm_jax.report.record import Summary
 from cldm_jax.scoring import pool
 from cldm_jax.scoring.summary import COSTS, REFERENCE, make_summary
 
@@ -55,7 +59,7 @@ def write_fold(folder, fold, chosen="mirror", methods=("ldm", "unet")):
         {"ct": {"ldm": chosen, "unet": "predict"} if len(methods) == 2 else {"ldm": chosen}},
         ["ldm"],
         seed=0,
-        protocol=PROTOCOLS["cldm"].to_json(),
+        protocol=PROTOCOLS["cldm"],
         data={
             "name": "x",
             "contrast": "simulated",
@@ -66,9 +70,11 @@ def write_fold(folder, fold, chosen="mirror", methods=("ldm", "unet")):
             "slices": 15,
         },
         controls=[{**control, "psnr": {"mean": 20.0 + fold}, "drop_db": 4.0 + fold}],
+        spread=[],
+        points=[],
         learning={"ldm": {"ct": [(0.5, 20.0 + fold), (1.0, 22.0 + fold)]}},
         notes=["the same everywhere", f"steps {fold}"],
-        run={"preset": "tiny", "seed": 0},
+        run=sample()["run"],
     )
     gallery = make_gallery(targets=("ct",), keys=("ldm:mirror", "unet:predict"))
     gallery["ct"]["chosen_by"] = "ldm:mirror"
@@ -165,8 +171,8 @@ def spread_row(people, coverage, **changes):
 def test_spread_of_folds_counts_every_person_once():
     point = {"method": "unet", "mode": "predict", "target": "ct"}
     summaries = [
-        {"spread": [spread_row(1, 0.6)], "points": [{**point, "mae": [1.0, 2.0, 3.0]}]},
-        {"spread": [spread_row(3, 1.0)], "points": [{**point, "mae": [3.0, 2.0, 1.0]}]},
+        types.SimpleNamespace(spread=[spread_row(*row)], points=[{**point, "mae": mae}])
+        for row, mae in (((1, 0.6), [1.0, 2.0, 3.0]), ((3, 1.0), [3.0, 2.0, 1.0]))
     ]
     (row,) = pool._spread(summaries)
     assert (row["people"], row["slices"], row["calibrated_on"]) == (4, 40, 5)
@@ -175,13 +181,13 @@ def test_spread_of_folds_counts_every_person_once():
     (found,) = pool._points(summaries)
     assert found["mae"] == [2.0, 2.0, 2.0] and found["mode"] == "predict"
     # Not of a model that one fold lacks, nor from reports of before there was such a section.
-    other = {"spread": [spread_row(3, 1.0, target="mr")], "points": []}
-    assert pool._spread([summaries[0], other]) == pool._spread([summaries[0], {}]) == []
+    for rows in ([spread_row(3, 1.0, target="mr")], []):
+        assert pool._spread([summaries[0], types.SimpleNamespace(spread=rows)]) == []
 
 
 def test_spread_in_words_and_tables():
     point = {"method": "unet", "mode": "predict", "target": "ct", "mae": [5.0, 99.0, 99.0]}
-    summary = {"spread": [spread_row(3, 0.9)], "points": [point], "rows": [], "protocol": None}
+    summary = Summary.from_json({**sample(), "spread": [spread_row(3, 0.9)], "points": [point]})
     lines = spread.spread_lines(summary)
     assert len(lines) == 3 and "CT 90/90/90, regions 90 (3 people)" in lines[0]
     table = spread.spread_table(summary)
@@ -192,4 +198,5 @@ def test_spread_in_words_and_tables():
         "brain mean",
         "90 %",
     ]
-    assert spread.spread_lines({}) == [] and spread.spread_table({}) is None
+    none = Summary.from_json(sample())
+    assert spread.spread_lines(none) == [] and spread.spread_table(none) is None

@@ -3,8 +3,8 @@
 Slice -> patient -> mean +- SD; references (floor, ceilings) and controls are scored the same way.
 """
 
-import importlib.metadata
 import pathlib
+from importlib.metadata import version
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from cldm_jax.metrics.protocol import PROTOCOLS
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.report.gallery import GALLERY, save_gallery
 from cldm_jax.report.page import write_report
+from cldm_jax.report.record import Summary
 from cldm_jax.report.spread import spread_lines
 from cldm_jax.report.tables import text_table
 from cldm_jax.runs import spread
@@ -54,12 +55,11 @@ def run(config, workdir: str) -> None:
     done = pathlib.Path(workdir) / "summary.json"
     if processes.decided(lambda: _stamp_of(done) == stamp):
         print(f"already evaluated: {workdir}/index.html")
-        _print(files.read_json(done))
+        _print(Summary.from_json(files.read_json(done)))
         return
-    summary, scores, gallery = _evaluate(config, runs, prepared)
+    summary, scores, gallery = _evaluate(config, runs, prepared, stamp)
     if not processes.is_main():
         return
-    summary["run"]["stamp"] = stamp
     save_gallery(pathlib.Path(workdir) / GALLERY, gallery)
     page = write_report(workdir, summary, scores, gallery, title=config.title)
     _print(summary)
@@ -75,7 +75,7 @@ def open_runs(config) -> list[Run]:
     return [open_run(w, sampling) for w in workdirs]
 
 
-def _print(summary: dict) -> None:
+def _print(summary: Summary) -> None:
     print(text_table(summary))
     for line in spread_lines(summary):
         print(line)
@@ -103,11 +103,13 @@ def _stamp(config, runs: list[Run], prepared) -> str:
 
 
 def _stamp_of(summary: pathlib.Path) -> str | None:
-    """None where there is no summary, or one without (pooled folds)."""
+    """None where there is no summary, or one without (pooled folds). Only that is read, so what an older
+    cldm_jax wrote is written anew.
+    """
     return files.read_json(summary)["run"].get("stamp") if summary.is_file() else None
 
 
-def _evaluate(config, runs: list[Run], prepared):
+def _evaluate(config, runs: list[Run], prepared, stamp: str):
     targets = choose_targets(config, runs, prepared)
     _check_protocol(config, targets)
     names = prepared.index.names(targets)
@@ -151,7 +153,7 @@ def _evaluate(config, runs: list[Run], prepared):
         chosen,
         main_methods(entrants, targets),
         seed=config.seed,
-        **_facts(config, entrants, prepared, scorer, control_rows),
+        **_facts(config, entrants, prepared, scorer, control_rows, stamp),
         **coverage.measure(config, prepared, entrants, calibrated, chosen, codes, scorer.specs),
     )
 
@@ -304,11 +306,11 @@ def run_facts(config, run: Run) -> dict:
     }
 
 
-def _facts(config, entrants, prepared, scorer, control_rows) -> dict:
+def _facts(config, entrants, prepared, scorer, control_rows, stamp) -> dict:
     index = prepared.index
     packages = ("jax", "flax", "numpy", "scipy")
     return {
-        "protocol": scorer.protocol.to_json(),
+        "protocol": scorer.protocol,
         "data": {
             "name": index.name,
             "contrast": index.contrast,
@@ -323,9 +325,7 @@ def _facts(config, entrants, prepared, scorer, control_rows) -> dict:
         "learning": {e.name: learning_curves(e) for e in entrants},
         "run": {
             **run_facts(config, entrants[0].first),
-            "versions": {
-                "cldm_jax": __version__,
-                **{p: importlib.metadata.version(p) for p in packages},
-            },
+            "versions": {"cldm_jax": __version__, **{p: version(p) for p in packages}},
+            "stamp": stamp,
         },
     }

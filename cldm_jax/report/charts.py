@@ -7,15 +7,18 @@ from matplotlib.figure import Figure
 
 from cldm_jax.metrics import aggregate
 from cldm_jax.metrics.scores import METRICS
-from cldm_jax.report import labels, tables
+from cldm_jax.report import labels
 from cldm_jax.report.figures import INK, fold_text, label_text, new_figure
+from cldm_jax.report.record import Reference, Row, Summary
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"  # Okabe-Ito: colour-blind safe
 PALETTE = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
-def _colour(row: dict) -> str:
-    return BLUE if labels.is_latent(row) else INK
+def _colour(row: Row | Reference) -> str:
+    if isinstance(row, Reference):
+        return ORANGE
+    return BLUE if labels.is_latent(row.method) else INK
 
 
 def _strip(axes) -> None:
@@ -25,25 +28,17 @@ def _strip(axes) -> None:
         axes.spines[side].set_visible(False)
 
 
-def scale_figure(summary: dict, target: str) -> Figure | None:
+def scale_figure(summary: Summary, target: str) -> Figure | None:
     """Mean PSNR of every method, floors listed above them and ceilings below; sharpness beside it.
 
     Bars are 95 % intervals over patients. None where no row has a PSNR.
     """
-    rows = [r for r in tables.rows_of(summary, target) if tables.mean_of(r, "psnr") is not None]
+    rows = [r for r in summary.rows_of(target) if r.mean("psnr") is not None]
     if not rows:
         return None
-    scales = [
-        r for r in tables.references_of(summary, target) if tables.mean_of(r, "psnr") is not None
-    ]
-    floors = [r for r in scales if r["name"] in labels.FLOORS]
+    scales = [r for r in summary.references_of(target) if r.mean("psnr") is not None]
+    floors = [r for r in scales if r.name in labels.FLOORS]
     lines = floors + rows + [r for r in scales if r not in floors]
-    names = [
-        label_text(labels.row_key(r))
-        if "method" in r
-        else fold_text(labels.reference_label(r["name"]))
-        for r in lines
-    ]
     figure = new_figure(8.6, 0.9 + 0.3 * len(lines))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=[2.3, 1])
     for axes, metric in ((left, "psnr"), (right, "sharpness")):
@@ -54,25 +49,25 @@ def scale_figure(summary: dict, target: str) -> Figure | None:
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         _strip(axes)
-    left.set_yticks(range(len(lines)), names, linespacing=1.0)
+    left.set_yticks(range(len(lines)), [fold_text(r.label) for r in lines], linespacing=1.0)
     left.set_ylim(len(lines) - 0.5, -0.5)
     for row in scales:
-        left.axvline(tables.mean_of(row, "psnr"), color=ORANGE, linewidth=0.8, linestyle="--")
+        left.axvline(row.mean("psnr"), color=ORANGE, linewidth=0.8, linestyle="--")
     right.axvline(1.0, color=ORANGE, linewidth=0.8)
     for text, row in zip(left.get_yticklabels(), lines, strict=True):
-        text.set_color(_colour(row) if "method" in row else ORANGE)
+        text.set_color(_colour(row))
     return figure
 
 
-def _dot(axes, y: int, row: dict, metric: str) -> None:
-    mean = tables.mean_of(row, metric)
+def _dot(axes, y: int, row: Row | Reference, metric: str) -> None:
+    mean = row.mean(metric)
     if mean is None:
         return
-    if "method" not in row:
+    if isinstance(row, Reference):
         axes.plot([mean], [y], "D", color=ORANGE, markersize=5, markerfacecolor="white")
         return
-    ci95 = row[metric].get("ci95")
-    if ci95 is not None and all(map(labels.is_number, ci95)):
+    ci95 = row.scores[metric]["ci95"]
+    if ci95 is not None:
         axes.plot(ci95, [y, y], color=_colour(row), linewidth=2, solid_capstyle="butt")
     axes.plot([mean], [y], "o", color=_colour(row), markersize=6)
 
@@ -88,7 +83,6 @@ def patients_figure(scores: list[dict], target: str, units: str) -> Figure | Non
     tables_of = {
         m: np.array([[values.get((k, m, p), math.nan) for k in keys] for p in patients], float)
         for m in ("psnr", "mae")
-        if any(s["metric"] == m for s in wanted)
     }
     tables_of = {m: t for m, t in tables_of.items() if np.isfinite(t).any()}
     if not tables_of:
@@ -114,7 +108,7 @@ def patients_figure(scores: list[dict], target: str, units: str) -> Figure | Non
     return figure
 
 
-def learning_figure(summary: dict, target: str) -> Figure | None:
+def learning_figure(summary: Summary, target: str) -> Figure | None:
     """PSNR on validation people against the share of the training done, one line per method.
 
     The first read-out of each method and model range, so not the numbers of the tables. None without
@@ -122,7 +116,7 @@ def learning_figure(summary: dict, target: str) -> Figure | None:
     """
     curves = {
         method: curve[target]
-        for method, curve in (summary.get("learning") or {}).items()
+        for method, curve in summary.learning.items()
         if any(y is not None for _, y in curve.get(target, ()))
     }
     if not curves:
@@ -133,23 +127,14 @@ def learning_figure(summary: dict, target: str) -> Figure | None:
     for method, points in curves.items():
         base = aggregate.base_name(method)
         label = label_text(f"{method}:") if base == method else None
-        points = [p for p in points if p[1] is not None]
-        _curve(axes, bases.index(base), points, label, "o")
+        x, y = zip(*(p for p in points if p[1] is not None), strict=True)
+        turn, number = divmod(bases.index(base), len(PALETTE))
+        look = dict(marker="o", markersize=3, linewidth=1.2, color=PALETTE[number], label=label)
+        axes.plot(x, y, ("-", "--", ":")[turn % 3], **look)
     axes.set_ylim(bottom=max(axes.get_ylim()[0], axes.get_ylim()[1] - 8))
-    _explain(axes, "Share of the budget's steps", "PSNR on validation people, dB")
-    return figure
-
-
-def _curve(axes, number: int, points, label: str | None, marker: str | None) -> None:
-    x, y = zip(*points, strict=True)
-    style = ("-", "--", ":")[number // len(PALETTE) % 3]
-    colour = PALETTE[number % len(PALETTE)]
-    axes.plot(x, y, style, marker=marker, markersize=3, linewidth=1.2, color=colour, label=label)
-
-
-def _explain(axes, x: str, y: str) -> None:
-    axes.set_xlabel(x, fontsize=8)
-    axes.set_ylabel(y, fontsize=8)
+    axes.set_xlabel("Share of the budget's steps", fontsize=8)
+    axes.set_ylabel("PSNR on validation people, dB", fontsize=8)
     axes.grid(color="#e5e5e5", linewidth=0.6)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
     _strip(axes)
+    return figure

@@ -52,13 +52,13 @@ def method_label(key: str) -> str:
 
 
 def row_key(row: dict) -> str:
-    """The "method:mode" of a summary or score row."""
+    """The "method:mode" of a row that names both."""
     return f"{row['method']}:{row['mode']}"
 
 
-def is_latent(row: dict) -> bool:
-    """True for a summary or score row of the latent diffusion model, whatever its run is called."""
-    return re.split(r"[_-]", row["method"])[0] == "ldm"
+def is_latent(method: str) -> bool:
+    """True for the latent diffusion model, whatever its run is called."""
+    return re.split(r"[_-]", method)[0] == "ldm"
 
 
 def target_label(name: str) -> str:

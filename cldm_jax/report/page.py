@@ -10,10 +10,10 @@ import jinja2
 import numpy as np
 
 from cldm_jax import files
-from cldm_jax.metrics.protocol import Protocol
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.metrics.statistics import power_caveat
 from cldm_jax.report import charts, figures, labels, reading, spread, tables
+from cldm_jax.report.record import Summary
 
 SCORE_COLUMNS = (
     *("patient", "group", "split", "method", "mode", "target"),
@@ -22,24 +22,22 @@ SCORE_COLUMNS = (
 _ROLES = {"best": 0, "median": 1, "worst": 2}
 
 
-def write_report(folder, summary: dict, scores: list[dict], gallery: dict, *, title: str) -> str:
+def write_report(folder, summary: Summary, scores: list[dict], gallery: dict, *, title: str) -> str:
     """Writes the report into `folder` and returns the path of its index.html.
 
-    summary: the public schema of summary.json (protocol, data, rows, references, tests, and
-    optionally controls, notes, run); absent or None numbers are printed as "not measured", and
-    non-finite ones are stored as null. scores: rows with SCORE_COLUMNS, those of
-    "reference" for the file alone. gallery: {target: {"units",
+    None is printed as "not measured", and what is not finite is stored as null. scores: rows with
+    SCORE_COLUMNS, those of "reference" for the file alone. gallery: {target: {"units",
     "window", "error_window", "rule" (in words), "cases"}}, cases as in `figures`; may be empty.
     summary.json is written last: where it is, the report is whole.
     """
-    folder = pathlib.Path(folder)
-    summary = json_ready(summary)
+    folder, stored = pathlib.Path(folder), json_ready(summary.to_json())
+    summary = Summary.from_json(stored)  # the page says what the file does
     files.write_text(folder / "scores.csv", scores_csv(scores))
     scores = [row for row in scores if row["method"] != "reference"]
     drawn = _draw(folder / "figures", summary, scores, gallery)
     page = render("page.html", _context(summary, scores, gallery, drawn, title))
     files.write_text(folder / "index.html", page)
-    files.write_json(folder / "summary.json", summary)
+    files.write_json(folder / "summary.json", stored)
     return str(folder / "index.html")
 
 
@@ -90,23 +88,22 @@ def _file_name(*parts) -> str:
     return "_".join(re.sub(r"[^A-Za-z0-9-]+", "-", str(p)) for p in parts) + ".png"
 
 
-def _draw(folder: pathlib.Path, summary, scores, gallery) -> dict:
+def _draw(folder: pathlib.Path, summary: Summary, scores, gallery) -> dict:
     """Saves every figure. {target: {"scale", "patients", "cases": [(case, name)]}}, names or None."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
-    for target in dict.fromkeys([*tables.targets_of(summary), *gallery]):
-        units = tables.units_of(summary, target)
+    for target in dict.fromkeys([*summary.targets, *gallery]):
+        rule = summary.protocol.target(target)
         entry = {"scale": None, "patients": None, "learning": None, "cases": []}
         for key, figure in (
             ("scale", charts.scale_figure(summary, target)),
-            ("patients", charts.patients_figure(scores, target, units)),
+            ("patients", charts.patients_figure(scores, target, rule.units)),
             ("learning", charts.learning_figure(summary, target)),
         ):
             if figure is not None:
                 png = figures.save(figure, folder / _file_name(target, key), indexed=False)
                 entry[key] = figures.as_url(png)
-        rule = (summary.get("protocol") or {}).get(target) or {}
-        look = {"clip": rule.get("clip"), **gallery.get(target, {})}
+        look = {"clip": rule.clip, **gallery.get(target, {})}
         cases = look.get("cases", [])
         for i, case in enumerate(sorted(cases, key=lambda c: _ROLES.get(c["role"], 3))):
             name = _file_name(target, case["role"], i)
@@ -118,22 +115,21 @@ def _draw(folder: pathlib.Path, summary, scores, gallery) -> dict:
     return drawn
 
 
-def _context(summary, scores, gallery, drawn, title) -> dict:
-    data, run = summary.get("data") or {}, summary.get("run") or {}
-    people = _independent(scores, data)
-    tests = summary.get("tests") or []
+def _context(summary: Summary, scores, gallery, drawn, title) -> dict:
+    data, run = summary.data, summary.run
+    independent = len({str(row["group"]) for row in scores}) or data["test_patients"]
     return {
         "title": title,
-        "simulated": data.get("contrast") == "simulated",
+        "simulated": data["contrast"] == "simulated",
         "headlines": reading.headlines(summary),
-        "caveat": None if people is None else power_caveat(people, len(tests)),
+        "caveat": power_caveat(independent, len(summary.tests)),
         "run": [*run_facts(run), *_data_facts(data)],
-        "versions": run.get("versions") or {},
+        "versions": run["versions"],
         "targets": [
             {
                 "name": labels.target_label(target),
                 "id": re.sub(r"[^A-Za-z0-9]+", "-", target),
-                "people": tables.people_of(tables.rows_of(summary, target)),
+                "people": tables.people_of([r.n_patients for r in summary.rows_of(target)]),
                 "scores": tables.score_table(summary, target),
                 "details": tables.detail_table(summary, target),
                 **{k: entry[k] for k in ("scale", "patients", "learning")},
@@ -153,51 +149,34 @@ def _context(summary, scores, gallery, drawn, title) -> dict:
             "regions": spread.region_table(summary),
         },
         "checks": reading.checks(summary),
-        "protocol": _protocol_words(summary.get("protocol")),
+        "protocol": summary.protocol.describe(),
         "metrics": list(METRICS.values()),
-        "notes": [*reading.seed_lines(summary), *(summary.get("notes") or [])],
+        "notes": [*reading.seed_lines(summary), *summary.notes],
     }
 
 
-def _independent(scores, data) -> int | None:
-    """Independent test people: groups in the score rows, else the count the summary gives."""
-    groups = {str(row["group"]) for row in scores}
-    return len(groups) if groups else data.get("test_patients")
-
-
-def _protocol_words(protocol) -> list[str]:
-    return Protocol.from_json(protocol).describe() if protocol else [labels.NOT_MEASURED]
-
-
-def _hardware(found) -> str:
-    """`runtime.device.describe` in words; what is no such dict, of older reports, as it is."""
-    if not isinstance(found, dict):
-        return "not recorded" if found is None else str(found)
+def _hardware(found: dict) -> str:
+    """`runtime.device.describe` in words."""
     values = {k: "+".join(map(str, v)) if isinstance(v, list) else v for k, v in found.items()}
     return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in values.items())
 
 
-def _text(value) -> str:
-    return "not recorded" if value is None else str(value)
-
-
 def run_facts(run: dict) -> list[tuple[str, str]]:
-    """(name, text) pairs of a page's head; what was not recorded says so."""
+    """(name, text) pairs of a page's head."""
     return [
-        ("Command", _text(run.get("command"))),
-        ("Preset", _text(run.get("preset"))),
-        ("Hardware", _hardware(run.get("hardware"))),
-        ("Seed", _text(run.get("seed"))),
-        ("Git revision", _text(run.get("git"))),
+        ("Command", run["command"]),
+        ("Preset", run["preset"]),
+        ("Hardware", _hardware(run["hardware"])),
+        ("Seed", str(run["seed"])),
+        ("Git revision", run["git"]),
     ]
 
 
 def _data_facts(data: dict) -> list[tuple[str, str]]:
-    people = f"{_text(data.get('train_patients'))} train, {_text(data.get('test_patients'))} test"
     return [
-        ("Data", _text(data.get("name"))),
-        ("Contrast", _text(data.get("contrast"))),
-        ("People", people),
-        ("Data fingerprint", _text(data.get("fingerprint"))[:16]),
-        ("Split hash", _text(data.get("split_hash"))[:16]),
+        ("Data", data["name"]),
+        ("Contrast", data["contrast"]),
+        ("People", f"{data['train_patients']} train, {data['test_patients']} test"),
+        ("Data fingerprint", data["fingerprint"][:16]),
+        ("Split hash", data["split_hash"][:16]),
     ]

@@ -1,45 +1,40 @@
 """What a calibrated spread is worth on test people, as tables and as three lines for a terminal."""
 
-from cldm_jax.report import labels, tables
+from cldm_jax.report import labels
+from cldm_jax.report.record import Summary
 from cldm_jax.report.tables import Cell, Row, Table
 
 
-def spread_lines(summary: dict) -> list[str]:
+def spread_lines(summary: Summary) -> list[str]:
     """Of each calibrated model: coverage, CRPS beside the MAE, whether SD and error agree in place."""
     lines = []
-    for name in dict.fromkeys(r["method"] for r in summary.get("spread") or []):
-        rows = [r for r in summary["spread"] if r["method"] == name]
-        first = rows[0]
-        scales = "/".join(_scale(mm) for mm in first["scales_mm"])
-        covered = "; ".join(
-            f"{labels.target_label(r['target'])} {_percents(r['coverage'])}, regions "
-            f"{_percent(_region_coverage(r))}"
-            for r in rows
-        )
-        lines.append(
-            f"{labels.method_label(name)}: 90 % intervals cover, % at {scales}: {covered} "
-            f"({first['people']} people)"
-        )
-        crps = "; ".join(
-            f"{labels.target_label(r['target'])} {_numbers(r['crps'], r, summary)} (as sampled "
-            f"{_numbers(r['crps_raw'], r, summary)}; MAE of its {r['point']} "
-            f"{_numbers(r['mae'], r, summary)})"
-            for r in rows
-        )
-        lines.append(f"  CRPS at {scales}: {crps}")
-        sure = "; ".join(
-            f"{labels.target_label(r['target'])} {labels.number(r['rank'], 2)}, "
-            f"{labels.number(r['energy'], _places(r, summary))} (as sampled "
-            f"{labels.number(r['energy_raw'], _places(r, summary))})"
-            for r in rows
-        )
-        lines.append(f"  rank correlation of SD and |error|, energy score: {sure}")
+    for name in dict.fromkeys(r["method"] for r in summary.spread):
+        rows = [r for r in summary.spread if r["method"] == name]
+        covered, crps, sure = [], [], []
+        for r in rows:
+            target, places = labels.target_label(r["target"]), _places(r["target"], summary)
+            regions = _percent(_region_coverage(r))
+            covered.append(f"{target} {'/'.join(map(_percent, r['coverage']))}, regions {regions}")
+            own, raw, mae = (
+                "/".join(labels.number(v, places) for v in r[k])
+                for k in ("crps", "crps_raw", "mae")
+            )
+            crps.append(f"{target} {own} (as sampled {raw}; MAE of its {r['point']} {mae})")
+            own, raw = (labels.number(r[k], places) for k in ("energy", "energy_raw"))
+            sure.append(f"{target} {labels.number(r['rank'], 2)}, {own} (as sampled {raw})")
+        scales = "/".join(map(_scale, rows[0]["scales_mm"]))
+        lines += [
+            f"{labels.method_label(name)}: 90 % intervals cover, % at {scales}: {'; '.join(covered)} "
+            f"({rows[0]['people']} people)",
+            f"  CRPS at {scales}: {'; '.join(crps)}",
+            f"  rank correlation of SD and |error|, energy score: {'; '.join(sure)}",
+        ]
     return lines
 
 
-def spread_table(summary: dict) -> Table | None:
+def spread_table(summary: Summary) -> Table | None:
     """CRPS of calibrated ensembles and MAE of all methods on the same slices, by blur."""
-    rows = summary.get("spread") or []
+    rows = summary.spread
     if not rows:
         return None
     scales = [_scale(mm) for mm in rows[0]["scales_mm"]]
@@ -47,43 +42,36 @@ def spread_table(summary: dict) -> Table | None:
     header += [f"in the 90 % interval, {s}" for s in scales] + ["Energy score", "Rank correlation"]
     found = []
     for target in dict.fromkeys(r["target"] for r in rows):
-        scored = []
+        scored, places = [], _places(target, summary)
         for r in (r for r in rows if r["target"] == target):
-            name, places = labels.method_label(r["method"]), _places(r, summary)
-            end = [labels.number(r["energy"], places), labels.number(r["rank"], 2)]
-            raw = [labels.number(r["energy_raw"], places), ""]
-            percents = [f"{_percent(c)} %" for c in r["coverage"]]
-            raw_percents = [f"{_percent(c)} %" for c in r["coverage_raw"]]
-            title = f"{name}, calibrated spread around {r['point']}"
-            scored.append((title, r["crps"], [*percents, *end]))
-            scored.append((f"{name}, {r['samples']} samples as they are", r["crps_raw"],
-                           [*raw_percents, *raw]))  # fmt: skip
-        for p in (p for p in summary.get("points") or [] if p["target"] == target):
-            blank = [""] * (len(scales) + 2)
-            scored.append(
-                (f"{labels.method_label(labels.row_key(p))} (no spread)", p["mae"], blank)
-            )
+            for raw, words, rank in (
+                ("", f"calibrated spread around {r['point']}", labels.number(r["rank"], 2)),
+                ("_raw", f"{r['samples']} samples as they are", ""),
+            ):
+                rest = [f"{_percent(share)} %" for share in r[f"coverage{raw}"]]
+                rest += [labels.number(r[f"energy{raw}"], places), rank]
+                title = f"{labels.method_label(r['method'])}, {words}"
+                scored.append((title, r[f"crps{raw}"], rest))
+        for p in (p for p in summary.points if p["target"] == target):
+            title = f"{labels.method_label(labels.row_key(p))} (no spread)"
+            scored.append((title, p["mae"], [""] * (len(scales) + 2)))
         best = [min(s[1][i] for s in scored) for i in range(len(scales))]
-        places = _places({"target": target}, summary)
         for title, values, rest in scored:
-            numbers = [
-                Cell(labels.number(v, places), best=v == b)
-                for v, b in zip(values, best, strict=True)
-            ]
+            pairs = zip(values, best, strict=True)
+            numbers = [Cell(labels.number(v, places), best=v == low) for v, low in pairs]
             cells = [Cell(labels.target_label(target)), Cell(title), *numbers, *map(Cell, rest)]
             found.append(Row("method", cells))
     return Table(header, found)
 
 
-def region_table(summary: dict) -> Table | None:
+def region_table(summary: Summary) -> Table | None:
     """Coverage of the regions' 90 % intervals."""
-    rows = summary.get("spread") or []
-    if not rows:
+    if not summary.spread:
         return None
     header = ["Target", "Method", "Region", "in the 90 % interval", "Mean half width",
               "Mean absolute error", "Values"]  # fmt: skip
     found = []
-    for r in rows:
+    for r in summary.spread:
         for g in r["regions"]:
             unit = "" if g["unit"] == "1" else f" {g['unit']}"
             texts = [
@@ -99,12 +87,11 @@ def region_table(summary: dict) -> Table | None:
     return Table(header, found)
 
 
-def about(summary: dict) -> str:
+def about(summary: Summary) -> str:
     """What the tables rest on."""
-    rows = summary.get("spread") or []
-    if not rows:
+    if not summary.spread:
         return ""
-    first = rows[0]
+    first = summary.spread[0]
     return (
         f"Calibrated on {first['calibrated_on']} validation people, tested on {first['people']} test "
         f"people: {first['samples']} samples a slice, {first['slices']} slices of each target."
@@ -116,12 +103,8 @@ def _region_coverage(row: dict) -> float | None:
     return sum(g["coverage"] * g["n"] for g in row["regions"]) / total if total else None
 
 
-def _places(row: dict, summary: dict) -> int:
-    return 1 if tables.units_of(summary, row["target"]) == "HU" else 4
-
-
-def _numbers(values, row: dict, summary: dict) -> str:
-    return "/".join(labels.number(v, _places(row, summary)) for v in values)
+def _places(target: str, summary: Summary) -> int:
+    return 1 if summary.units(target) == "HU" else 4
 
 
 def _scale(mm: float) -> str:
@@ -130,7 +113,3 @@ def _scale(mm: float) -> str:
 
 def _percent(share) -> str:
     return f"{100 * share:.0f}" if labels.is_number(share) else labels.NOT_MEASURED
-
-
-def _percents(shares) -> str:
-    return "/".join(map(_percent, shares))

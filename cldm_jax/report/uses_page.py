@@ -6,7 +6,8 @@ import numpy as np
 
 from cldm_jax.metrics.statistics import power_caveat
 from cldm_jax.report import figures, labels, page
-from cldm_jax.report.tables import Cell, Row, Table, best_row, mean_of, people_of
+from cldm_jax.report.record import mean_of
+from cldm_jax.report.tables import Cell, Row, Table, best_row, people_of
 
 _DECIMALS = {"%": 1, "mm": 2, "mL": 0, "HU": 0, "": 3}
 _LABELS = {"real_image": "Ceiling: the real image itself"}
@@ -39,7 +40,7 @@ def _section(use: dict, drawn) -> dict:
     patient, images = drawn or ("", {})
     return {
         **{k: use[k] for k in ("name", "title", "about", "failures")},
-        "people": people_of(use["rows"]),
+        "people": people_of([row["n_patients"] for row in use["rows"]]),
         "scores": score_table(use),
         "tests": test_table(use),
         "patient": patient,

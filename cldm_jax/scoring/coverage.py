@@ -46,9 +46,7 @@ def measure(config, prepared, entrants, calibrated, chosen, codes, specs) -> dic
     stride = _stride(calibrated, prepared)
     rows, points = [], []
     spacing = prepared.index.spacing_mm
-    for e in entrants:
-        if not calibrated or e.name not in calibrated:
-            continue
+    for e in (e for e in entrants if e.name in calibrated):
         own = calibrated[e.name]
         for made in {id(c): c for c in own.values()}.values():
             targets = tuple(t for t, c in own.items() if c is made)

@@ -9,8 +9,8 @@ from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.metrics import aggregate
 from cldm_jax.report.gallery import GALLERY, load_gallery
-from cldm_jax.report.labels import row_key
 from cldm_jax.report.page import read_scores, write_report
+from cldm_jax.report.record import Row, Summary
 from cldm_jax.report.tables import text_table
 from cldm_jax.runtime import device
 from cldm_jax.scoring.scorer import HEADLINE
@@ -28,20 +28,20 @@ def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: 
     UserError where they are not folds of one comparison: other protocols, other methods, a person
     tested twice.
     """
-    summaries = [files.read_json(r / "summary.json") for r in reports]
+    summaries = [Summary.from_json(files.read_json(r / "summary.json")) for r in reports]
     _check(reports, summaries)
     scores = [read_scores(r / "scores.csv") for r in reports]
     chosen = _chosen(summaries, scores)
     flat = [row for fold in scores for row in fold]
-    run = {**summaries[0]["run"], "command": device.command_line()}
+    run = {**summaries[0].run, "command": device.command_line()}
     run.pop("stamp", None)  # of one fold's evaluation
     summary = make_summary(
         flat,
         _costs(summaries, chosen),
         chosen,
-        {aggregate.base_name(t["a"].split(":")[0]) for s in summaries for t in s["tests"]},
+        {aggregate.base_name(t.a.split(":")[0]) for s in summaries for t in s.tests},
         seed=seed,
-        protocol=summaries[0]["protocol"],
+        protocol=summaries[0].protocol,
         data=_data(summaries),
         controls=_controls(summaries),
         spread=_spread(summaries),
@@ -59,7 +59,7 @@ def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: 
 
 def _check(reports, summaries) -> None:
     def facts(s):
-        return (s["protocol"], {row_key(r) + r["target"] for r in s["rows"]})
+        return s.protocol, {(r.key, r.target) for r in s.rows}
 
     for report, summary in zip(reports, summaries, strict=True):
         if facts(summary) != facts(summaries[0]):
@@ -72,10 +72,10 @@ def _chosen(summaries, scores) -> dict[str, dict[str, str]]:
     under the name CHOSEN: nobody's read-out was chosen on test people.
     """
     chosen: dict[str, dict[str, str]] = {}
-    for target, modes in summaries[0]["chosen"].items():
+    for target, modes in summaries[0].chosen.items():
         chosen[target] = {}
         for method in modes:
-            found = [s["chosen"][target][method] for s in summaries]
+            found = [s.chosen[target][method] for s in summaries]
             same = len(set(found)) == 1
             chosen[target][method] = found[0] if same else CHOSEN
             if same:
@@ -99,19 +99,19 @@ def _costs(summaries, chosen) -> dict[tuple, dict]:
     """Means over folds, those of a CHOSEN read-out over what each fold chose; None where nothing was
     measured.
     """
-    found: dict[tuple, list[dict]] = {}
+    found: dict[tuple, list[Row]] = {}
     for summary in summaries:
-        for row in summary["rows"]:
-            method, mode, target = row["method"], row["mode"], row["target"]
+        for row in summary.rows:
+            method, mode, target = row.method, row.mode, row.target
             found.setdefault((method, mode, target), []).append(row)
             base = aggregate.base_name(method)
-            if chosen[target][base] == CHOSEN and summary["chosen"][target][base] == mode:
+            if chosen[target][base] == CHOSEN and summary.chosen[target][base] == mode:
                 found.setdefault((method, CHOSEN, target), []).append(row)
-    return {k: {c: _mean([r[c] for r in rows]) for c in COSTS} for k, rows in found.items()}
+    return {k: {c: _mean([getattr(r, c) for r in v]) for c in COSTS} for k, v in found.items()}
 
 
 def _data(summaries) -> dict:
-    data = [s["data"] for s in summaries]
+    data = [s.data for s in summaries]
     return {
         **data[0],
         "fingerprint": files.sha256_json([d["fingerprint"] for d in data]),
@@ -127,7 +127,7 @@ def _controls(summaries) -> list[dict]:
     """Means over folds of every control's numbers."""
     found: dict[tuple, list[dict]] = {}
     for summary in summaries:
-        for row in summary["controls"]:
+        for row in summary.controls:
             key = (row["name"], row["method"], row["mode"], row.get("target"))
             found.setdefault(key, []).append(row)
     return [_average(rows) for rows in found.values()]
@@ -144,12 +144,16 @@ def _average(rows: list[dict]) -> dict:
     return out
 
 
+def _common(folds: list[list[dict]], *keys: str) -> list[list[dict]]:
+    """Of each model (or region) that every fold has, its rows."""
+    known = [{tuple(r[k] for k in keys): r for r in fold} for fold in folds]
+    return [[f[key] for f in known] for key in known[0] if all(key in f for f in known)]
+
+
 def _spread(summaries) -> list[dict]:
     """Of each model and target calibrated in every fold: means over all people, each tested once."""
-    folds = [{(r["method"], r["target"]): r for r in s.get("spread") or []} for s in summaries]
     pooled = []
-    for key in (k for k in folds[0] if all(k in f for f in folds)):
-        rows = [f[key] for f in folds]
+    for rows in _common([s.spread for s in summaries], "method", "target"):
         people = [r["people"] for r in rows]
         means = {
             k: np.average([r[k] for r in rows], axis=0, weights=people).tolist()
@@ -165,10 +169,8 @@ def _spread(summaries) -> list[dict]:
 
 def _pool_regions(folds: list[list[dict]]) -> list[dict]:
     """Regions that every fold has, each value counted once."""
-    by_name = [{g["name"]: g for g in fold} for fold in folds]
     pooled = []
-    for name in (n for n in by_name[0] if all(n in f for f in by_name)):
-        found = [f[name] for f in by_name]
+    for found in _common(folds, "name"):
         counts = [g["n"] for g in found]
         means = {
             k: float(np.average([g[k] for g in found], weights=counts))
@@ -180,25 +182,23 @@ def _pool_regions(folds: list[list[dict]]) -> list[dict]:
 
 def _points(summaries) -> list[dict]:
     """MAE of every method on the same slices; folds of nearly as many people count alike."""
-    folds = [{(r["method"], r["target"]): r for r in s.get("points") or []} for s in summaries]
     return [
         {
-            **folds[0][key],
-            "mode": folds[0][key]["mode"] if len({f[key]["mode"] for f in folds}) == 1 else CHOSEN,
-            "mae": np.mean([f[key]["mae"] for f in folds], axis=0).tolist(),
+            **rows[0],
+            "mode": rows[0]["mode"] if len({r["mode"] for r in rows}) == 1 else CHOSEN,
+            "mae": np.mean([r["mae"] for r in rows], axis=0).tolist(),
         }
-        for key in folds[0]
-        if all(key in f for f in folds)
+        for rows in _common([s.points for s in summaries], "method", "target")
     ]
 
 
 def _learning(summaries) -> dict:
     """Mean validation PSNR over folds at each validation."""
     out = {}
-    for method, curves in summaries[0]["learning"].items():
+    for method, curves in summaries[0].learning.items():
         out[method] = {}
         for target in curves:
-            folds = [s["learning"][method][target] for s in summaries]
+            folds = [s.learning[method][target] for s in summaries]
             points = zip(*folds, strict=False)  # folds validate equally often, but for one
             out[method][target] = [tuple(_mean(v) for v in zip(*p, strict=True)) for p in points]
     return out
@@ -207,8 +207,8 @@ def _learning(summaries) -> dict:
 def _notes(summaries) -> list[str]:
     notes = []
     for k, summary in enumerate(summaries):
-        for note in summary["notes"]:
-            same = all(note in s["notes"] for s in summaries)
+        for note in summary.notes:
+            same = all(note in s.notes for s in summaries)
             text = note if same else f"Fold {k}: {note}"
             if text not in notes:
                 notes.append(text)

@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from cldm_jax.metrics import aggregate
+from cldm_jax.report.record import Reference, Row, Summary, Test
 from cldm_jax.scoring.scorer import HEADLINE
 
 REFERENCE = "reference"  # method name of the rows that give scores their meaning
@@ -20,42 +21,25 @@ def make_summary(
     *,
     seed: int,
     **facts,
-) -> dict:
-    """The summary's schema (docs/evaluation.md).
-
-    scores: rows of methods and of `REFERENCE`. costs: {(method, mode, target): COSTS}. chosen: {target:
-    {method without its seed: mode}}, what the tests compare. main: the methods that are tested against
-    all others. facts: protocol, data, controls, learning (validation PSNR), notes, run; spread and points
-    of `coverage.measure` where there are any.
+) -> Summary:
+    """scores: rows of methods and of `REFERENCE`. costs: {(method, mode, target): COSTS}. chosen, without
+    seeds: what the tests compare. main: the methods that are tested against all others. facts: the other
+    fields of the summary.
     """
     methods = [s for s in scores if s["method"] != REFERENCE]
     rows = aggregate.summarise_scores(methods, seed=seed)
-    for row in rows:
-        row.update(costs[row["method"], row["mode"], row["target"]])
-    references = []
-    for row in aggregate.summarise_scores(
-        [s for s in scores if s["method"] == REFERENCE], seed=seed
-    ):
-        kept = {k: v for k, v in row.items() if k not in ("method", "mode")}
-        references.append({"name": row["mode"], **kept})
-    return {
-        "protocol": facts["protocol"],
-        "data": facts["data"],
-        "rows": rows,
-        "references": references,
-        "chosen": chosen,
-        "tests": _tests(methods, chosen, set(main), seed),
-        "controls": facts["controls"],
-        "spread": facts.get("spread", []),  # calibrated models on test people
-        "points": facts.get("points", []),  # MAE of every method beside their CRPS
-        "learning": facts["learning"],
-        "seeds": aggregate.seed_spread(methods, metric=HEADLINE),
-        "notes": facts["notes"],
-        "run": facts["run"],
-    }
+    others = aggregate.summarise_scores([s for s in scores if s["method"] == REFERENCE], seed=seed)
+    return Summary(
+        rows=tuple(Row.from_json(r | costs[r["method"], r["mode"], r["target"]]) for r in rows),
+        references=tuple(Reference.from_json({"name": r["mode"], **r}) for r in others),
+        chosen=chosen,
+        tests=_tests(methods, chosen, set(main), seed),
+        seeds=aggregate.seed_spread(methods, metric=HEADLINE),
+        **facts,
+    )
 
 
-def _tests(scores, chosen, main: set[str], seed: int) -> list[dict]:
+def _tests(scores, chosen, main: set[str], seed: int) -> tuple[Test, ...]:
     """Every main method against every other, each by its chosen read-out; Holm over all of them."""
     pairs = {}
     for target, modes in chosen.items():
@@ -63,6 +47,6 @@ def _tests(scores, chosen, main: set[str], seed: int) -> list[dict]:
         pairs[target] = [
             (keys[a], keys[b]) for a in keys if a in main for b in keys if b not in main
         ]
-    return aggregate.paired_tests(
-        aggregate.average_seeds(scores), pairs, metrics=("psnr", "ssim"), seed=seed
-    )
+    averaged = aggregate.average_seeds(scores)
+    found = aggregate.paired_tests(averaged, pairs, metrics=("psnr", "ssim"), seed=seed)
+    return tuple(Test(**test) for test in found)
