@@ -34,7 +34,9 @@ def get_config(preset: str = "a6000") -> ml_collections.ConfigDict:
     config.spacing_mm = (1.0, 1.0)  # row, column
     config.slice_spacing_mm = config_dict.placeholder(float)  # mm; None = as scanned
     config.center = "pet"  # in-plane centre: pet (centre of PET intensity) | fov
-    config.min_head_fraction = 0.08  # of a slice's area; slices with less head are left out
+    config.min_head_fraction = 0.08  # of a slice's area; slices with less head are not scored
+    # the same for training: with 0 a model also learns where the head ends, above the vertex
+    config.train_min_head_fraction = 0.08
     # default | fold (cross-validation) | abstract (50 train, the rest val AND test) | manifest |
     # external (all test)
     config.split_mode = "default"

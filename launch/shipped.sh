@@ -24,14 +24,15 @@ job() {
 bash launch/setup.sh
 has_gpu || export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 
-job randomised "$runs/cohort" "--config.labels=$1" --config.variants_per_head=48 --config.seed=11
+job randomised "$runs/cohort" "--config.labels=$1" --config.variants_per_head=96 --config.seed=11
 # White matter of the canonical MR at .24 of [-1, 1], fat cut off; a head for validation, one for tests.
 job prepare "$runs/prepared" "--config.cohort=$runs/cohort" \
-  --config.mr_rule=train_percentile --config.mr_high=0.72 --config.split_fractions='(0.85,0.08,0.07)'
+  --config.mr_rule=train_percentile --config.mr_high=0.72 --config.split_fractions='(0.85,0.08,0.07)' \
+  --config.train_min_head_fraction=0.0  # whole heads are asked for: it must know where they end
 job ae "$runs/ae" "--config.data.prepared=$runs/prepared" --config.recipe.model.base_channels=24
 job ldm "$runs/ldm" "--config.data.prepared=$runs/prepared" "--config.autoencoder.workdir=$runs/ae" \
   --config.data.context=5 --config.recipe.model.unet.base_channels=24 \
-  --config.train.num_train_steps=24000 --config.recipe.optim.ema_decay=0.999 \
-  --config.train.val_every=24000 --config.train.log_every=200  # the last step is the one exported
+  --config.train.num_train_steps=20000 --config.recipe.optim.ema_decay=0.999 \
+  --config.train.val_every=20000 --config.train.log_every=200  # the last step is the one exported
 job export "$out" "--config.run=$runs/ldm" --config.dtype=float16 --config.overwrite=True
 say "" "Finished in $(clock $SECONDS): $out"

@@ -523,3 +523,23 @@ def test_dicom_series_may_stand_in_a_manifest(cohort, tmp_path, capsys):
     for other in slices[1:]:
         np.testing.assert_allclose(other[0], slices[0][0], atol=2e-3)
         np.testing.assert_array_equal(other[1], slices[0][1])
+
+
+def test_training_people_keep_what_shows_where_the_head_ends(prepared, cohort, tmp_path):
+    """With 0: every slice with PET. Who is scored keeps what is scored."""
+    config = _config(cohort)
+    config.train_min_head_fraction = 0.0
+    prepare.run(config, str(tmp_path / "work"))
+    whole, more = prepared.json, shards.Prepared(tmp_path / "work").json
+    trained = 0
+    for old, new in zip(whole["subjects"], more["subjects"], strict=True):
+        assert (old["id"], old["split"]) == (new["id"], new["split"])
+        before, after = (np.array(s["keep"]) for s in (old, new))
+        if new["split"] != "train":
+            assert (before == after).all()
+            continue
+        assert (after | ~before).all()
+        trained += int((after & ~before).sum())
+    assert trained > 0
+    with pytest.raises(UserError, match="train_min_head_fraction"):
+        prepare.run(_config(cohort), str(tmp_path / "work"))

@@ -139,7 +139,8 @@ def judge(
         if n not in intensity.SOURCES
     }
     main = heads["ct"] if "ct" in heads else heads["mr"]
-    has_pet = pet.max((1, 2)) > pet_empty * pet_scale
+    signal = pet > pet_empty * pet_scale
+    has_pet = signal.any((1, 2))
     uptake = mask.largest(pet > _BRAIN * np.percentile(pet[pet > 0], 99.9)) & has_pet[:, None, None]
     brain = _inner(uptake, spacing_mm, _SKIN_MM)
     # PET blurs through plane as well: what it shows above the brain is no brain.
@@ -166,6 +167,8 @@ def judge(
         own = keep & (_by_slice(brain & missing, brain) <= MAX_BRAIN_UNSEEN)
         if unseen[name] > MAX_UNSEEN:
             own &= (head & measured[name]).mean((1, 2)) >= min_head_fraction
+        # Above the head nothing is missed but where there is PET: a CT that ended below is no air.
+        own &= whole.any((1, 2)) | (_by_slice(signal & missing, signal) <= MAX_SLICE_UNSEEN)
         if not stripped:
             own &= _by_slice(whole & missing, whole) <= MAX_SLICE_UNSEEN
         covers[name] = Cover(unseen[name], own, stripped)

@@ -11,7 +11,8 @@ from cldm_jax.errors import UserError
 
 REGISTRATION, OVERLAYS = "registration.json", "overlays"
 FREE = ("job", "preset", "cohort", "workers")  # settings that do not change the data
-YOUNGER = {"register": ""}  # settings that older folders do not name, and what those did
+# Settings that older folders do not name, and what those did.
+YOUNGER = {"register": "", "train_min_head_fraction": 0.08}
 
 
 def inputs_hash(subjects: Iterable[bids.Subject], sha256: dict[str, dict[str, str]]) -> str:

@@ -75,7 +75,8 @@ def make(config, workdir: str) -> str:
         if config.normalisers_from:
             _check_external(config, settings, subjects, facts)
         _check_disk(root, settings.grid, facts)
-        entries, written = _write_slices(root, config, settings, subjects, facts, mapper)
+        train = set(parts["train"])
+        entries, written = _write_slices(root, config, settings, subjects, facts, train, mapper)
     index = _index(config, settings, subjects, facts, parts, entries, written, source)
     if out:
         index["left_out"] = [prepared_folder.recorded(item) for item in out]
@@ -207,11 +208,12 @@ def _check_external(config, settings: Settings, subjects, facts: dict[str, Facts
 # Second pass: write
 
 
-def _write_slices(root, config, settings: Settings, subjects, facts, mapper):
-    """(index entries of the subjects, index entries of the shards)."""
+def _write_slices(root, config, settings: Settings, subjects, facts, train: set[str], mapper):
+    """(index entries of the subjects, index entries of the shards). train: ids of training people."""
     writers: dict[str, shards.ShardWriter] = {}
     entries = []
-    tasks = [(settings, s, facts[s.id]) for s in subjects]
+    training = dataclasses.replace(settings, min_head_fraction=config.train_min_head_fraction)
+    tasks = [(training if s.id in train else settings, s, facts[s.id]) for s in subjects]
     with Progress(len(tasks), "prepare: write", "subject") as progress:
         results = mapper(make_slices, tasks)
         for subject, made in zip(subjects, results, strict=True):
