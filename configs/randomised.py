@@ -3,7 +3,7 @@
     .venv/bin/python -m cldm_jax.main --config=configs/randomised.py:cpu --workdir=COHORT \
         --config.labels=LABELS --config.variants_per_head=40
     .venv/bin/python -m cldm_jax.main --config=configs/prepare.py:cpu --workdir=PREPARED \
-        --config.cohort=COHORT --config.mr_rule=train_percentile --config.mr_high=0.72 \
+        --config.cohort=COHORT --config.mr_rule=train_percentile --config.mr_high=0.72 \\
         --config.train_min_head_fraction=0.0
     .venv/bin/python -m cldm_jax.main --config=configs/unet.py:cpu --config.data.prepared=PREPARED
 
