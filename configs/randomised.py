@@ -8,8 +8,8 @@
     .venv/bin/python -m cldm_jax.main --config=configs/unet.py:cpu --config.data.prepared=PREPARED
 
 Without `labels`: the embedded head. The ranges, each with its source, are in configs/simulate.py.
-`mr_high`: the canonical MR in [-1, 1] with white matter at 0.24, and fat cut off. `train_min_head_fraction`: whole
-heads are asked for, so slices with little head above the vertex are learned from as well.
+`mr_high`: the canonical MR in [-1, 1] with white matter at 0.24, and fat cut off.
+`train_min_head_fraction`: slices with little head, above the vertex, are learned from as well.
 Hardware: CPU only. Time: docs/phantom.md.
 """
 

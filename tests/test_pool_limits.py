@@ -76,6 +76,12 @@ def test_a_person_tested_twice_and_another_protocol_are_refused(folds, tmp_path)
         run(folds, tmp_path)
 
 
+def test_a_report_of_an_early_version_is_refused(folds, tmp_path):
+    edit(folds[1], lambda summary: summary["rows"][0].pop("params"))
+    with pytest.raises(UserError, match="lacks what reports keep now .'params'."):
+        run(folds, tmp_path)
+
+
 def test_no_person_is_shown_twice(folds):
     scores = [row for f in folds for row in read_scores(f / "scores.csv")]
     ldm = [r for r in scores if (r["method"], r["mode"]) == ("ldm", "mirror")]

@@ -15,7 +15,7 @@ from cldm_jax.metrics.protocol import PROTOCOLS
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.report.gallery import GALLERY, save_gallery
 from cldm_jax.report.page import write_report
-from cldm_jax.report.record import Summary
+from cldm_jax.report.record import Summary, read_summary
 from cldm_jax.report.spread import spread_lines
 from cldm_jax.report.tables import text_table
 from cldm_jax.runs import spread
@@ -55,7 +55,7 @@ def run(config, workdir: str) -> None:
     done = pathlib.Path(workdir) / "summary.json"
     if processes.decided(lambda: _stamp_of(done) == stamp):
         print(f"already evaluated: {workdir}/index.html")
-        _print(Summary.from_json(files.read_json(done)))
+        _print(read_summary(done))
         return
     summary, scores, gallery = _evaluate(config, runs, prepared, stamp)
     if not processes.is_main():

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+from cldm_jax import files
+from cldm_jax.errors import UserError
 from cldm_jax.metrics.protocol import Protocol
 from cldm_jax.report import labels
 
@@ -142,3 +144,12 @@ class Summary:
     def units(self, target: str) -> str:
         """Short, for column heads."""
         return self.protocol.target(target).units
+
+
+def read_summary(path) -> Summary:
+    """UserError for a file that lacks what every report has had since: of an early version."""
+    try:
+        return Summary.from_json(files.read_json(path))
+    except (KeyError, TypeError, AttributeError) as e:
+        remedy = "Delete that report and evaluate again"
+        raise UserError(path, f"lacks what reports keep now ({e})", remedy) from e

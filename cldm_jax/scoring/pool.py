@@ -10,7 +10,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.metrics import aggregate
 from cldm_jax.report.gallery import GALLERY, load_gallery
 from cldm_jax.report.page import read_scores, write_report
-from cldm_jax.report.record import Row, Summary
+from cldm_jax.report.record import Row, read_summary
 from cldm_jax.report.tables import text_table
 from cldm_jax.runtime import device
 from cldm_jax.scoring.scorer import HEADLINE
@@ -28,7 +28,7 @@ def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: 
     UserError where they are not folds of one comparison: other protocols, other methods, a person
     tested twice.
     """
-    summaries = [Summary.from_json(files.read_json(r / "summary.json")) for r in reports]
+    summaries = [read_summary(r / "summary.json") for r in reports]
     _check(reports, summaries)
     scores = [read_scores(r / "scores.csv") for r in reports]
     chosen = _chosen(summaries, scores)
