@@ -203,3 +203,20 @@ def test_people_of_one_size_have_skulls():
     (found,) = audit.check_skulls({"z": (False, 0.5), **{k: (False, v) for k, v in sizes.items()}})
     assert "1 of 6" in found.reason and "(z)" in found.reason and found.severity == "warning"
     assert audit.check_skulls({}) == []
+
+
+def test_above_the_head_a_slice_counts_only_where_the_target_was_measured():
+    """All slices asked for (a share of 0): with PET in the air, a CT that ended below says nothing."""
+    head = {k: v.transpose(2, 1, 0) for k, v in make_head(0).items() if k != "mr"}
+    top = len(head["pet"]) - 1
+    head["pet"], head["ct"] = head["pet"].copy(), head["ct"].copy()
+    head["ct"][top - 1 :] = -1000.0  # air above the head; the PET's blur reaches into it
+    head["pet"][top - 1 :] = 0.0
+    head["pet"][top - 1 :, 20:24, 18:22] = 1.0
+    seen = np.ones(head["ct"].shape, bool)
+    millimetres = (SPACING[1], SPACING[0], SPACING[2])
+    for ends_below in (False, True):
+        seen[top - 1 :] = not ends_below
+        found = coverage.judge(head, {"ct": seen}, millimetres, 1.0, 0.05, 0.0)
+        assert found.keep[top - 1 :].all() and not found.mask[top - 1 :].any()
+        assert (found.covers["ct"].keep[top - 1 :] != ends_below).all()
