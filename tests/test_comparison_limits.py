@@ -14,7 +14,6 @@ from cldm_jax.data.bids import Subject
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import budget
 from cldm_jax.metrics import anatomy
-from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
 from cldm_jax.metrics.scores import METRICS, Context
 
 PIXEL = (1.0, 1.0)
@@ -131,16 +130,13 @@ def test_foreign_ssim_equals_scikit_image():
 
 
 @pytest.mark.parametrize("name", ["selfrdb", "abstract-oracle"])
-def test_foreign_scores_clip_first_and_keep_slices(name):
+def test_foreign_scores_clip_first(name):
     pred, target = images(shape=(3, 24, 24))
     wild = np.where(pred > 0.7, 5.0, pred)
     clipped = np.clip(wild, 0, 1)
     np.testing.assert_array_equal(
         score(wild, target, name)["psnr"], score(clipped, target, name)["psnr"]
     )
-    keep = np.array([False, True, False])
-    some = score_volume(pred, target, np.ones(pred.shape), keep, PROTOCOLS[name], "mr")
-    assert some["psnr"] == score(pred, target, name)["psnr"][1]
 
 
 def test_a_score_needs_all_it_needs():
@@ -151,17 +147,10 @@ def test_a_score_needs_all_it_needs():
     assert METRICS["sulcal_csf"].needs == ("labels", "spacing_mm")
 
 
-def test_kept_slices_keep_their_labels_and_lesions():
+def test_lesions_are_looked_for_in_their_own_slices():
     labels, lesions, healthy, real = with_lesion(anatomy.TUMOUR, -0.2)
-    two = (np.concatenate([v, v]) for v in (labels, lesions, real))
-    labels, lesions, real = two
-    lesions[0], pred = 0, np.concatenate([real[:1], healthy])
-    context = Context((1.0, 1.0), np.arange(2), labels, lesions)
-    for z, missed in ((0, np.nan), (1, 1.0)):
-        keep = np.arange(2) == z
-        found = score_volume(
-            pred, real, np.ones(real.shape), keep, PROTOCOLS["cldm"], "mr", context
-        )
+    for kinds, missed in ((0 * lesions, np.nan), (lesions, 1.0)):
+        found = score(healthy, real, "cldm", context=Context((1.0, 1.0), None, labels, kinds))
         np.testing.assert_array_equal(found["lesions_missed"], [missed])
 
 

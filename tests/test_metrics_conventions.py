@@ -35,7 +35,7 @@ def head():
 
 
 def ours(pred, target, mask, name="ct"):
-    scores = score_volume(pred[None], target[None], mask[None], np.ones(1, bool), CLDM, name)
+    scores = score_volume(pred[None], target[None], mask[None], CLDM, name)
     return {metric: values[0] for metric, values in scores.items()}
 
 
@@ -184,6 +184,6 @@ def test_exact_and_empty_slices_are_left_out_of_the_mean(head):
     exact = target, target, mask
     volumes = [np.stack([x, y, z]) for x, y, z in zip(head, exact, head, strict=True)]
     volumes[2] = np.stack([mask, mask, np.zeros_like(mask)])
-    scores = score_volume(*volumes, np.ones(3, bool), CLDM, "ct")
+    scores = score_volume(*volumes, CLDM, "ct")
     assert np.isinf(scores["psnr"][1]) and np.isnan(scores["psnr"][2])
     assert patient_mean(scores["psnr"]) == pytest.approx(ours(pred, target, mask)["psnr"])

@@ -25,7 +25,7 @@ def random_volume(seed, shape=(11, 24, 26)):
 
 
 def score(pred, target, mask, protocol=CLDM, name="ct"):
-    return score_volume(pred, target, mask, np.ones(len(pred), bool), protocol, name)
+    return score_volume(pred, target, mask, protocol, name)
 
 
 def synthrad2023(pred, target, mask):
@@ -117,18 +117,14 @@ def test_pooled_psnr_is_not_the_mean_of_slices():
     assert ours["psnr_volume"] == pytest.approx([22.967], abs=1e-3)
 
 
-def test_keep_selects_slices_and_empty_ones_stay_as_nan():
+def test_slices_without_mask_stay_as_nan():
     pred, target, mask = random_volume(1)
     mask[4] = False
-    pred[0] = np.nan  # a slice nobody asked for
-    keep = np.ones(len(pred), bool)
-    keep[:2] = False
-    ours = score_volume(pred, target, mask, keep, CLDM, "ct")
-    assert ours["psnr"].shape == (9,)
-    assert np.flatnonzero(np.isnan(ours["psnr"])).tolist() == [2]
-    assert np.isnan(ours["ssim"][2]) and np.isfinite(ours["psnr_volume"]).all()
-    ours = score_volume(pred, target, mask, keep, SYNTHRAD, "ct")
-    pred, mask = np.where(keep[:, None, None], pred, 0), mask & keep[:, None, None]
+    ours = score(pred, target, mask)
+    assert ours["psnr"].shape == (11,)
+    assert np.flatnonzero(np.isnan(ours["psnr"])).tolist() == [4]
+    assert np.isnan(ours["ssim"][4]) and np.isfinite(ours["psnr_volume"]).all()
+    ours = score(pred, target, mask, SYNTHRAD)
     assert ours["ssim"] == pytest.approx([synthrad2023(pred, target, mask)["ssim"]], abs=1e-6)
 
 
@@ -172,17 +168,14 @@ def test_a_range_that_is_not_the_clip_is_refused():
 
 def test_bad_input_says_what_and_why():
     pred, target, mask = random_volume(0)
-    keep = np.ones(len(pred), bool)
     with pytest.raises(UserError, match="synthrad2023.*'mr'"):
-        score_volume(pred, target, mask, keep, SYNTHRAD, "mr")
+        score(pred, target, mask, SYNTHRAD, "mr")
     with pytest.raises(UserError, match="one .*shape"):
-        score_volume(pred[:-1], target, mask, keep, CLDM, "ct")
-    with pytest.raises(UserError, match="keep"):
-        score_volume(pred, target, mask, keep[:-1], CLDM, "ct")
+        score(pred[:-1], target, mask)
     with pytest.raises(UserError, match="prediction.*NaN"):
-        score_volume(np.where(mask, pred, np.nan), target, mask, keep, CLDM, "ct")
+        score(np.where(mask, pred, np.nan), target, mask)
     with pytest.raises(UserError, match="3-D SSIM"):
-        score_volume(pred[:5], target[:5], mask[:5], keep[:5], SYNTHRAD, "ct")
+        score(pred[:5], target[:5], mask[:5], SYNTHRAD)
 
 
 def test_images_are_not_changed_in_place():

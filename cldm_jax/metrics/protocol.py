@@ -244,9 +244,9 @@ def _score_rescaled(pred, target, protocol: Protocol, rule) -> dict[str, np.ndar
     return {name: np.array(values, np.float64) for name, values in scores.items()}
 
 
-def _checked(pred, target, mask, keep):
+def _checked(pred, target, mask):
     pred, target = np.asarray(pred, np.float64), np.asarray(target, np.float64)
-    mask, keep = np.asarray(mask) > 0, np.asarray(keep, bool)
+    mask = np.asarray(mask) > 0
     if pred.ndim != 3 or not pred.shape == target.shape == mask.shape:
         raise UserError(
             "volumes to score",
@@ -254,56 +254,40 @@ def _checked(pred, target, mask, keep):
             "[Z, H, W] shape",
             "Score images on one grid",
         )
-    if keep.shape != pred.shape[:1]:
-        raise UserError(
-            "slices to score",
-            f"keep {keep.shape} for {len(pred)} slices",
-            "Give one flag per slice",
-        )
     for name, array in (("prediction", pred), ("target", target)):
-        if not np.isfinite(array[keep]).all():
+        if not np.isfinite(array).all():
             raise UserError(
                 name,
                 "it has NaN or infinite values",
                 "Score finite images; check the model's output",
             )
-    return pred, target, mask, keep
+    return pred, target, mask
 
 
 def score_volume(
-    pred, target, mask, keep, protocol: Protocol, target_name: str, context: Context | None = None
+    pred, target, mask, protocol: Protocol, target_name: str, context: Context | None = None
 ) -> dict[str, np.ndarray]:
     """Scores one patient's prediction.
 
-    pred, target: [Z, H, W] in metric units; mask: [Z, H, W], true where scored; keep: [Z] bool,
-    slices that count; context: what some scores need beside, for all Z slices.
-    Returns {metric: float64 array}: [number of kept slices] for per-slice metrics, in slice order, and
-    [1] for per-volume metrics (all of them where the protocol's aggregation is "volume"; there a slice
-    that is not kept only loses its mask). A slice without mask pixels is NaN, an exact prediction has
-    PSNR +inf; `statistics.patient_mean` leaves both out. Raises UserError on unequal shapes, non-finite
-    values or a target the protocol does not score.
+    pred, target: [Z, H, W] in metric units; mask: [Z, H, W], true where scored; context: what some scores
+    need beside. Returns {metric: float64 array}: [Z] for per-slice metrics, and [1] for per-volume
+    metrics (all of them where the protocol's aggregation is "volume"). A slice without mask pixels is
+    NaN, an exact prediction has PSNR +inf; `statistics.patient_mean` leaves both out. Raises UserError on
+    unequal shapes, non-finite values or a target the protocol does not score.
     """
     rule = protocol.target(target_name)
-    pred, target, mask, keep = _checked(pred, target, mask, keep)
-    context = context or Context()
+    pred, target, mask = _checked(pred, target, mask)
     if protocol.scaling != "none":
-        return _score_rescaled(pred[keep], target[keep], protocol, rule)
-    if protocol.aggregation == "volume":
-        mask = mask & keep[:, None, None]
-        if min(pred.shape) < image.UNIFORM_SIZE:
-            raise UserError(
-                "volume to score",
-                f"shape {pred.shape} is smaller than the 3-D SSIM window",
-                f"Give at least {image.UNIFORM_SIZE} voxels along each axis or another protocol",
-            )
-    else:
-        pred, target, mask = pred[keep], target[keep], mask[keep]
-        per_slice = {
-            k: v[keep] for k, v in context._asdict().items() if k != "spacing_mm" and v is not None
-        }
-        context = context._replace(**per_slice)
+        return _score_rescaled(pred, target, protocol, rule)
+    if protocol.aggregation == "volume" and min(pred.shape) < image.UNIFORM_SIZE:
+        raise UserError(
+            "volume to score",
+            f"shape {pred.shape} is smaller than the 3-D SSIM window",
+            f"Give at least {image.UNIFORM_SIZE} voxels along each axis or another protocol",
+        )
     clipped = np.clip(pred, *rule.clip), np.clip(target, *rule.clip)
     images = (*clipped, *(clipped if rule.clip_errors else (pred, target)), mask)
+    context = context or Context()
     volume = Pair(*images, rule, protocol.ssim, context)
     slices = [Pair(*planes, rule, protocol.ssim) for planes in zip(*images, strict=True)]
     scores = {}

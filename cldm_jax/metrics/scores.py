@@ -58,32 +58,10 @@ def _psnr(pair: Pair) -> float:
     return image.psnr(pair.pred, pair.target, data_range=pair.rule.data_range, mask=pair.mask)
 
 
-def _psnr_whole(pair: Pair) -> float:
-    return image.psnr(pair.pred, pair.target, data_range=pair.rule.data_range)
-
-
-def _psnr_affine(pair: Pair) -> float:
-    return image.psnr_affine(
-        pair.pred, pair.target, data_range=pair.rule.data_range, mask=pair.mask
-    )
-
-
 def _psnr_window(pair: Pair) -> float:
     low, high = pair.rule.window
     pred, target = np.clip(pair.pred, low, high), np.clip(pair.target, low, high)
     return image.psnr(pred, target, data_range=high - low, mask=pair.mask)
-
-
-def _mae(pair: Pair) -> float:
-    return image.mae(pair.error_pred, pair.error_target, mask=pair.mask)
-
-
-def _mean_error(pair: Pair) -> float:
-    return image.mean_error(pair.error_pred, pair.error_target, mask=pair.mask)
-
-
-def _sharpness(pair: Pair) -> float:
-    return image.sharpness(pair.pred, pair.target, mask=pair.mask)
 
 
 def _ssim(pair: Pair) -> float:
@@ -117,42 +95,6 @@ def _mae_where(counts):
     return lambda p: image.mae(p.error_pred, p.error_target, mask=p.mask & counts(p.target))
 
 
-def _dice_bone(pair: Pair) -> float:
-    return image.dice(pair.pred > BONE_HU, pair.target > BONE_HU, mask=pair.mask)
-
-
-def _attenuation(pair: Pair) -> float:
-    return anatomy.attenuation_error(
-        pair.error_pred, pair.error_target, pair.mask, pair.context.spacing_mm
-    )
-
-
-def _bone_edge(pair: Pair) -> float:
-    return anatomy.bone_edge(pair.pred, pair.target, pair.mask, BONE_HU, pair.context.spacing_mm)
-
-
-def _consistency(pair: Pair) -> float:
-    return anatomy.consistency(pair.pred, pair.target, pair.mask, pair.context.slices)
-
-
-def _tissue(tissue):
-    return lambda pair: anatomy.tissue_dice(pair.pred, pair.context.labels, tissue)
-
-
-def _sulcal_csf(pair: Pair) -> float:
-    return anatomy.sulcal_csf(pair.pred, pair.target, pair.context.labels, pair.context.spacing_mm)
-
-
-def _missed(pair: Pair) -> float:
-    c = pair.context
-    return anatomy.lesions_missed(pair.pred, pair.target, c.lesions, c.labels)
-
-
-def _invented(pair: Pair) -> float:
-    c = pair.context
-    return anatomy.lesions_invented(pair.pred, pair.target, c.lesions, c.labels)
-
-
 def _is_mr(rule) -> bool:
     return rule.units == "fraction"
 
@@ -161,25 +103,25 @@ def _is_hu(rule) -> bool:
     return rule.units == "HU"
 
 
-def _has_window(rule) -> bool:
-    return rule.window is not None
-
-
 # fmt: off
 METRICS = {
     "psnr": Metric(_psnr, "PSNR", "dB", "high", "error power against the fixed range, in the mask"),
     "ssim": Metric(_ssim, "SSIM", "", "high", "local structure; nearly blind to blur"),
-    "mae": Metric(_mae, "MAE", "target", "low", "mean absolute error in the mask"),
-    "mean_error": Metric(
-        _mean_error, "Mean error", "target", "zero", "bias: prediction minus real, in the mask"),
-    "sharpness": Metric(
-        _sharpness, "Sharpness", "", "one", "gradient energy, prediction over real; < 1 is blurred"),
-    "psnr_affine": Metric(_psnr_affine, "PSNR, gain and offset fitted", "dB", "high",
+    "mae": Metric(lambda p: image.mae(p.error_pred, p.error_target, mask=p.mask),
+        "MAE", "target", "low", "mean absolute error in the mask"),
+    "mean_error": Metric(lambda p: image.mean_error(p.error_pred, p.error_target, mask=p.mask),
+        "Mean error", "target", "zero", "bias: prediction minus real, in the mask"),
+    "sharpness": Metric(lambda p: image.sharpness(p.pred, p.target, mask=p.mask),
+        "Sharpness", "", "one", "gradient energy, prediction over real; < 1 is blurred"),
+    "psnr_affine": Metric(
+        lambda p: image.psnr_affine(p.pred, p.target, data_range=p.rule.data_range, mask=p.mask),
+        "PSNR, gain and offset fitted", "dB", "high",
         "had the image's gain and offset been known; looks at the real image, so never a result"),
-    "psnr_whole": Metric(
-        _psnr_whole, "PSNR, whole image", "dB", "high", "the empty background counts too"),
+    "psnr_whole": Metric(lambda p: image.psnr(p.pred, p.target, data_range=p.rule.data_range),
+        "PSNR, whole image", "dB", "high", "the empty background counts too"),
     "psnr_window": Metric(_psnr_window, "PSNR, brain window", "dB", "high",
-        "soft tissue: both images clipped to the narrow window", applies=_has_window),
+        "soft tissue: both images clipped to the narrow window",
+        applies=lambda rule: rule.window is not None),
     "psnr_volume": Metric(
         _psnr, "PSNR, pooled", "dB", "high", "of the patient's pooled squared error", "volume"),
     "mae_air": Metric(_mae_where(lambda hu: hu < AIR_HU), "MAE, air", "target", "low",
@@ -188,19 +130,29 @@ METRICS = {
         "MAE, soft tissue", "target", "low", "-500 to 300 HU", "volume", _is_hu),
     "mae_bone": Metric(_mae_where(lambda hu: hu > BONE_HU), "MAE, bone", "target", "low",
         "where the real CT is > 300 HU", "volume", _is_hu),
-    "dice_bone": Metric(_dice_bone, "Dice, bone", "", "high",
-        "overlap of the voxels > 300 HU", "volume", _is_hu),
-    "bone_edge": Metric(_bone_edge, "Bone edge", "", "one",
+    "dice_bone": Metric(
+        lambda p: image.dice(p.pred > BONE_HU, p.target > BONE_HU, mask=p.mask),
+        "Dice, bone", "", "high", "overlap of the voxels > 300 HU", "volume", _is_hu),
+    "bone_edge": Metric(
+        lambda p: anatomy.bone_edge(p.pred, p.target, p.mask, BONE_HU, p.context.spacing_mm),
+        "Bone edge", "", "one",
         "mean gradient on the prediction's own bone surface over the real one's; < 1 is blunted",
         "volume", _is_hu, ("spacing_mm",)),
-    "attenuation": Metric(_attenuation, "PET error, 511 keV", "%", "low",
+    "attenuation": Metric(
+        lambda p: anatomy.attenuation_error(
+            p.error_pred, p.error_target, p.mask, p.context.spacing_mm),
+        "PET error, 511 keV", "%", "low",
         "mean PET error in soft tissue, were the image used to correct attenuation (rays in the slice)",
         "volume", _is_hu, ("spacing_mm",)),
-    "consistency": Metric(_consistency, "Slice to slice", "", "one",
+    "consistency": Metric(
+        lambda p: anatomy.consistency(p.pred, p.target, p.mask, p.context.slices),
+        "Slice to slice", "", "one",
         "change between neighbouring slices, prediction over real; > 1 flickers",
         "volume", needs=("slices",)),
     **{
-        f"dice_{name}": Metric(_tissue(tissue), f"Dice, {words}", "", "high",
+        f"dice_{name}": Metric(
+            lambda p, tissue=tissue: anatomy.tissue_dice(p.pred, p.context.labels, tissue),
+            f"Dice, {words}", "", "high",
             "three-class k-means of the image in the true brain, against the true tissue",
             "volume", _is_mr, ("labels",))
         for name, words, tissue in (
@@ -209,13 +161,19 @@ METRICS = {
             ("white", "white matter", anatomy.WHITE),
         )
     },
-    "sulcal_csf": Metric(_sulcal_csf, "Sulcal CSF", "", "one",
+    "sulcal_csf": Metric(
+        lambda p: anatomy.sulcal_csf(p.pred, p.target, p.context.labels, p.context.spacing_mm),
+        "Sulcal CSF", "", "one",
         "share as dark as the real CSF in the outer 20 mm of the brain, over real; < 1: sulci filled in",
         "volume", _is_mr, ("labels", "spacing_mm")),
-    "lesions_missed": Metric(_missed, "Lesions missed", "", "low",
+    "lesions_missed": Metric(
+        lambda p: anatomy.lesions_missed(p.pred, p.target, p.context.lesions, p.context.labels),
+        "Lesions missed", "", "low",
         "share of tumour and white-matter lesion sections with less than half their real contrast",
         "volume", _is_mr, ("labels", "lesions")),
-    "lesions_invented": Metric(_invented, "Lesions invented", "", "low",
+    "lesions_invented": Metric(
+        lambda p: anatomy.lesions_invented(p.pred, p.target, p.context.lesions, p.context.labels),
+        "Lesions invented", "", "low",
         "share of PET-only (hypometabolic) sections with a contrast in the MR that is not there",
         "volume", _is_mr, ("labels", "lesions")),
 }

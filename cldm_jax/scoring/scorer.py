@@ -137,7 +137,6 @@ class Scorer:
                 self.units(code, subject, images[rows]),
                 self.units(code, subject, self.real[rows]),
                 self.masks[rows],
-                np.ones(len(rows), bool),
                 self.protocol,
                 self.names[code],
                 self.context(subject, code),
