@@ -53,6 +53,8 @@ CHOICES = {
     "job": tuple(JOBS),
     "method": "methods.registry:METHODS",
     "kernels": "kernels.library:MODES",
+    "protocol": "metrics.protocol:PROTOCOLS",
+    "format": "jobs.export:FORMATS",
     "kind": ("images", "latents"),
     "source_kind": ("image", "latent"),
     "on_device": "runs.feed:ON_DEVICE",

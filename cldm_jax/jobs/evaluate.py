@@ -66,9 +66,14 @@ def run(config, workdir: str) -> None:
     print(f"report: {page}")
 
 
+def words(text: str) -> list[str]:
+    """Of a setting with commas between them."""
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
 def open_runs(config) -> list[Run]:
     """`config.runs`, with the sampling settings of `config` where these replace the runs' own."""
-    workdirs = [w.strip() for w in config.runs.split(",") if w.strip()]
+    workdirs = words(config.runs)
     if not workdirs:
         raise UserError("config.runs", "empty", "Give the workdirs of trainings, comma-separated.")
     sampling = config.sampling.to_dict() if config.replace_sampling else None
@@ -112,11 +117,9 @@ def _stamp_of(summary: pathlib.Path) -> str | None:
 def _evaluate(config, runs: list[Run], prepared, stamp: str):
     targets = choose_targets(config, runs, prepared)
     _check_protocol(config, targets)
-    names = prepared.index.names(targets)
-    codes = {target: code for code, target in names.items()}
     entrants = make_entrants(runs, targets)
-    chosen = _choose_modes(config, entrants, prepared, names, codes, shared_source(runs))
-    scorer = Scorer(config, prepared, names, reads=shared_source(runs))
+    scorer = Scorer(config, prepared, prepared.index.names(targets), reads=shared_source(runs))
+    chosen = _choose_modes(scorer, entrants)
     rows = scorer.source(runs[0].config["data"]["context"])
     # In network evaluations, so that the ETA knows that a mean of samples takes longest; the two
     # controls use the first read-out.
@@ -126,14 +129,13 @@ def _evaluate(config, runs: list[Run], prepared, stamp: str):
     main = next((e for e in entrants if is_cldm(e)), None)
     per_slice += 2 * (main is not None)
     readouts: dict[tuple[str, str], ReadOut] = {}
-    control_rows: list[dict] = []
-    options = dict(batch_size=config.batch_size, seed=config.seed)
+    controlled: list[dict] = []
     with Progress(round(len(rows) * per_slice), "predict test people", "evaluation") as progress:
         for e in entrants:
             source = scorer.source(e.first.config["data"]["context"])
             for mode in e.first.method.predict:
                 readouts[e.name, mode] = predict_entrant(
-                    e, mode, source, codes, progress=progress, **options
+                    e, mode, source, scorer.codes, progress=progress, **scorer.options
                 )
                 scorer.add(e.name, mode, readouts[e.name, mode].images, targets=e.runs)
             made = recentred(e, readouts)
@@ -142,26 +144,19 @@ def _evaluate(config, runs: list[Run], prepared, stamp: str):
                 scorer.add(e.name, mode, made[1].images, targets=e.runs)
             if e is main:
                 first = readouts[e.name, next(iter(e.first.method.predict))]
-                control_rows += _controls(
-                    config, e.first, source, prepared, names, scorer, first.images, progress
-                )
-    _add_references(config, runs, prepared, rows, names, scorer)
-    calibrated = coverage.open_calibrated(config, entrants)
+                controlled += _controls(scorer, e.first, source, first.images, progress)
+    _add_references(scorer, runs, rows)
+    drawers = coverage.open_calibrated(scorer, entrants)
     summary = make_summary(
         scorer.scores,
         _costs(entrants, readouts),
         chosen,
         main_methods(entrants, targets),
         seed=config.seed,
-        **_facts(config, entrants, prepared, scorer, control_rows, stamp),
-        **coverage.measure(config, prepared, entrants, calibrated, chosen, codes, scorer.specs),
+        **_facts(scorer, entrants, controlled, stamp),
+        **coverage.measure(scorer, entrants, drawers, chosen),
     )
-
-    def sd_maps(shown):
-        return coverage.sd_maps(calibrated, scorer, shown, scorer.source)
-
-    gallery = make_gallery(entrants, prepared, scorer, readouts, rows, sd_maps)
-    return summary, scorer.scores, gallery
+    return summary, scorer.scores, make_gallery(scorer, entrants, readouts, rows, drawers)
 
 
 def recentred(entrant, readouts) -> tuple[str, ReadOut] | None:
@@ -180,15 +175,15 @@ def recentred(entrant, readouts) -> tuple[str, ReadOut] | None:
     return f"{spread.RECENTRED}{count}", ReadOut(images, None, total)
 
 
-def _choose_modes(config, entrants, prepared, names, codes, reads) -> dict[str, dict[str, str]]:
+def _choose_modes(scorer: Scorer, entrants) -> dict[str, dict[str, str]]:
     """{target: {method: read-out}}: what the tests compare, chosen by PSNR on validation people; the
     method's first read-out where none has the target. A method's first training decides for all of them.
     """
-    scorer, held = None, prepared.held("val")
-    if any(t in held for t in codes):
-        here = {c: t for c, t in names.items() if t in held}
-        scorer = Scorer(config, prepared, here, "val", reads=reads)
-    chosen = {target: {} for target in codes}
+    held, val = scorer.prepared.held("val"), None
+    names = {code: t for code, t in scorer.names.items() if t in held}
+    if names:
+        val = Scorer(scorer.config, scorer.prepared, names, "val", reads=scorer.reads)
+    chosen = {target: {} for target in scorer.codes}
     for e in entrants:
         base = aggregate.base_name(e.name)
         modes = [m for m in e.first.method.predict if m != "sample"]  # one sample never wins PSNR
@@ -196,25 +191,18 @@ def _choose_modes(config, entrants, prepared, names, codes, reads) -> dict[str, 
             continue
         judged = [t for t in e.runs if t in held] if len(modes) > 1 else []
         if judged:
-            source = scorer.source(e.first.config["data"]["context"])
+            source = val.source(e.first.config["data"]["context"])
             for mode in modes:
-                images = predict_entrant(
-                    e, mode, source, codes, batch_size=config.batch_size, seed=config.seed
-                ).images
-                scorer.add(e.name, mode, images, targets=e.runs)
+                images = predict_entrant(e, mode, source, scorer.codes, **scorer.options).images
+                val.add(e.name, mode, images, targets=e.runs)
         for target in e.runs:
             best = modes[0] if modes else "sample"
-            if target in judged:
-                best = max(modes, key=lambda m: scorer.mean(e.name, m, target, HEADLINE))
-            chosen[target][base] = best
+            chosen[target][base] = val.best_mode(e, modes, target) if target in judged else best
     return chosen
 
 
 def _check_protocol(config, targets: tuple[str, ...]) -> None:
-    protocol = PROTOCOLS.get(config.protocol)
-    if protocol is None:
-        known = ", ".join(PROTOCOLS)
-        raise UserError(f"config.protocol={config.protocol!r}", "not known", f"Known: {known}.")
+    protocol = PROTOCOLS[config.protocol]
     for target in targets:
         protocol.target(target)  # raises where the protocol does not define it
     if protocol.aggregation == "volume" and config.slice_stride != 1:
@@ -225,29 +213,30 @@ def _check_protocol(config, targets: tuple[str, ...]) -> None:
         )
 
 
-def _add_references(config, runs, prepared, rows, names, scorer) -> None:
+def _add_references(scorer: Scorer, runs: list[Run], rows) -> None:
     """Scores the rows that give the others their meaning, as methods named REFERENCE."""
-    centre = rows.read(np.arange(1))["source"].shape[-1] // 2
-    images = {"source_identity": references.sources(rows, config.batch_size, centre)}
+    prepared, batch_size = scorer.prepared, scorer.config.batch_size
+    images = {"source_identity": references.sources(rows, batch_size)}
     if prepared.subjects("train"):
-        images["floor_mean_image"] = references.population_mean(prepared, rows, names)
+        images["floor_mean_image"] = references.population_mean(prepared, rows, scorer.names)
     for i, r in enumerate(references.one_per_autoencoder(runs)):
         whose = f":{r.name}" if i else ""
         linear = references.linear_patches(scorer.real, rows.keys["label"], r)
         if linear is not None:
             images[f"linear_ceiling{whose}"] = linear
-        images[f"ae_ceiling{whose}"] = references.autoencoded(r, rows, config.batch_size)
-    again = references.reacquired(prepared, rows, names)
+        images[f"ae_ceiling{whose}"] = references.autoencoded(r, rows, batch_size)
+    again = references.reacquired(prepared, rows, scorer.names)
     if again is not None:
         images["reacquired_ceiling"] = again
     for name, value in images.items():
         scorer.add(REFERENCE, name, value)
 
 
-def _controls(config, run: Run, source, prepared, names, scorer, images, progress) -> list[dict]:
+def _controls(scorer: Scorer, run: Run, source, images, progress) -> list[dict]:
     """`images`: the run's first read-out, as asked for."""
+    prepared, names = scorer.prepared, scorer.names
     mode = next(iter(run.method.predict))
-    common = dict(batch_size=config.batch_size, seed=config.seed, progress=progress)
+    common = dict(**scorer.options, progress=progress)
     who = {"method": run.name, "mode": mode}
     out = []
     shuffled = controls.shuffled_rows(prepared, source)
@@ -267,7 +256,7 @@ def _controls(config, run: Run, source, prepared, names, scorer, images, progres
         other = predict_rows(run, mode, source, labels=flipped, **common).images
         train = scorer.source(1, split="train")
         classifier = controls.ModalityClassifier(
-            references.targets(train, config.batch_size)[0], train.keys["label"]
+            references.targets(train, scorer.config.batch_size)[0], train.keys["label"]
         )
         row = {"accuracy": classifier.accuracy(other, flipped)}
         row["accuracy_real"] = classifier.accuracy(scorer.real, own)
@@ -306,8 +295,8 @@ def run_facts(config, run: Run) -> dict:
     }
 
 
-def _facts(config, entrants, prepared, scorer, control_rows, stamp) -> dict:
-    index = prepared.index
+def _facts(scorer: Scorer, entrants, controlled: list[dict], stamp: str) -> dict:
+    index, config = scorer.prepared.index, scorer.config
     packages = ("jax", "flax", "numpy", "scipy")
     return {
         "protocol": scorer.protocol,
@@ -320,7 +309,7 @@ def _facts(config, entrants, prepared, scorer, control_rows, stamp) -> dict:
             "test_patients": len({s["patient"] for s in scorer.scores}),
             "slices": len(scorer.keys["label"]),
         },
-        "controls": control_rows,
+        "controls": controlled,
         "notes": list(config.notes),
         "learning": {e.name: learning_curves(e) for e in entrants},
         "run": {

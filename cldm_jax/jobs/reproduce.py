@@ -70,7 +70,7 @@ def _tell_left_out(config, prepared: str) -> None:
 
 
 def _chosen(config) -> list[str]:
-    names = [n for n in config.methods.replace(" ", "").split(",") if n] or list(config.trainings)
+    names = evaluate.words(config.methods) or list(config.trainings)
     unknown = [n for n in names if n not in config.trainings]
     if unknown:
         known = ", ".join(config.trainings)

@@ -12,7 +12,7 @@ from cldm_jax import files
 from cldm_jax.data import intensity, mask
 from cldm_jax.data.warp import NoMatch
 from cldm_jax.errors import UserError
-from cldm_jax.jobs.evaluate import open_runs, recentred, run_facts
+from cldm_jax.jobs.evaluate import open_runs, recentred, run_facts, words
 from cldm_jax.metrics import aggregate
 from cldm_jax.report import uses_page
 from cldm_jax.report.page import SCORE_COLUMNS, json_ready, scores_csv
@@ -34,8 +34,6 @@ COLUMNS = ("use", *SCORE_COLUMNS)
 class Opened(NamedTuple):
     """What the scores of all people have in common."""
 
-    config: object
-    prepared: object
     scorer: Scorer
     entrants: list
     predictors: dict  # {(id of a run, read-out): Predictor}
@@ -67,12 +65,8 @@ def run(config, workdir: str) -> None:
         raise UserError(what, f"could not be made: {first['why']}", f"All: {folder / 'tasks.json'}")
 
 
-def _words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",") if word.strip()]
-
-
 def _chosen_uses(config) -> list[Use]:
-    names = _words(config.uses)
+    names = words(config.uses)
     for name in (n for n in names if n not in USES):
         known = ", ".join(sorted(USES))
         raise UserError(f"config.uses={name}", "no such use", f"Known: {known}")
@@ -99,7 +93,7 @@ def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
     entrants = make_entrants(
         [r for r in runs if {*targets} & {*r.config["data"]["targets"]}], targets
     )
-    for mode in _words(config.modes):
+    for mode in words(config.modes):
         known = {m for e in entrants for m in e.first.method.predict}
         if mode not in known and not mode.startswith(RECENTRED):
             known = ", ".join(sorted(known))
@@ -111,14 +105,14 @@ def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
         images[FLOOR] = references.population_mean(prepared, rows, names)
     images = {name: found for name, found in images.items() if found is not None}
     sources = {k: scorer.source(k) for k in {e.first.config["data"]["context"] for e in entrants}}
-    return Opened(config, prepared, scorer, entrants, {}, sources, images), uses
+    return Opened(scorer, entrants, {}, sources, images), uses
 
 
 def _score(opened: Opened, uses: list[Use]):
     """(score rows, {use: (person, its pictures)}, failures, ids of people) of everybody."""
-    config, scorer, enrolled = opened.config, opened.scorer, opened.prepared.index.people
+    scorer, enrolled = opened.scorer, opened.scorer.prepared.index.people
     everybody = list(dict.fromkeys(s for s, _, _ in scorer.patients()))
-    people = everybody[: config.max_people or None]
+    people = everybody[: scorer.config.max_people or None]
     volumes = [v for v in scorer.patients() if v[0] in people]
     starts = _start(opened, uses)
     rows, pictures, failures = [], {}, []
@@ -148,27 +142,26 @@ def _score(opened: Opened, uses: list[Use]):
 
 def _start(opened: Opened, uses: list[Use]) -> dict:
     """{use: its judge of a case}."""
-    config = opened.config
-    count = min(len(opened.prepared.subjects("train")), config.template_people)
+    config, prepared = opened.scorer.config, opened.scorer.prepared
+    count = min(len(prepared.subjects("train")), config.template_people)
     count *= 1 if config.template else normalisation.ROUNDS
     count *= any(use.name == normalisation.USE.name for use in uses)
     with Progress(count, "template", "registration") as progress:
-        cohort = Cohort(opened.prepared, config.template, config.template_people, progress.update)
+        cohort = Cohort(prepared, config.template, config.template_people, progress.update)
         return {use.name: use.start(cohort) for use in uses}
 
 
 def _predict(opened: Opened, entrant, target: str, own) -> dict[tuple, np.ndarray]:
     """{(method, read-out): images of the rows `own`}, in model range."""
-    config, run = opened.config, entrant.runs[target]
-    options = dict(batch_size=config.batch_size, seed=config.seed)
+    run = entrant.runs[target]
     source = Rows(opened.sources[run.config["data"]["context"]], own)
-    found, wanted = {}, _words(config.modes)
+    found, wanted = {}, words(opened.scorer.config.modes)
     with_parts = not wanted or any(mode.startswith(RECENTRED) for mode in wanted)
     for mode in (m for m in run.method.predict if with_parts or m in wanted):
         key = id(run), mode
         if key not in opened.predictors:
             opened.predictors[key] = Predictor(run, mode)
-        found[entrant.name, mode] = opened.predictors[key](source, **options)
+        found[entrant.name, mode] = opened.predictors[key](source, **opened.scorer.options)
     made = recentred(entrant, found) if with_parts else None
     if made is not None:
         found[entrant.name, made[0]] = made[1]
@@ -176,7 +169,7 @@ def _predict(opened: Opened, entrant, target: str, own) -> dict[tuple, np.ndarra
 
 
 def _case(opened: Opened, subject: int, code: int, own) -> Case:
-    prepared, scorer = opened.prepared, opened.scorer
+    scorer, prepared = opened.scorer, opened.scorer.prepared
     z, context = scorer.keys["slice"][own], scorer.context(subject, code)
     spec = prepared.index.modalities["pet"].normaliser
     pet = intensity.metric_units(spec, prepared.read(subject, "pet")[z])
@@ -240,7 +233,7 @@ def _rows(use: Use, who: dict, found: dict, count: int) -> list[dict]:
 
 def _summary(opened: Opened, uses: list[Use], rows, failures, people) -> dict:
     """The schema of tasks.json (docs/uses.md)."""
-    seed, data = opened.config.seed, opened.prepared.index
+    config, data = opened.scorer.config, opened.scorer.prepared.index
     return {
         "uses": [
             {
@@ -250,8 +243,8 @@ def _summary(opened: Opened, uses: list[Use], rows, failures, people) -> dict:
                 "about": use.about,
                 "measures": {name: m._asdict() for name, m in use.measures.items()},
                 "labels": use.own,
-                "rows": aggregate.summarise_scores(own, seed=seed),
-                "tests": _tests(opened, use, own, seed),
+                "rows": aggregate.summarise_scores(own, seed=config.seed),
+                "tests": _tests(opened, use, own),
                 "failures": [f for f in failures if f["use"] == use.name],
             }
             for use in uses
@@ -263,24 +256,25 @@ def _summary(opened: Opened, uses: list[Use], rows, failures, people) -> dict:
             "contrast": data.contrast,
             "fingerprint": data.fingerprint,
             "split": opened.scorer.split,
-            "template": opened.config.template or "mean of training people",
+            "template": config.template or "mean of training people",
         },
         "run": {
-            **run_facts(opened.config, opened.entrants[0].first),
+            **run_facts(config, opened.entrants[0].first),
             "read_outs_tested": "first of each method",
         },
     }
 
 
-def _tests(opened: Opened, use: Use, rows, seed: int) -> list[dict]:
+def _tests(opened: Opened, use: Use, rows) -> list[dict]:
     """Every method's first read-out against the use's rivals, and the CLDM's against the other methods';
     the measure that stands first; Holm over the use.
     """
+    config = opened.scorer.config
     there = {f"{r['method']}:{r['mode']}" for r in aggregate.average_seeds(rows)}
     firsts = {}
     for e in (e for e in opened.entrants if use.target in e.runs):
         known, name = e.first.method.predict, aggregate.base_name(e.name)
-        modes = [m for m in _words(opened.config.modes) or known if m in known]
+        modes = [m for m in words(config.modes) or known if m in known]
         if modes:
             firsts.setdefault(name, f"{name}:{modes[0]}")
     main = main_methods(opened.entrants, (use.target,))
@@ -288,5 +282,5 @@ def _tests(opened: Opened, use: Use, rows, seed: int) -> list[dict]:
     pairs += [(firsts[a], firsts[b]) for a in main & {*firsts} for b in firsts if b not in main]
     pairs = [p for p in pairs if there.issuperset(p)]
     return aggregate.paired_tests(
-        aggregate.average_seeds(rows), pairs, metrics=(next(iter(use.measures)),), seed=seed
+        aggregate.average_seeds(rows), pairs, metrics=(next(iter(use.measures)),), seed=config.seed
     )

@@ -42,7 +42,7 @@ class Drawer:
     def __init__(
         self, run: Run, point: str, samples: int, *, batch_size: int, seed: int, devices=None
     ):
-        self.samples, drawing = samples, run.drawing or run.method
+        self.run, self.samples, drawing = run, samples, run.drawing or run.method
         self.evaluations = run.method.evaluations[point] + samples * drawing.evaluations["sample"]
         self._point = Predictor(run, point, devices)
         self._sample = Predictor(run._replace(method=drawing), "sample", devices)

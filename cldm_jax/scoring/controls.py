@@ -4,7 +4,7 @@ import numpy as np
 
 from cldm_jax.data.pipeline import SliceSource
 from cldm_jax.data.shards import Prepared
-from cldm_jax.scoring.references import depth_below_vertex_mm
+from cldm_jax.scoring.references import depths
 
 AIR, BINS, RIDGE = -0.95, 16, 1.0  # of the trivial classifier
 
@@ -23,12 +23,7 @@ def shuffled_rows(prepared: Prepared, source: SliceSource) -> np.ndarray | None:
     for i, s in enumerate(subjects):
         others = [o for o in subjects[i + 1 :] + subjects[:i] if groups[o] != groups[s]]
         partner[s] = others[0]
-    depth = np.array(
-        [
-            depth_below_vertex_mm(prepared, int(s), int(z))
-            for s, z in zip(keys["subject"], keys["slice"], strict=True)
-        ]
-    )
+    depth = depths(prepared, keys)
     rows = []
     for s, d in zip(keys["subject"], depth, strict=True):
         candidates = np.flatnonzero(keys["subject"] == partner[int(s)])

@@ -1,7 +1,5 @@
 """Does the calibrated spread hold on test people? The section "spread" of an evaluation."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from cldm_jax.data import intensity
@@ -9,71 +7,61 @@ from cldm_jax.metrics import ensemble, regions
 from cldm_jax.metrics.aggregate import base_name
 from cldm_jax.runs import spread
 from cldm_jax.runs.inputs import image_source
-from cldm_jax.runs.readouts import Entrant, Run, predict_entrant
+from cldm_jax.runs.readouts import Entrant, predict_entrant
+from cldm_jax.scoring.scorer import Scorer
 
 
-class Calibrated(NamedTuple):
-    """A calibrated run of an entrant, its programs compiled."""
-
-    run: Run
-    drawer: spread.Drawer
-
-
-def open_calibrated(config, entrants: list[Entrant]) -> dict[str, dict[str, Calibrated]]:
-    """{entrant: {target: Calibrated}} of all that have a calibration."""
-    found = {}
+def open_calibrated(scorer: Scorer, entrants: list[Entrant]) -> dict[str, dict[str, spread.Drawer]]:
+    """{entrant: {target: drawer of its run}} of all that have a calibration."""
+    drawers, found = {}, {}
     for e in entrants:
-        by_run = {}
         for target, run in e.runs.items():
-            if run.calibration is None or target not in run.calibration.targets:
+            facts = run.calibration
+            if facts is None or target not in facts.targets:
                 continue
-            if id(run) not in by_run:
-                options = dict(batch_size=config.batch_size, seed=config.seed)
-                facts = run.calibration
-                drawer = spread.Drawer(run, facts.point, facts.samples, **options)
-                by_run[id(run)] = Calibrated(run, drawer)
-            found.setdefault(e.name, {})[target] = by_run[id(run)]
+            if id(run) not in drawers:
+                drawer = spread.Drawer(run, facts.point, facts.samples, **scorer.options)
+                drawers[id(run)] = drawer
+            found.setdefault(e.name, {})[target] = drawers[id(run)]
     return found
 
 
-def measure(config, prepared, entrants, calibrated, chosen, codes, specs) -> dict:
+def measure(scorer: Scorer, entrants: list[Entrant], drawers: dict, chosen: dict) -> dict:
     """{"spread": rows, "points": rows}: of every calibrated model, and of every method's chosen read-out
-    on the same slices; both {} where no model is calibrated.
+    on the same slices; both empty where no model is calibrated.
 
-    chosen: {target: {base name: read-out}}. codes, specs: class code and metric normaliser of targets.
-    A row's lists are by SCALES_MM; errors and scores in metric units, those of a region in its own.
+    drawers: of `open_calibrated`. chosen: {target: {base name: read-out}}. A row's lists are by
+    SCALES_MM; errors and scores in metric units, those of a region in its own.
     """
-    stride = _stride(calibrated, prepared)
-    rows, points = [], []
-    spacing = prepared.index.spacing_mm
-    for e in (e for e in entrants if e.name in calibrated):
-        own = calibrated[e.name]
-        for made in {id(c): c for c in own.values()}.values():
-            targets = tuple(t for t, c in own.items() if c is made)
-            rows += _rows(config, prepared, e.name, made, targets, codes, specs, stride, spacing)
-    if rows:
-        points = _points(config, prepared, entrants, chosen, codes, specs, stride, spacing)
-    return {"spread": rows, "points": points}
+    rows, stride = [], _stride(drawers, scorer.prepared)
+    for name, own in drawers.items():
+        for drawer in dict.fromkeys(own.values()):
+            targets = tuple(t for t, d in own.items() if d is drawer)
+            rows += _rows(scorer, name, drawer, targets, stride)
+    return {"spread": rows, "points": _points(scorer, entrants, chosen, stride) if rows else []}
 
 
-def _stride(calibrated, prepared) -> int:
+def _stride(drawers: dict, prepared) -> int:
     """Slices as far apart as in the first calibration."""
-    found = [c.run.calibration for own in calibrated.values() for c in own.values()]
-    return max(1, round(found[0].slice_mm / spread.slice_mm(prepared))) if found else 1
+    found = [d.run.calibration.slice_mm for own in drawers.values() for d in own.values()]
+    return max(1, round(found[0] / spread.slice_mm(prepared))) if found else 1
 
 
-def _rows(config, prepared, name, made, targets, codes, specs, stride, spacing) -> list[dict]:
-    facts, data = made.run.calibration, made.run.config["data"]
-    source = image_source(prepared, config.split, targets, data, slice_stride=stride)
-    height = stride * spread.slice_mm(prepared)
+def _source(scorer: Scorer, run, targets: tuple, stride: int):
+    data = run.config["data"]
+    return image_source(scorer.prepared, scorer.split, targets, data, slice_stride=stride)
+
+
+def _rows(scorer: Scorer, name: str, drawer: spread.Drawer, targets, stride: int) -> list[dict]:
+    run, spacing = drawer.run, scorer.prepared.index.spacing_mm
+    facts, height = run.calibration, stride * spread.slice_mm(scorer.prepared)
     judged = {t: [] for t in targets}
     asked = {t: [] for t in targets}
-    names = {codes[t]: t for t in targets}
-    for drawn in spread.volumes(made.drawer, source):
-        target = names[drawn.code]
+    for drawn in spread.volumes(drawer, _source(scorer, run, targets, stride)):
+        target = scorer.names[drawn.code]
         own = facts.targets[target]
         judged[target].append((len(drawn.point), spread.judge(drawn, own, spacing)))
-        spec = made.run.manifest.data.modalities[target].normaliser
+        spec = run.manifest.data.modalities[target].normaliser
         asked[target].append(spread.ask_regions(drawn, own.factors, spec, target, spacing, height))
     return [
         {
@@ -86,7 +74,7 @@ def _rows(config, prepared, name, made, targets, codes, specs, stride, spacing) 
             "slices": sum(n for n, _ in judged[target]),
             "scales_mm": list(ensemble.SCALES_MM),
             "factors": list(facts.targets[target].factors),
-            **_means([j for _, j in judged[target]], _metric_scale(specs[target])),
+            **_means([j for _, j in judged[target]], _metric_scale(scorer.specs[target])),
             "regions": _regions(asked[target], facts.targets[target].regions, target),
         }
         for target in targets
@@ -137,28 +125,24 @@ def _regions(asked: list[spread.Asked], rules: dict, target: str) -> list[dict]:
     return out
 
 
-def _points(config, prepared, entrants, chosen, codes, specs, stride, spacing) -> list[dict]:
+def _points(scorer: Scorer, entrants, chosen, stride: int) -> list[dict]:
     """MAE of every method's chosen read-out after each blur: the CRPS of a method without a spread."""
     out = []
     for e in entrants:
-        targets = tuple(e.runs)
-        data = e.first.config["data"]
-        source = image_source(prepared, config.split, targets, data, slice_stride=stride)
+        source = _source(scorer, e.first, tuple(e.runs), stride)
         batch = source.read(np.arange(len(source)))
         real, head = batch["target"][..., 0], batch["mask"][..., 0] > 0
         by_mode = {}
-        for target in targets:
+        for target in e.runs:
             by_mode.setdefault(chosen[target][base_name(e.name)], []).append(target)
         for mode, made in by_mode.items():
-            images = predict_entrant(
-                e, mode, source, codes, batch_size=config.batch_size, seed=config.seed
-            ).images
+            images = predict_entrant(e, mode, source, scorer.codes, **scorer.options).images
             for target in made:
-                own = source.keys["label"] == codes[target]
+                own = source.keys["label"] == scorer.codes[target]
                 error = np.clip(images[own], -1, 1) - real[own]
-                people = source.keys["subject"][own]
+                people, spacing = source.keys["subject"][own], scorer.prepared.index.spacing_mm
                 maes = _mae_by_person(error, head[own], people, spacing)
-                mae = (maes * _metric_scale(specs[target])).tolist()
+                mae = (maes * _metric_scale(scorer.specs[target])).tolist()
                 out.append({"method": e.name, "mode": mode, "target": target, "mae": mae})
     return out
 
@@ -172,24 +156,21 @@ def _mae_by_person(error, head, people, spacing) -> np.ndarray:
     )
 
 
-def sd_maps(calibrated, scorer, rows: np.ndarray, source_of) -> dict[str, dict[int, np.ndarray]]:
-    """{"method:read-out": {row: SD [H, W] in model range}} of calibrated models for rows of the scorer.
-
-    source_of: context -> the scorer's source.
-    """
+def sd_maps(scorer: Scorer, drawers: dict, rows: np.ndarray) -> dict[str, dict[int, np.ndarray]]:
+    """{"method:read-out": {row: SD [H, W] in model range}} of calibrated models, for `rows`."""
     spacing = scorer.prepared.index.spacing_mm
     labels, maps = scorer.keys["label"][rows], {}
-    for name, own in calibrated.items():
-        for target, made in own.items():
-            code = next(c for c, t in scorer.names.items() if t == target)
-            wanted = rows[labels == code]
+    for name, own in drawers.items():
+        for target, drawer in own.items():
+            wanted = rows[labels == scorer.codes[target]]
             if not len(wanted):
                 continue
-            source = spread.Rows(source_of(made.run.config["data"]["context"]), wanted)
-            deviation = ensemble.deviations(made.drawer.draw(source))
-            found = made.run.calibration.targets[target]
+            run = drawer.run
+            source = spread.Rows(scorer.source(run.config["data"]["context"]), wanted)
+            deviation = ensemble.deviations(drawer.draw(source))
+            found = run.calibration.targets[target]
             mended = ensemble.scaled(deviation, found.factors, spacing)
             sd = ensemble.sd_map(mended, spacing, found.smooth_mm[0])
-            key = f"{name}:{made.run.calibration.point}"
+            key = f"{name}:{run.calibration.point}"
             maps.setdefault(key, {}).update(zip(wanted.tolist(), sd, strict=True))
     return maps

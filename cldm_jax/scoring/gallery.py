@@ -5,20 +5,15 @@ import numpy as np
 from cldm_jax.metrics import aggregate
 from cldm_jax.report.labels import method_label
 from cldm_jax.runs.readouts import Entrant
+from cldm_jax.scoring import coverage
 from cldm_jax.scoring.scorer import HEADLINE, Scorer, is_cldm
 
 
-def best_mode(scorer: Scorer, entrant: Entrant, target: str) -> str:
-    modes = entrant.first.method.predict
-    return max(modes, key=lambda m: scorer.mean(entrant.name, m, target, HEADLINE))
-
-
-def make_gallery(entrants, prepared, scorer, readouts, source, sd_maps) -> dict:
+def make_gallery(scorer: Scorer, entrants: list[Entrant], readouts, source, drawers) -> dict:
     """Best, median and worst patient by PSNR of the CLDM's best mode; the middle scored slice.
 
-    Where the CLDM does not make a target, the first method that does decides. sd_maps: rows [n] ->
-    {"method:mode": {row: SD [H, W] in model range}} of the methods whose spread is calibrated; only the
-    others are shown with the SD of their read-outs.
+    Where the CLDM does not make a target, the first method that does decides. drawers: of
+    `coverage.open_calibrated`: only the other methods are shown with the SD of their read-outs.
     """
     shown = {}
     for code, target in scorer.names.items():
@@ -26,17 +21,17 @@ def make_gallery(entrants, prepared, scorer, readouts, source, sd_maps) -> dict:
         if not able:
             continue
         main = next((e for e in able if is_cldm(e)), able[0])
-        chosen_by = f"{main.name}:{best_mode(scorer, main, target)}"
+        chosen_by = f"{main.name}:{scorer.best_mode(main, main.first.method.predict, target)}"
         picks = aggregate.pick_cases(scorer.scores, chosen_by, target, metric=HEADLINE)
         volumes = {
-            prepared.index.people[s].id: (s, int(rows[len(rows) // 2]))
+            scorer.prepared.index.people[s].id: (s, int(rows[len(rows) // 2]))
             for s, c, rows in scorer.patients()
             if c == code
         }
         cases = [(role, patient, *volumes[patient]) for role, patient in picks.items()]
         shown[target] = (code, {e.name for e in able}, chosen_by, cases)
     rows = sorted({row for _, _, _, cases in shown.values() for *_, row in cases})
-    maps = sd_maps(np.array(rows, int))
+    maps = coverage.sd_maps(scorer, drawers, np.array(rows, int))
     gallery = {}
     for target, (code, names, chosen_by, cases) in shown.items():
         own = {key: readout for key, readout in readouts.items() if key[0] in names}

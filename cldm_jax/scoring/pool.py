@@ -154,12 +154,8 @@ def _spread(summaries) -> list[dict]:
     """Of each model and target calibrated in every fold: means over all people, each tested once."""
     pooled = []
     for rows in _common([s.spread for s in summaries], "method", "target"):
-        people = [r["people"] for r in rows]
-        means = {
-            k: np.average([r[k] for r in rows], axis=0, weights=people).tolist()
-            for k, v in rows[0].items()
-            if isinstance(v, float) or k in BY_SCALE
-        }
+        scored = [k for k, v in rows[0].items() if isinstance(v, float) or k in BY_SCALE]
+        means = _weighted(rows, scored, "people")
         counted = {k: sum(r[k] for r in rows) for k in ("people", "slices")}
         fewest = min(r["calibrated_on"] for r in rows)
         regions = _pool_regions([r["regions"] for r in rows])
@@ -171,13 +167,15 @@ def _pool_regions(folds: list[list[dict]]) -> list[dict]:
     """Regions that every fold has, each value counted once."""
     pooled = []
     for found in _common(folds, "name"):
-        counts = [g["n"] for g in found]
-        means = {
-            k: float(np.average([g[k] for g in found], weights=counts))
-            for k in ("coverage", "half_width", "mae")
-        }
-        pooled.append({**found[0], **means, "n": sum(counts)})
+        means = _weighted(found, ("coverage", "half_width", "mae"), "n")
+        pooled.append({**found[0], **means, "n": sum(g["n"] for g in found)})
     return pooled
+
+
+def _weighted(rows: list[dict], keys, count: str) -> dict:
+    """Means of numbers, or of each in a list, over rows that stand for so many."""
+    weights = [r[count] for r in rows]
+    return {k: np.average([r[k] for r in rows], axis=0, weights=weights).tolist() for k in keys}
 
 
 def _points(summaries) -> list[dict]:

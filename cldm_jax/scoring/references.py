@@ -17,18 +17,22 @@ def depth_below_vertex_mm(prepared: Prepared, subject: int, z) -> np.ndarray:
     return (top - np.asarray(z)) * spacing
 
 
+def depths(prepared: Prepared, keys: dict) -> np.ndarray:
+    """`depth_below_vertex_mm` of every row of a source with these keys, [N]."""
+    places = zip(keys["subject"].tolist(), keys["slice"].tolist(), strict=True)
+    return np.array([depth_below_vertex_mm(prepared, subject, z) for subject, z in places])
+
+
 def population_mean(prepared: Prepared, source: SliceSource, names: dict[int, str]) -> np.ndarray:
     """Floor: the mean training image at the row's depth below the vertex, per target modality.
 
     It knows nothing of the patient; a method that does not beat it has learnt nothing from the source.
     """
     means = {code: _mean_by_depth(prepared, name) for code, name in names.items()}
-    keys = source.keys
     out = []
-    for subject, z, code in zip(keys["subject"], keys["slice"], keys["label"], strict=True):
-        depths, images = means[int(code)]
-        depth = depth_below_vertex_mm(prepared, int(subject), int(z))
-        out.append(images[np.abs(depths - depth).argmin()])
+    for depth, code in zip(depths(prepared, source.keys), source.keys["label"], strict=True):
+        known, images = means[int(code)]
+        out.append(images[np.abs(known - depth).argmin()])
     return np.stack(out)
 
 
@@ -64,10 +68,10 @@ def reacquired(prepared: Prepared, source: SliceSource, names: dict[int, str]) -
     return np.stack(out)
 
 
-def sources(source: SliceSource, batch_size: int, channel: int) -> np.ndarray:
+def sources(source: SliceSource, batch_size: int) -> np.ndarray:
     """The source image itself as the answer: what copying scores. [N, H, W] model range."""
-    out = [b["source"][..., channel] for b in eval_batches(source, batch_size)]
-    return np.concatenate(out)[: len(source)]
+    stacks = [b["source"] for b in eval_batches(source, batch_size)]
+    return np.concatenate([s[..., s.shape[-1] // 2] for s in stacks])[: len(source)]
 
 
 def linear_patches(real, labels, run) -> np.ndarray | None:

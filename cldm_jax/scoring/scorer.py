@@ -79,6 +79,8 @@ class Scorer:
     ):
         """names: {class code: target}. reads: the source of all runs, see `shared_source`."""
         self.config, self.prepared, self.names, self.reads = config, prepared, names, reads
+        self.codes = {target: code for code, target in names.items()}
+        self.options = dict(batch_size=config.batch_size, seed=config.seed)  # of predictions
         self.split = split or config.split
         self.cohort = find_truth(prepared)
         self.contexts: dict[tuple[int, int], Context] = {}
@@ -164,6 +166,9 @@ class Scorer:
             if (s["method"], s["mode"], s["target"], s["metric"]) == (method, mode, target, metric)
         ]
         return float(np.mean(values))
+
+    def best_mode(self, entrant: Entrant, modes, target: str) -> str:
+        return max(modes, key=lambda mode: self.mean(entrant.name, mode, target, HEADLINE))
 
 
 def is_cldm(entrant: Entrant) -> bool:
