@@ -71,11 +71,10 @@ def make_config(folder: pathlib.Path, people: int):
 
 def set_steps(config, seconds: float) -> None:
     """As many training steps as fit, ten at least; what the training reads is made first."""
-    from cldm_jax.jobs import make
-    from cldm_jax.runs.steps import open_step
+    from cldm_jax.jobs import budget, make
 
     make.needs(config)
-    step = open_step(config)
+    step = budget.open_step(config)
     step()
     began = time.perf_counter()
     for _ in range(PROBE_STEPS):

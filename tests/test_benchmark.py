@@ -38,11 +38,10 @@ from benchmarks import (
 from benchmarks.stats import Sample
 from benchmarks.tasks import Spec
 from cldm_jax import files
-from cldm_jax.jobs import make
+from cldm_jax.jobs import budget, make
 from cldm_jax.models import monai_names
 from cldm_jax.models.layers import Conv, SelfAttention
 from cldm_jax.models.monai import CentredDownsample
-from cldm_jax.runs import steps
 from cldm_jax.runtime import device, weights
 
 HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "monai", "diffusers"))
@@ -504,7 +503,7 @@ def test_the_volumes_networks_are_the_products(tiny, study, tmp_path, monkeypatc
 
 def test_steps_fill_the_time(monkeypatch):
     monkeypatch.setattr(make, "needs", lambda config: None)
-    monkeypatch.setattr(steps, "open_step", lambda config: lambda: time.sleep(0.01))
+    monkeypatch.setattr(budget, "open_step", lambda config: lambda: time.sleep(0.01))
     config = volume_case.make_config(Path("nowhere"), people=2)
     volume_case.set_steps(config, 1.0)
     assert 30 < config.train.num_train_steps <= 100

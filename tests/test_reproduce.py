@@ -47,12 +47,13 @@ def test_whoever_was_left_out_is_told_in_the_end(tmp_path):
 
 @pytest.mark.slow
 def test_steps_of_two_latent_methods_are_measured_in_one_process(study):
-    """Both read the untrained autoencoder, and a step donates its state."""
+    """Each has an untrained autoencoder, and a step donates its state."""
     config = make_config(study)
     config.autoencoder.data.prepared = str(study.prepared)
-    untrained = budget._untrained(config.autoencoder)
     steps = [
-        budget._open(reproduce._on(config.trainings[name], str(study.prepared)), untrained)
+        budget.open_step(
+            reproduce._on(config.trainings[name], str(study.prepared)), config.autoencoder
+        )
         for name in ("ldm-plain", "ldm")
     ]
     for step in 2 * steps:

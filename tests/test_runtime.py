@@ -16,9 +16,9 @@ import pytest
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
+from cldm_jax.runs.steps import guarded
 from cldm_jax.runtime import device, optim
 from cldm_jax.runtime.checkpoint import Checkpoints, newest_sound, restore_for_inference
-from cldm_jax.runtime.finite import guarded
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.runtime.signals import StopRequest

@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from cldm_jax.errors import UserError
+from cldm_jax.jobs.dry_run import example
 from cldm_jax.methods.codec import make_codec
-from cldm_jax.methods.registry import make_method
-from cldm_jax.runs import inputs as inputs_lib
 from cldm_jax.runs.latents import needed_modalities
-from cldm_jax.runs.steps import make_stepper, open_step
+from cldm_jax.runs.steps import make_step
+from cldm_jax.runtime import device, sharding
 from cldm_jax.runtime.progress import Progress
 
 MIN_STEPS = 20  # a budget that buys fewer is refused
@@ -28,12 +29,11 @@ def measure(recipes: dict, autoencoder, encode_batch_size: int, seconds: float) 
 
     recipes: name -> training config; the first is the reference. The autoencoder's step is "ae", the
     encoding of one slice "encode". seconds: CPU time of each measurement, both steps together. Nothing is
-    trained and nothing written; latent methods are measured on an untrained autoencoder.
+    trained or read and nothing written; latent methods are measured on an untrained autoencoder.
     """
     reference = next(iter(recipes))
     latent = any(recipe.data.kind == "latents" for recipe in recipes.values())
-    untrained = _untrained(autoencoder) if latent else None
-    base = _open(recipes[reference], untrained)
+    base = open_step(recipes[reference], autoencoder)
     ratios, costs = {reference: 1.0}, []
     with Progress(len(recipes) - 1 + 2 * latent, "measure steps", "method") as progress:
 
@@ -44,10 +44,10 @@ def measure(recipes: dict, autoencoder, encode_batch_size: int, seconds: float) 
             progress.update(method=name)
 
         if latent:
-            add("ae", _open(autoencoder, None))
-            add("encode", _encoder(untrained, encode_batch_size), encode_batch_size)
+            add("ae", open_step(autoencoder))
+            add("encode", _encoder(autoencoder, encode_batch_size), encode_batch_size)
         for name in (n for n in recipes if n != reference):
-            add(name, _open(recipes[name], untrained))
+            add(name, open_step(recipes[name], autoencoder))
     if not costs:
         costs = [_interleave(base, base, seconds)[1]]
     return {"reference": reference, "cpu_seconds": float(np.median(costs)), "ratios": ratios}
@@ -100,50 +100,37 @@ def _interleave(call, base, seconds: float) -> tuple[float, float]:
     return tuple(spent / rounds)
 
 
-def _open(recipe, untrained) -> Callable[[], None]:
-    """One training step of `recipe` on a batch that lies ready; latents are drawn, not encoded."""
-    recipe = recipe.copy_and_resolve_references()
-    with recipe.unlocked():
-        recipe.train.num_train_steps = 1000  # only the schedule asks for it
-        latent = recipe.data.kind == "latents"
-        source_kind = recipe.data.source_kind
-        recipe.data.kind, recipe.data.source_kind = "images", "image"
-    if not latent:
-        return open_step(recipe)
-    model, variables, prepared = untrained
-    codec = make_codec(model)
-    classes, channels = model["num_classes"], codec.latent_channels
-    ones = np.ones((classes, channels), np.float32)
-    frozen = {"autoencoder": variables, "statistics": {"mean": 0 * ones, "std": ones}}
-    keywords = {"autoencoder": model, **inputs_lib.method_recipe(recipe)}
-    inputs = inputs_lib.Inputs(prepared, None, frozen, keywords)
-    batch = inputs_lib.train_source(recipe, inputs).read(np.arange(recipe.train.batch_size))
-    rng = np.random.default_rng(0)
-    b, height, width, _ = batch["target"].shape
-    shape = (b, height // codec.factor, width // codec.factor)
-    batch["target"] = rng.normal(size=(*shape, channels)).astype(np.float32)
-    if source_kind == "latent":
-        slices = recipe.data.context * channels
-        batch["source"] = rng.normal(size=(*shape, slices)).astype(np.float32)
-    return make_stepper(recipe, inputs, batch, batch)
+def open_step(config, autoencoder=None) -> Callable[[], None]:
+    """One training step of `config` on drawn numbers, compiled and finished when it returns.
+
+    autoencoder: training config of a latent method's, in place of the one that `config` holds.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.train.num_train_steps = 1000  # only the schedule asks for it
+        if autoencoder is not None and config.data.kind == "latents":
+            config.autoencoder.train = autoencoder
+    rows = config.train.batch_size
+    sharding.check_batch_size(rows, config.recipe.optim.accumulate)
+    batch_sharding, replicated = sharding.make_shardings()
+    method, state, batch = example(config)
+    state, key, first_bad = sharding.replicate((state, jax.random.key(config.seed), jnp.int32(0)))
+    batch = {k: np.resize(batch[k], (rows, *batch[k].shape[1:])) for k in method.reads}
+    batch = sharding.put_batch(batch, batch_sharding)
+    compiled = device.compile_step(make_step(method, replicated), state, first_bad, batch, key)
+
+    def call() -> None:
+        nonlocal state
+        state, _, _ = compiled(state, first_bad, batch, key)
+        jax.block_until_ready(state)
+
+    return call
 
 
-def _untrained(autoencoder) -> tuple[dict, dict, object]:
-    """(model keywords, {"params", "patch"}, prepared) of the autoencoder before its training."""
-    inputs = inputs_lib.open_inputs(autoencoder)
-    method = make_method(autoencoder.method, **inputs.recipe)
-    source = inputs_lib.train_source(autoencoder, inputs)
-    batch = source.read(np.arange(len(source))[:: max(1, len(source) // 32)])
-    state = method.init(jax.random.key(0), batch, {})
-    # On the host: every method's stepper donates its own copy of them.
-    variables = jax.tree.map(np.array, {"params": state.params, **state.frozen})
-    return inputs.recipe["model"], variables, inputs.prepared
-
-
-def _encoder(untrained, batch_size: int) -> Callable[[], None]:
-    model, variables, prepared = untrained
-    encode = jax.jit(make_codec(model).encode)
-    grid = prepared.index.grid.size
-    images = np.zeros((batch_size, *grid, 1), np.float32)
+def _encoder(autoencoder, batch_size: int) -> Callable[[], None]:
+    _, state, batch = example(autoencoder)
+    encode = jax.jit(make_codec(autoencoder.recipe.model.to_dict()).encode)
+    variables = {"params": state.params, **state.frozen}
+    images = np.zeros((batch_size, *batch["target"].shape[1:]), np.float32)
     labels = np.ones((batch_size,), np.int32)
     return lambda: jax.block_until_ready(encode(variables, images, labels))

@@ -20,7 +20,7 @@ from cldm_jax.methods.registry import make_method
 from cldm_jax.runs import inputs as inputs_lib
 from cldm_jax.runs import record
 from cldm_jax.runs.feed import make_feed
-from cldm_jax.runs.loop import Kept, Loop, is_due
+from cldm_jax.runs.loop import Loop, is_due
 from cldm_jax.runs.steps import init_batch, make_step
 from cldm_jax.runs.validation import can_validate, make_validation
 from cldm_jax.runtime import device, processes, sharding
@@ -112,15 +112,28 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         validation = make_validation(config, inputs.prepared, method)
         programs = _compile(method, feed, (state, first_bad, rng), validation)
         stop.hold()
-        loop = Loop(state, first_bad, start, config.train.num_train_steps, stop)
-        del state  # the loop's alone: the first call takes its memory
-        kept = Kept(config, workdir, manifest, source, inputs.prepared, loop, checkpoints)
-        stack.callback(kept.saves.close)
-        with Progress(loop.total, f"train {config.name}", "step", initial=start) as progress:
-            validate = kept.hooks(writer, validation, progress)
+        steps, what = config.train.num_train_steps, f"train {config.name}"
+        with Progress(steps, what, "step", initial=start) as progress:
+            loop = Loop(
+                config=config,
+                workdir=workdir,
+                manifest=manifest,
+                source=source,
+                prepared=inputs.prepared,
+                state=state,
+                first_bad=first_bad,
+                step=start,
+                checkpoints=checkpoints,
+                writer=writer,
+                validation=validation,
+                stop=stop,
+                progress=progress,
+            )
+            stack.callback(loop.close)
+            del state  # the loop's alone: the first call takes its memory
             if owes_validation:
-                validate.pay(loop)
-            if not loop.run(programs, feed, rng, progress):
+                loop.validate()
+            if not loop.run(programs, feed, rng):
                 return False
     record.write_manifest(workdir, manifest, config.train.num_train_steps, finished=True)
     return True

@@ -39,19 +39,25 @@ def call_lengths(start: int, total: int, length: int):
         step += length if whole else 1
 
 
-def make_feed(config, source, reads: tuple[str, ...], start: int):
+def make_feed(config, source, reads: tuple[str, ...], start: int) -> "Feed":
     """The feed of a training from step `start` on, by config.data.on_device: "auto" is on the device
     where that is a GPU and has room. A CPU's memory is the host's: a copy of the slices saves nothing.
 
-    Raises UserError for "always" with several processes, each of which reads its own rows.
+    On the device all slices of the training lie as they are stored, and a call brings row numbers; else
+    the reader's threads make batches, each call's on their way while the one before it runs. Raises
+    UserError for "always" with several processes, each of which reads its own rows.
     """
     mode = config.data.on_device
     if mode == "always" and processes.count() > 1:
         reason = f"{processes.count()} processes read their own rows each"
         raise UserError("config.data.on_device=always", reason, "Use auto or never.")
-    if mode == "always" or (mode == "auto" and _fits(source, reads)):
-        return DeviceFeed(config, source, reads, start)
-    return HostFeed(config, source, reads, start)
+    if mode == "never" or (mode == "auto" and not _fits(source, reads)):
+        batches = make_batches(config, source, start, names=reads)
+        return Feed(config, start, batches, close=batches.close)
+    layout = resident.lay_out(source, reads)
+    tables = (sharding.replicate(layout.tables()),)
+    rows = _row_numbers(config, source, start)
+    return Feed(config, start, rows, tables=tables, read=_make_read(layout))
 
 
 def _fits(source, reads) -> bool:
@@ -61,25 +67,24 @@ def _fits(source, reads) -> bool:
     return free is not None and resident.lay_out(source, reads).nbytes <= SHARE * free
 
 
-class _Feed:
+class Feed:
     """`next()` -> (steps of the call, what is put on the devices for it), or None after the last.
 
-    tables: more arguments of every call. read(item, *tables) -> batch, in the step; None: an item is one.
+    items: of the steps from `start` on. tables: more arguments of every call. read(item, *tables) ->
+    batch, in the step; None: an item is one.
     """
 
-    tables: tuple = ()
-    read = None
-
-    def __init__(self, config, start: int):
-        self.total = config.train.num_train_steps
-        self.length = call_length(config.train)
-        self._rows, self._replicated = sharding.make_shardings()
-        self._start = start
-        self._lengths = call_lengths(start, self.total, self.length)
+    def __init__(self, config, start: int, items, *, tables=(), read=None, close=lambda: None):
+        self._lengths = list(
+            call_lengths(start, config.train.num_train_steps, call_length(config.train))
+        )
+        self._items, self._calls = items, iter(self._lengths)
+        self._rows, _ = sharding.make_shardings()
+        self.tables, self.read, self.close = tables, read, close
 
     def lengths(self) -> set[int]:
-        """Of the calls to come: one program each."""
-        return set(call_lengths(self._start, self.total, self.length))
+        """Of all calls: one program each."""
+        return set(self._lengths)
 
     def shapes(self, length: int) -> dict:
         """Of what `next` puts on the devices for a call of so many steps."""
@@ -90,66 +95,26 @@ class _Feed:
             lead = (rows,) if length == 1 else (length, rows)
             return jax.ShapeDtypeStruct((*lead, *x.shape[1:]), x.dtype, sharding=where)
 
-        return jax.tree.map(shape, self._example())
+        first = next(self._items)
+        self._items = itertools.chain([first], self._items)
+        return jax.tree.map(shape, first)
 
     def next(self):
-        length = next(self._lengths, None)
+        length = next(self._calls, None)
         if length is None:
             return None
-        items = [self._item() for _ in range(length)]
+        items = list(itertools.islice(self._items, length))
         if length == 1:
             return 1, sharding.put_batch(items[0], self._rows)
         stacked = {k: np.stack([item[k] for item in items]) for k in items[0]}
         return length, sharding.put_batch(stacked, sharding.stacked(self._rows))
 
-    def close(self) -> None:
-        pass
 
-
-class HostFeed(_Feed):
-    """Batches made by the reader's threads; each call's are on their way while the one before it runs."""
-
-    def __init__(self, config, source, reads, start: int):
-        super().__init__(config, start)
-        self._batches = make_batches(config, source, start, names=reads)
-        self._first: list[dict] = []
-
-    def _example(self) -> dict:
-        if not self._first:
-            self._first = [next(self._batches)]
-        return self._first[0]
-
-    def _item(self) -> dict:
-        return self._first.pop() if self._first else next(self._batches)
-
-    def close(self) -> None:
-        self._batches.close()
-
-
-class DeviceFeed(_Feed):
-    """All slices of the training lie on every device, as they are stored; a call brings row numbers."""
-
-    def __init__(self, config, source, reads, start: int):
-        super().__init__(config, start)
-        layout = resident.lay_out(source, reads)
-        self.nbytes = layout.nbytes
-        self.tables = (sharding.replicate(layout.tables()),)
-        self._order = TrainOrder(
-            len(source), config.train.batch_size, config.seed, config.data.paired
-        )
-        self._taken = itertools.count(start)
-        self._example_item = self._at(start)
-        self.read = _make_read(layout)
-
-    def _at(self, step: int) -> dict:
-        names = ("row", "target_row")
-        return dict(zip(names, (r.astype(np.int32) for r in self._order.rows(step)), strict=True))
-
-    def _example(self) -> dict:
-        return self._example_item
-
-    def _item(self) -> dict:
-        return self._at(next(self._taken))
+def _row_numbers(config, source, start: int):
+    order = TrainOrder(len(source), config.train.batch_size, config.seed, config.data.paired)
+    for step in itertools.count(start):
+        rows, target_rows = (r.astype(np.int32) for r in order.rows(step))
+        yield {"row": rows, "target_row": target_rows}
 
 
 def _make_read(layout: resident.Layout):

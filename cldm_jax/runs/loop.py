@@ -1,32 +1,62 @@
 """The loop of a training: calls of the device, and what is owed between two of them."""
 
-import functools
+import dataclasses
 from collections.abc import Callable
+from typing import Any
 
+import jax
+
+from cldm_jax.data.shards import Prepared
 from cldm_jax.runs import record
 from cldm_jax.runs.feed import make_batches
+from cldm_jax.runs.manifest import Manifest
+from cldm_jax.runs.validation import Validation
 from cldm_jax.runtime import device, processes
+from cldm_jax.runtime.checkpoint import Checkpoints
 from cldm_jax.runtime.saving import Saves
+from cldm_jax.runtime.signals import StopRequest
+from cldm_jax.runtime.train_state import TrainState
 
 
+def is_due(step: int, total: int, every: int) -> bool:
+    return step > 0 and (step == total or step % every == 0)
+
+
+@dataclasses.dataclass(kw_only=True, eq=False)
 class Loop:
-    """State and step of one training, moved on by `run`.
-
-    hooks are looked at after every call and paid what they are owed, in their order: `Log`, `Validate`,
-    `Save`. `refuse(step)` raises the error of a step whose update is not finite.
+    """One training, moved on by `run`. After every call it logs, validates and saves what is due, in this
+    order. To be closed.
     """
 
-    def __init__(self, state, first_bad, step: int, total: int, stop):
-        self.state, self.first_bad = state, first_bad
-        self.step, self.total, self.stop = step, total, stop
-        self.is_stopping = False
-        self.hooks: list = []
+    config: Any
+    workdir: str
+    manifest: Manifest
+    source: Any  # with `prepared`: to name the slices of a step whose update is not finite
+    prepared: Prepared
+    state: TrainState
+    first_bad: jax.Array
+    step: int
+    checkpoints: Checkpoints
+    writer: Any  # of `open_writer`
+    validation: Validation
+    stop: StopRequest
+    progress: Any  # of `runtime.progress`
 
-    def run(self, programs: dict[int, Callable], feed, rng, progress) -> bool:
+    def __post_init__(self):
+        self.total, self.is_stopping = self.config.train.num_train_steps, False
+        self._saves = Saves(self.checkpoints, self._written)
+        self._clock = record.Clock(self.manifest)
+        self._unwritten = None  # (step, metrics, first_bad) of a log line
+
+    def close(self) -> None:
+        self._saves.close()
+
+    def run(self, programs: dict[int, Callable], feed, rng) -> bool:
         """Whether it came to the last step with nothing owed; False where a signal ended it before.
 
         programs: steps of a call -> its program, of `steps.make_step`.
         """
+        every = self.config.train
         items = feed.next()
         while items is not None and not self.is_stopping:
             length, arrays = items
@@ -35,128 +65,67 @@ class Loop:
             )
             self.step += length
             items = feed.next()  # on its way while the device computes
-            for hook in self.hooks:
-                hook.look(self)
-            progress.update(length)
+            self._write_log()  # of the call before: the device never waits for a log line
+            self._saves.look()
+            self.progress.update(length)
             self.is_stopping = self.stop.is_asked()
-            for hook in self.hooks:
-                hook.pay(self, metrics)
+            if self._is_due(every.log_every):
+                self._unwritten = (self.step, metrics, self.first_bad)
+            if self._is_due(every.val_every) and not self.is_stopping:
+                self.validate()
+            if self._is_due(every.save_every) or self.is_stopping:
+                self._save()
         return self.step == self.total and not self.is_stopping
 
-    def is_due(self, every: int) -> bool:
+    def _is_due(self, every: int) -> bool:
         return is_due(self.step, self.total, every)
 
-
-def is_due(step: int, total: int, every: int) -> bool:
-    return step > 0 and (step == total or step % every == 0)
-
-
-class Log:
-    """Scalars of a step. They are fetched after the next call is handed over: the device never waits for
-    a log line.
-    """
-
-    def __init__(self, every: int, writer, clock, progress, refuse: Callable[[int], None]):
-        self.every, self._writer, self._clock = every, writer, clock
-        self._progress, self._refuse = progress, refuse
-        self._pending = None  # (step, metrics, first_bad)
-
-    def look(self, loop: Loop) -> None:
-        """Writes what waits."""
-        if self._pending is not None:
-            (step, metrics, bad), self._pending = self._pending, None
+    def _write_log(self) -> None:
+        if self._unwritten is not None:
+            (step, metrics, bad), self._unwritten = self._unwritten, None
             scalars = {f"train/{k}": float(v) for k, v in metrics.items()}
-            self._writer.write_scalars(step, scalars)
-            self._writer.write_events(step, self._clock.speed(step, loop.total))
-            self._progress.update(0, loss=f"{scalars['train/loss']:.4f}")
-            self.check(bad)
+            self.writer.write_scalars(step, scalars)
+            self.writer.write_events(step, self._clock.speed(step, self.total))
+            self.progress.update(0, loss=f"{scalars['train/loss']:.4f}")
+            self._check(bad)
 
-    def pay(self, loop: Loop, metrics) -> None:
-        if loop.is_due(self.every):
-            self._pending = (loop.step, metrics, loop.first_bad)
+    def _settle(self) -> None:
+        """Before the state is looked at or kept: no log line waits, and it is finite."""
+        self._write_log()
+        self._check(self.first_bad)
 
-    def settle(self, loop: Loop) -> None:
-        """Before the state is looked at or kept: nothing waits, and it is finite."""
-        self.look(loop)
-        self.check(loop.first_bad)
-
-    def check(self, bad) -> None:
-        if int(bad):
-            self._refuse(int(bad))
-
-
-class Validate:
-    """Validation, and the best step so far; left to the resumed run where a signal cuts it short.
-
-    settle: of `Log`. keep(step, scalars, state) keeps the best step.
-    """
-
-    def __init__(self, every: int, settle, validation, writer, keep, saves):
-        self.every, self._settle, self._validation = every, settle, validation
-        self._writer, self._keep, self._saves = writer, keep, saves
-
-    def look(self, loop: Loop) -> None:
-        pass
-
-    def pay(self, loop: Loop, metrics=None) -> None:
-        if not loop.is_due(self.every) or loop.is_stopping:
-            return
-        self._settle(loop)
-        found = self._validation(loop.state, loop.stop)
+    def validate(self) -> None:
+        """Left to the resumed run where a signal cuts it short."""
+        self._settle()
+        found = self.validation(self.state, self.stop)
         device.trim_heap()
         if found is None:
-            loop.is_stopping = True
+            self.is_stopping = True
         elif found[0]:
             scalars = processes.shared(found[0])
             self._saves.wait()  # one at a time
-            self._keep(loop.step, scalars, loop.state)
-            self._writer.write_validation(loop.step, scalars, found[1])
+            at = (self.config, self.workdir, self.manifest, self.step)
+            record.keep_best(*at, scalars, self.state)
+            self.writer.write_validation(self.step, scalars, found[1])
 
-
-class Save:
-    """Checkpoints, where they may beside the next steps; at the end and before a stop, first."""
-
-    def __init__(self, every: int, settle, clock, saves):
-        self.every, self._settle, self._clock, self._saves = every, settle, clock, saves
-
-    def look(self, loop: Loop) -> None:
-        self._saves.look()
-
-    def pay(self, loop: Loop, metrics=None) -> None:
-        if loop.is_stopping or loop.is_due(self.every):
-            self._settle(loop)
-            self._clock.stamp()
-            self._saves.begin(loop.step, loop.state)
-            if loop.is_stopping or loop.step == loop.total:
-                self._saves.wait()
-
-
-class Kept:
-    """What a training leaves on the disk on its way: the hooks of its loop, and its end at a NaN."""
-
-    def __init__(self, config, workdir, manifest, source, prepared, loop: Loop, checkpoints):
-        self.config, self.workdir, self.manifest = config, workdir, manifest
-        self.source, self.prepared, self.loop = source, prepared, loop
-        self.saves = Saves(checkpoints, self._written)
-
-    def hooks(self, writer, validation, progress) -> Validate:
-        """Gives the loop its hooks; returns the one that a resumed run may owe something at once."""
-        every, clock = self.config.train, record.Clock(self.manifest)
-        log = Log(every.log_every, writer, clock, progress, self.refuse)
-        keep = functools.partial(record.keep_best, self.config, self.workdir, self.manifest)
-        validate = Validate(every.val_every, log.settle, validation, writer, keep, self.saves)
-        save = Save(every.save_every, log.settle, clock, self.saves)
-        self.loop.hooks = [log, validate, save]
-        return validate
-
-    def refuse(self, bad: int) -> None:
-        """Raises the error of step `bad`, whose update was not applied: the state is that before it."""
-        good = bad - 1
-        if good:
-            self.saves.begin(good, self.loop.state)
-            self.saves.wait()
-        batch = next(make_batches(self.config, self.source, good, whole=True))
-        record.refuse_nonfinite(self.workdir, bad, batch, self.prepared)
+    def _save(self) -> None:
+        """Beside the next steps where it may be; at the end and before a stop, first."""
+        self._settle()
+        self._clock.stamp()
+        self._saves.begin(self.step, self.state)
+        if self.is_stopping or self.step == self.total:
+            self._saves.wait()
 
     def _written(self, step: int) -> None:
         record.write_manifest(self.workdir, self.manifest, step, finished=False)
+
+    def _check(self, first_bad) -> None:
+        """Raises the error of a step whose update was not applied: the state is that before it."""
+        bad = int(first_bad)
+        if not bad:
+            return
+        if bad > 1:
+            self._saves.begin(bad - 1, self.state)
+            self._saves.wait()
+        batch = next(make_batches(self.config, self.source, bad - 1, whole=True))
+        record.refuse_nonfinite(self.workdir, bad, batch, self.prepared)

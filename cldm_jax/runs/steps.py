@@ -1,18 +1,40 @@
-"""The compiled step of a training, alone or many in one call."""
+"""The compiled step of a training, alone or many in one call, and its guard: an update with a NaN or an
+infinity in it is not applied.
+"""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cldm_jax.methods.registry import make_method
-from cldm_jax.runs import inputs as inputs_lib
-from cldm_jax.runtime import device, sharding
-from cldm_jax.runtime.finite import guarded
+
+def all_finite(tree):
+    """Whether every float of a tree is finite, bool []."""
+    leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
+
+
+def guarded(train_step):
+    """(state, first_bad, batch, rng) -> (state, first_bad, metrics) of a (state, batch, rng) step.
+
+    first_bad int32 []: 0, or the number of the first step whose metrics or new parameters were not
+    finite. From that step on the state stays what it was: parameters, average, optimiser and count. A
+    gradient's NaN reaches the parameters in the same step, so they need no look of their own. XLA fuses
+    the choice into the update; nothing is copied.
+    """
+
+    def step(state, first_bad, batch, rng):
+        new, metrics = train_step(state, batch, rng)
+        is_sound = all_finite((new.params, metrics)) & (first_bad == 0)
+        first_bad = jnp.where(is_sound | (first_bad > 0), first_bad, state.step + 1)
+        kept = jax.tree.map(lambda a, b: jnp.where(is_sound, a, b), new, state)
+        return kept, first_bad, metrics
+
+    return step
 
 
 def make_step(method, replicated, read=None, length: int = 1):
-    """The jitted step, (state, first_bad, batch, rng of the run) -> (state, first_bad, metrics), guarded
-    against what is not finite (`runtime/finite.py`); `state` is donated.
+    """The jitted step, (state, first_bad, batch, rng of the run) -> (state, first_bad, metrics), guarded;
+    `state` is donated.
 
     length > 1: so many steps in one scan, of batches stacked [length, B, ...], each with the key that it
     has alone; metrics of the last. read(item, *tables) -> batch, where the tables are further arguments.
@@ -36,36 +58,6 @@ def make_step(method, replicated, read=None, length: int = 1):
         return state, first_bad, jax.tree.map(lambda x: x[-1], metrics)
 
     return jax.jit(call, donate_argnums=0, out_shardings=(replicated,) * 3)
-
-
-def open_step(config):
-    """() -> None: one training step of `config` on a batch that lies ready, compiled and finished when
-    it returns. For measuring what a step costs; nothing is written.
-    """
-    config, _ = inputs_lib.settled(config)
-    inputs = inputs_lib.open_inputs(config)
-    source = inputs_lib.train_source(config, inputs)
-    batch = source.read(np.arange(config.train.batch_size))
-    return make_stepper(config, inputs, init_batch(config, source), batch)
-
-
-def make_stepper(config, inputs, first: dict, batch: dict):
-    """`open_step` for inputs and a batch that are given."""
-    sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
-    batch_sharding, replicated = sharding.make_shardings()
-    method = make_method(config.method, **inputs.recipe)
-    key = jax.random.key(config.seed)
-    state = method.init(key, first, inputs.frozen)
-    state, key, first_bad = sharding.replicate((state, key, jnp.int32(0)))
-    batch = sharding.put_batch({k: batch[k] for k in method.reads}, batch_sharding)
-    compiled = device.compile_step(make_step(method, replicated), state, first_bad, batch, key)
-
-    def call() -> None:
-        nonlocal state
-        state, _, _ = compiled(state, first_bad, batch, key)
-        jax.block_until_ready(state)
-
-    return call
 
 
 def init_batch(config, source) -> dict:
