@@ -80,9 +80,8 @@ def file_voxel(meta: dict, at) -> tuple:
 
 
 def pack(views, max_bytes):
-    layers = [viewer.make_layer(v, is_source=i == 0) for i, v in enumerate(views)]
     box = (slice(3, 38), slice(2, 41), slice(1, 30))
-    return viewer.pack(layers, box, CENTRE, *affines(), max_bytes)
+    return viewer.pack(views, box, CENTRE, *affines(), max_bytes)
 
 
 @pytest.fixture(scope="module")

@@ -24,8 +24,7 @@ def _colour(row: Row | Reference) -> str:
 def _strip(axes) -> None:
     axes.tick_params(which="both", labelsize=8)
     axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def scale_figure(summary: Summary, target: str) -> Figure | None:

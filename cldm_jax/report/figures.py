@@ -114,11 +114,14 @@ def _box(mask: np.ndarray) -> tuple[slice, slice]:
     )
 
 
+def bare(axes) -> None:
+    """No ticks, no frame."""
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
 def _show(axes, picture, box, limits, colour_map):
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    bare(axes)
     if picture is None:
         return None
     return axes.imshow(

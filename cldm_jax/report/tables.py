@@ -18,6 +18,7 @@ _COSTS = (  # key, head, format
     ("network_evaluations", "Net evals per slice", labels.count),
     ("seconds_per_slice", "Time per slice", labels.duration),
 )
+DIFFERENCE = ("Mean difference [95 % CI]", "n", "p (Wilcoxon)", "p (Holm)")
 _NAME_WIDTH, _GAP = 24, "  "  # of a text table: least width of the methods' column; between columns
 
 
@@ -65,21 +66,25 @@ def score_table(summary: Summary, target: str) -> Table:
     methods, everybody = ([r.scores for r in some] for some in (rows, rows + references))
     best = {metric: best_row(methods, metric, METRICS[metric].better) for metric in MAIN_METRICS}
     decimals = {metric: _decimals(everybody, metric, units) for metric in MAIN_METRICS}
-
-    def score_cells(row):
-        for metric in MAIN_METRICS:
-            entry, places = row.scores.get(metric, {}), decimals[metric]
-            detail = labels.interval(entry.get("ci95"), places)
-            yield Cell(labels.mean_sd(entry, places), detail, row.scores is best[metric])
-
     table = []
     for row in rows:
         costs = [Cell(form(getattr(row, name))) for name, _, form in _COSTS]
-        table.append(Row("method", [Cell(row.label), *score_cells(row), *costs]))
+        cells = score_cells(row.scores, decimals, best)
+        table.append(Row("method", [Cell(row.label), *cells, *costs]))
     for row in references:
-        blank = [Cell("")] * len(_COSTS)
-        table.append(Row("reference", [Cell(row.label), *score_cells(row), *blank]))
+        cells, blank = score_cells(row.scores, decimals, best), [Cell("")] * len(_COSTS)
+        table.append(Row("reference", [Cell(row.label), *cells, *blank]))
     return Table(header, table)
+
+
+def score_cells(scores: dict, decimals: dict[str, int], best: dict) -> list[Cell]:
+    """mean ± SD with 95 % CI of each metric of `decimals`. best: {metric: the scores of `best_row`}."""
+    cells = []
+    for metric, places in decimals.items():
+        entry = scores.get(metric) or {}
+        detail = labels.interval(entry.get("ci95"), places)
+        cells.append(Cell(labels.mean_sd(entry, places), detail, scores is best[metric]))
+    return cells
 
 
 def detail_table(summary: Summary, target: str) -> Table | None:
@@ -109,27 +114,30 @@ def test_table(summary: Summary) -> Table | None:
     """The paired tests; None where there are none."""
     if not summary.tests:
         return None
-    header = ["Target", "Metric", "A − B", "Mean difference [95 % CI]", "n"]
-    header += ["p (Wilcoxon)", "p (Holm)", "Rank-biserial", "Reading"]
+    header = ["Target", "Metric", "A − B", *DIFFERENCE, "Rank-biserial", "Reading"]
     table = []
     for test in summary.tests:
         unit = labels.metric_unit(test.metric, summary.units(test.target))
         places = {"dB": 2, "HU": 1, "fraction": 4}.get(unit, 3)
         a, b = labels.method_label(test.a), labels.method_label(test.b)
-        difference = labels.number(test.mean_diff, places, signed=True)
         cells = [
             Cell(labels.target_label(test.target)),
             Cell(METRICS[test.metric].label + (f" ({unit})" if unit else "")),
             Cell(f"{a} − {b}"),
-            Cell(difference, labels.interval(test.ci95, places, signed=True)),
-            Cell(str(test.n)),
-            Cell(labels.p_value(test.p_wilcoxon)),
-            Cell(labels.p_value(test.p_holm)),
+            *difference_cells(vars(test), places),
             Cell(labels.number(test.rank_biserial, 2, signed=True)),
             Cell(verdict(test)),
         ]
         table.append(Row("method", cells))
     return Table(header, table)
+
+
+def difference_cells(test: dict, places: int) -> list[Cell]:
+    """Of a paired test, under the heads DIFFERENCE."""
+    difference = labels.number(test["mean_diff"], places, signed=True)
+    ps = [Cell(labels.p_value(test[k])) for k in ("p_wilcoxon", "p_holm")]
+    interval = labels.interval(test["ci95"], places, signed=True)
+    return [Cell(difference, interval), Cell(str(test["n"])), *ps]
 
 
 def verdict(test: record.Test) -> str:

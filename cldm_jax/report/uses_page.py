@@ -7,7 +7,16 @@ import numpy as np
 from cldm_jax.metrics.statistics import power_caveat
 from cldm_jax.report import figures, labels, page
 from cldm_jax.report.record import mean_of
-from cldm_jax.report.tables import Cell, Row, Table, best_row, people_of
+from cldm_jax.report.tables import (
+    DIFFERENCE,
+    Cell,
+    Row,
+    Table,
+    best_row,
+    difference_cells,
+    people_of,
+    score_cells,
+)
 
 _DECIMALS = {"%": 1, "mm": 2, "mL": 0, "HU": 0, "": 3}
 _LABELS = {"real_image": "Ceiling: the real image itself"}
@@ -67,45 +76,28 @@ def score_table(use: dict) -> Table:
     methods = [row for row in rows if row["method"] != "reference"]
     best = {name: best_row(methods, name, m["better"]) for name, m in shown.items()}
 
-    def cells(row):
-        for name, measure in shown.items():
-            entry, places = row.get(name), _DECIMALS[measure["unit"]]
-            detail = labels.interval((entry or {}).get("ci95"), places)
-            yield Cell(labels.mean_sd(entry, places), detail, row is best[name])
-
-    return Table(
-        ["Method", *map(_head, shown.values())],
-        [
-            Row(
-                "reference" if row["method"] == "reference" else "method",
-                [Cell(row_label(use, row)), *cells(row)],
-            )
-            for row in rows
-        ],
-    )
+    decimals = {name: _DECIMALS[m["unit"]] for name, m in shown.items()}
+    table = []
+    for row in rows:
+        kind = "reference" if row["method"] == "reference" else "method"
+        cells = [Cell(row_label(use, row)), *score_cells(row, decimals, best)]
+        table.append(Row(kind, cells))
+    return Table(["Method", *map(_head, shown.values())], table)
 
 
 def test_table(use: dict) -> Table | None:
     """The paired tests; None where there are none."""
     if not use["tests"]:
         return None
-    header = ["A − B", "Score", "Mean difference [95 % CI]", "n", "p (Wilcoxon)", "p (Holm)"]
-    header += ["Reading"]
+    header = ["A − B", "Score", *DIFFERENCE, "Reading"]
     rows = []
     for test in use["tests"]:
         measure = use["measures"][test["metric"]]
-        places = _DECIMALS[measure["unit"]]
         keys = (dict(zip(("method", "mode"), test[k].split(":", 1), strict=True)) for k in "ab")
         cells = [
             Cell(" − ".join(row_label(use, key) for key in keys)),
             Cell(_head(measure)),
-            Cell(
-                labels.number(test["mean_diff"], places, signed=True),
-                labels.interval(test["ci95"], places, signed=True),
-            ),
-            Cell(str(test["n"])),
-            Cell(labels.p_value(test["p_wilcoxon"])),
-            Cell(labels.p_value(test["p_holm"])),
+            *difference_cells(test, _DECIMALS[measure["unit"]]),
             Cell(_reading(test, measure["better"])),
         ]
         rows.append(Row("method", cells))

@@ -19,16 +19,18 @@ _COARSEST = 32  # every n-th voxel, at most
 _INT16 = 32767
 
 
-class Layer(NamedTuple):
-    """One volume to look through."""
+class View(NamedTuple):
+    """One image of the page. The first of several is the source."""
 
     title: str
     array: np.ndarray  # [x, y, z] in RAS order
     units: str
-    windows: tuple[tuple[str, float, float], ...]  # name, low, high; the first is shown first
+    window: tuple[float, float]
     colour_map: object
-    is_sd: bool
-    quantum: float  # values are rounded to multiples of it
+
+    @property
+    def is_sd(self) -> bool:
+        return self.title.endswith("SD")
 
 
 class Packed(NamedTuple):
@@ -38,41 +40,21 @@ class Packed(NamedTuple):
     data: list[str]  # base64 of each layer
 
 
-def make_layer(view, is_source: bool) -> Layer:
-    """A view of the page as a layer, which says that it is synthetic where it is not the source.
-
-    Steps are 1 HU for a CT, else 1, 2 or 5 x 10^n and at most 1/400 of the view's window (SD: 1/200).
-    """
-    is_sd = view.title.endswith("SD")
-    low, high = view.window
-    is_ct = view.units == "HU" and not is_sd
-    windows = (("head" if is_ct else "full", low, high),)
-    if is_ct:
-        windows += CT_WINDOWS
-    if is_source:
-        windows += (("faint", low, high / 4),)
-    quantum = 1.0 if is_ct else _round_down((high - low) / (200 if is_sd else 400))
-    largest = float(np.abs(view.array).max())
-    while largest / quantum > _INT16:
-        quantum = _round_down(quantum * 2.5)
-    title = view.title if is_source else f"synthetic {view.title}"
-    return Layer(title, view.array, view.units, windows, view.colour_map, is_sd, quantum)
-
-
-def pack(layers: Sequence[Layer], box, centre, affine, file_affine, max_bytes: float) -> Packed:
-    """The layers within `box`, of as many voxels as fit into max_bytes of base64.
+def pack(views: Sequence[View], box, centre, affine, file_affine, max_bytes: float) -> Packed:
+    """The views within `box`, a layer each, of as many voxels as fit into max_bytes of base64.
 
     box: slices of the RAS array; centre: the voxel of it where the cross-hair starts; affine: its voxels
     -> world mm; file_affine: voxels of the file -> world mm. ValueError if nothing fits.
     """
     affine, start = np.asarray(affine, float), np.array([b.start for b in box])
     spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
-    layers = [layer._replace(array=layer.array[box]) for layer in layers]
+    quanta = [_quantum(view) for view in views]
+    views = [view._replace(array=view.array[box]) for view in views]
     for step, sd_step in _steps(spacing):
-        steps = [sd_step if layer.is_sd else step for layer in layers]
+        steps = [sd_step if view.is_sd else step for view in views]
         data, size = [], 0
-        for layer, own in zip(layers, steps, strict=True):
-            data.append(_encode(layer, own))
+        for view, quantum, own in zip(views, quanta, steps, strict=True):
+            data.append(_encode(view.array, quantum, own))
             size += len(data[-1])
             if size > max_bytes:
                 break
@@ -82,7 +64,7 @@ def pack(layers: Sequence[Layer], box, centre, affine, file_affine, max_bytes: f
         raise ValueError(f"volumes do not fit into {max_bytes:.0f} bytes")
     grid = np.eye(4)  # voxels of the page -> of the RAS array
     grid[:3, :3], grid[:3, 3] = np.diag(step), start
-    shape = _shape(layers[0].array.shape, step)
+    shape = _shape(views[0].array.shape, step)
     begin = np.clip(np.rint((np.asarray(centre) - start) / step), 0, np.array(shape) - 1)
     upright = np.abs(affine[:3, :3] / spacing).max(0).min()
     meta = {
@@ -93,7 +75,10 @@ def pack(layers: Sequence[Layer], box, centre, affine, file_affine, max_bytes: f
         "file": np.rint(np.linalg.solve(file_affine, affine @ grid)).astype(int).tolist(),
         "centre": begin.astype(int).tolist(),
         "oblique": math.degrees(math.acos(min(1.0, float(upright)))),
-        "layers": [_describe(layer, own, step) for layer, own in zip(layers, steps, strict=True)],
+        "layers": [
+            _describe(view, quantum, own, step, is_source=i == 0)
+            for i, (view, quantum, own) in enumerate(zip(views, quanta, steps, strict=True))
+        ],
     }
     return Packed(meta, data)
 
@@ -117,9 +102,9 @@ def _shape(shape, step) -> list[int]:
     return [-(-n // s) for n, s in zip(shape, step, strict=True)]
 
 
-def _encode(layer: Layer, step) -> str:
-    picked = layer.array[tuple(slice(None, None, s) for s in step)].transpose(2, 1, 0)
-    coded = np.rint(picked / layer.quantum).astype(np.int16)
+def _encode(array: np.ndarray, quantum: float, step) -> str:
+    picked = array[tuple(slice(None, None, s) for s in step)].transpose(2, 1, 0)
+    coded = np.rint(picked / quantum).astype(np.int16)
     for axis in (2, 1, 0):
         coded = np.diff(coded, axis=axis, prepend=np.int16(0))
     coded = ((coded << 1) ^ (coded >> 15)).astype(np.uint16)
@@ -128,16 +113,36 @@ def _encode(layer: Layer, step) -> str:
     return base64.b64encode(gzip.compress(planes) + gzip.flush()).decode()
 
 
-def _describe(layer: Layer, step, grid_step) -> dict:
-    colours = layer.colour_map(np.linspace(0, 1, 256), bytes=True)[:, :3]
+def _is_ct(view: View) -> bool:
+    return view.units == "HU" and not view.is_sd
+
+
+def _quantum(view: View) -> float:
+    """What values are rounded to: 1 HU for a CT, else 1, 2 or 5 x 10^n and at most 1/400 of the view's
+    window (SD: 1/200).
+    """
+    low, high = view.window
+    quantum = 1.0 if _is_ct(view) else _round_down((high - low) / (200 if view.is_sd else 400))
+    largest = float(np.abs(view.array).max())
+    while largest / quantum > _INT16:
+        quantum = _round_down(quantum * 2.5)
+    return quantum
+
+
+def _describe(view: View, quantum: float, step, grid_step, *, is_source: bool) -> dict:
+    """Of one layer, which says that it is synthetic where it is not the source."""
+    low, high = view.window
+    windows = (("head" if _is_ct(view) else "full", low, high),)  # the first is shown first
+    windows += CT_WINDOWS * _is_ct(view) + (("faint", low, high / 4),) * is_source
+    colours = view.colour_map(np.linspace(0, 1, 256), bytes=True)[:, :3]
     return {
-        "title": layer.title,
-        "units": layer.units,
-        "quantum": layer.quantum,
-        "isSd": layer.is_sd,
-        "shape": _shape(layer.array.shape, step),
+        "title": view.title if is_source else f"synthetic {view.title}",
+        "units": view.units,
+        "quantum": quantum,
+        "isSd": view.is_sd,
+        "shape": _shape(view.array.shape, step),
         "step": [own / grid for own, grid in zip(step, grid_step, strict=True)],
-        "windows": [{"name": n, "low": low, "high": high} for n, low, high in layer.windows],
+        "windows": [{"name": n, "low": low, "high": high} for n, low, high in windows],
         "colours": base64.b64encode(colours.tobytes()).decode(),
     }
 

@@ -1,13 +1,13 @@
 """One self-contained page about one predicted volume: views, input checks, provenance."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
 from cldm_jax import files
 from cldm_jax.report import figures, page, viewer
+from cldm_jax.report.viewer import View
 
 AS_GIVEN = "as given"  # the unit that a file does not tell
 PLANES = ("axial", "coronal", "sagittal")
@@ -15,16 +15,6 @@ _WIDTH = 2.3  # inches of a panel
 _MARGIN_MM = 35.0  # around the brain: skull and scalp
 _MAX_BYTES = 9_500_000  # of a page; what its figure and words leave is the viewer's
 _WORDS = 200_000  # bytes: style, script, checks, facts
-
-
-class View(NamedTuple):
-    """One image of the page."""
-
-    title: str
-    array: np.ndarray  # [x, y, z] in RAS order
-    units: str
-    window: tuple[float, float]
-    colour_map: object
 
 
 def make_views(pet: np.ndarray, synthetic: dict, pet_units: str = AS_GIVEN) -> list[View]:
@@ -69,9 +59,7 @@ def views_figure(views: Sequence[View], spacing, centre) -> Figure:
                 interpolation="nearest",
                 interpolation_stage="data",
             )
-            axes.set(xticks=[], yticks=[])
-            for spine in axes.spines.values():
-                spine.set_visible(False)
+            figures.bare(axes)
         row[0].set_ylabel(view.title, fontsize=10, color=figures.INK)
         figures.add_bar(figure, shown, row.tolist(), view.window, view.units)
     for axes, plane in zip(grid[0], PLANES, strict=True):
@@ -97,14 +85,13 @@ def write(
     """
     spacing = np.sqrt((np.asarray(affines[0])[:3, :3] ** 2).sum(0))
     image = figures.data_url(views_figure(views, spacing, centre), 120)
-    layers = [viewer.make_layer(view, is_source=i == 0) for i, view in enumerate(views)]
     room = _MAX_BYTES - len(image) - _WORDS
-    packed = viewer.pack(layers, _box(views[0], spacing), centre, *affines, room)
+    packed = viewer.pack(views, _box(views[0], spacing), centre, *affines, room)
     checks = [c._replace(warning=c.warning[:1].upper() + c.warning[1:]) for c in checks]
     context = {
         "name": name,
-        "titles": [f"synthetic {v.title}" for v in views[1:] if not v.title.endswith("SD")],
-        "has_sd": any(v.title.endswith("SD") for v in views),
+        "titles": [f"synthetic {v.title}" for v in views[1:] if not v.is_sd],
+        "has_sd": any(v.is_sd for v in views),
         "simulated": simulated,
         "calibrated": calibrated,
         "checks": checks,
