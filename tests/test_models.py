@@ -9,8 +9,7 @@ import pytest
 from cldm_jax.models import layers
 from cldm_jax.models.autoencoder import Autoencoder, fit_patch_basis
 from cldm_jax.models.init import init_params
-from cldm_jax.models.latent_unet import LatentUNet
-from cldm_jax.models.unet import ClassUNet
+from cldm_jax.models.unet import ClassUNet, LatentUNet
 from configs import ae
 
 UNET = dict(

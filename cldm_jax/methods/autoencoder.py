@@ -63,7 +63,7 @@ def make(*, model: dict, patch_skip: bool, loss: dict, optim: dict) -> Method:
         """The ceiling: encode and decode the true target (posterior mean)."""
         variables = {"params": state.ema_params, **state.frozen}
         z = codec.encode(variables, batch["target"], batch["label"])
-        return Prediction(codec.decode(variables, z, batch["label"]), None)
+        return Prediction(codec.decode(variables, z, batch["label"]))
 
     read_outs = {"reconstruct": reconstruct}
     return Method(init, train_step, read_outs, {"reconstruct": 1}, reads=("target", "label"))

@@ -11,7 +11,7 @@ class Prediction(NamedTuple):
     """Images in model range [-1, 1]."""
 
     image: jax.Array  # [B, H, W, 1]
-    sd: jax.Array | None  # [B, H, W, 1] over the K samples; None for a deterministic read-out
+    sd: jax.Array | None = None  # [B, H, W, 1] over the K samples; None: a deterministic read-out
 
 
 class Method(NamedTuple):
@@ -37,7 +37,7 @@ def with_mirror(predict: Callable) -> Callable:
     def predict_mirrored(state, batch, rng):
         direct = predict(state, batch, rng).image
         mirrored = {**batch, "source": batch["source"][:, :, ::-1]}
-        return Prediction((direct + predict(state, mirrored, rng).image[:, :, ::-1]) / 2, None)
+        return Prediction((direct + predict(state, mirrored, rng).image[:, :, ::-1]) / 2)
 
     return predict_mirrored
 
@@ -48,11 +48,6 @@ def example_keys(rng, batch: dict[str, Any], ahead: int = 0):
     """
     fold = jax.vmap(lambda s, z: jax.random.fold_in(jax.random.fold_in(rng, s), z))
     return fold(batch["subject"], batch["slice"] + ahead)
-
-
-def normal_like(keys, shape):
-    """Standard normal [B, *shape], each example from its own key."""
-    return jax.vmap(lambda k: jax.random.normal(k, shape))(keys)
 
 
 def sample_noise(
@@ -68,7 +63,8 @@ def sample_noise(
 
     def draw(i, shape, ahead: int):
         keys = fold(jnp.repeat(example_keys(rng, batch, ahead), num_samples), number)
-        return normal_like(fold(keys, jnp.full(number.shape, i)), shape)
+        keys = fold(keys, jnp.full(number.shape, i))
+        return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
     def noise_fn(i, shape):
         return sum(w * draw(i, shape, ahead) for ahead, w in enumerate(weights))

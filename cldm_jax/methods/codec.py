@@ -20,15 +20,15 @@ def make_codec(model: dict) -> Codec:
     """model: of `make_autoencoder`."""
     net = make_autoencoder(model)
 
-    def encode(variables, images, label):
-        patch = variables.get("patch")
+    def apply(variables, x, label, method):
         params = {"params": variables["params"]}
-        return net.apply(params, images, label, patch, method="encode")[0]
+        return net.apply(params, x, label, variables.get("patch"), method=method)
+
+    def encode(variables, images, label):
+        return apply(variables, images, label, method="encode")[0]
 
     def decode(variables, z, label):
-        patch = variables.get("patch")
-        params = {"params": variables["params"]}
-        return net.apply(params, z, label, patch, method="decode")
+        return apply(variables, z, label, method="decode")
 
     def project(variables, images, label):
         linear, patch = make_autoencoder({**model, "linear": True}), variables["patch"]

@@ -43,14 +43,14 @@ def make_update(loss_fn, optim: dict, draw=lambda rng, batch: {}):
     ema_decay, parts = optim["ema_decay"], optim.get("accumulate", 1)
     tx = make_optimizer(**{k: v for k, v in optim.items() if k not in OWN})
 
-    def init_state(params, frozen, extra=()) -> TrainState:
+    def init_state(params, frozen) -> TrainState:
         params = jax.tree.map(jnp.asarray, params)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             ema_params=jax.tree.map(jnp.copy, params),  # a copy: both trees are donated
             opt_state=tx.init(params),
-            extra=extra,
+            extra=(),
             frozen=jax.tree.map(jnp.asarray, frozen),
         )
 

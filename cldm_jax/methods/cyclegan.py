@@ -67,7 +67,7 @@ def make(
     init_state, train_step = adversarial.make_update(generator_loss, discriminator_loss, optim)
 
     def predict(state, batch, rng):
-        return Prediction(translate(state.ema_params, batch["source"]), None)
+        return Prediction(translate(state.ema_params, batch["source"]))
 
     read_outs = {"predict": predict, "mirror": with_mirror(predict)}
     costs = {"predict": 1, "mirror": 2}

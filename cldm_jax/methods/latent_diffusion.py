@@ -254,7 +254,7 @@ class _Cldm:
         denoise_fn = self.denoiser(state, source, label)
         target = self.diffusion["target"]
         z = samplers.onestep(denoise_fn, start, self.alphas_bar(), target=target)
-        return Prediction(self.decode(state, z, label), None)
+        return Prediction(self.decode(state, z, label))
 
     def sample_latents(self, state, source, label, noise_fn):
         """One standardised latent per row. noise_fn(i, shape) -> standard normal [rows, *shape]: the

@@ -51,7 +51,7 @@ def make(*, generator: dict, discriminator: dict, loss: dict, optim: dict) -> Me
     init_state, train_step = adversarial.make_update(generator_loss, discriminator_loss, optim)
 
     def predict(state, batch, rng):
-        return Prediction(translate(state.ema_params, batch), None)
+        return Prediction(translate(state.ema_params, batch))
 
     read_outs = {"predict": predict, "mirror": with_mirror(predict)}
     return Method(init, train_step, read_outs, {"predict": 1, "mirror": 2})

@@ -25,9 +25,8 @@ def make(*, model: dict, loss: str, optim: dict) -> Method:
     init_state, train_step = make_update(loss_fn, optim)
 
     def predict(state, batch, rng):
-        return Prediction(
-            net.apply({"params": state.ema_params}, batch["source"], batch["label"]), None
-        )
+        params = {"params": state.ema_params}
+        return Prediction(net.apply(params, batch["source"], batch["label"]))
 
     read_outs = {"predict": predict, "mirror": with_mirror(predict)}
     return Method(init, train_step, read_outs, {"predict": 1, "mirror": 2})

@@ -6,8 +6,8 @@ keywords of the network.
 """
 
 from cldm_jax.models.autoencoder import Autoencoder
-from cldm_jax.models.latent_unet import LatentUNet
 from cldm_jax.models.monai import AutoencoderKL, DiffusionModelUNet
+from cldm_jax.models.unet import LatentUNet
 
 AUTOENCODERS = {"cldm": Autoencoder, "monai": AutoencoderKL}
 LATENT_UNETS = {"cldm": LatentUNet, "monai": DiffusionModelUNet}

@@ -1,4 +1,4 @@
-"""The U-Net body shared by the image baseline and the latent denoiser, and the image U-Net itself.
+"""The U-Net body shared by the image baseline and the latent denoiser, and these two themselves.
 
 One family on purpose: the baseline and the latent network differ in the grid they work on and in the
 time code, not in the quality of their blocks. After Ronneberger 2015, with GroupNorm residual blocks
@@ -20,6 +20,7 @@ from cldm_jax.models.layers import (
     SelfAttention,
     depth_to_space,
     space_to_depth,
+    timestep_embedding,
     upsample,
 )
 
@@ -121,3 +122,26 @@ class ClassUNet(nn.Module):
         out_channels = self.outputs * self.stem_block**2
         x = UNet(out_channels=out_channels, **self.unet, name="unet")(x, emb)
         return depth_to_space(x, self.stem_block)
+
+
+class LatentUNet(nn.Module):
+    """(zt [B, h, w, C], t [B] int, label [B] int, condition [B, h, w, S] or None) -> [B, h, w, C].
+
+    Time and class embeddings are added and steer every block by FiLM; the condition is concatenated
+    to the noisy latent (SR3/Palette-style concat conditioning). The output is whatever the
+    parametrisation says (eps, x0 or v); this network knows nothing of noise levels.
+    """
+
+    latent_channels: int
+    num_classes: int
+    unet: Any  # keywords of UNet without out_channels
+
+    @nn.compact
+    def __call__(self, zt, t, label, condition=None):
+        base = self.unet["base_channels"]
+        emb = Dense(4 * base, name="time1")(timestep_embedding(t, base))
+        emb = Dense(4 * base, name="time2")(jax.nn.silu(emb))
+        emb = emb + nn.Embed(self.num_classes, 4 * base, name="class_embed")(label)
+        x = zt if condition is None else jnp.concatenate([zt, condition], axis=-1)
+        unet = UNet(out_channels=self.latent_channels, **self.unet, name="unet")
+        return unet(x, jax.nn.silu(emb))
