@@ -57,13 +57,8 @@ def _parser() -> argparse.ArgumentParser:
         "intervals (*_desc-synth_regions.tsv); the sidecar says whether it is calibrated")  # fmt: skip
     add("--report", action="store_true", help="also write one HTML page: views, checks, provenance")
     add("--device", default="auto", choices=("auto", "cpu", "cuda"), help="default auto")
-    add(
-        "--batch-size",
-        type=int,
-        default=0,
-        metavar="B",
-        help="slices at a time (default 16; GPU 64)",
-    )
+    add("--batch-size", type=int, default=0, metavar="B",
+        help="slices at a time (default 16; GPU 64)")  # fmt: skip
     add("--overwrite", action="store_true", help="replace results of other inputs or settings")
     add("--series", default="", metavar="NUMBER",
         help="which series of a DICOM folder that holds several; an error lists them")  # fmt: skip

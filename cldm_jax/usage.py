@@ -22,14 +22,8 @@ ELSEWHERE = {
     "eval": "eval.py",
     "trainings": "*.py of each training",
 }
-SHARED = (
-    "common",
-    "unet",
-    "ldm",
-    "ae",
-    "cyclegan",
-    "simulate",
-)  # files whose settings others take over
+# Files whose settings others take over.
+SHARED = ("common", "unet", "ldm", "ae", "cyclegan", "simulate")
 
 
 def overview(folder: pathlib.Path, flags: list[tuple[str, str]]) -> str:

@@ -44,8 +44,7 @@ def run(config, workdir: str) -> None:
     reason = _lacking(opened, prepared)
     if reason:
         raise UserError(config.run, reason, "Give a CLDM with one-step rows and validation people")
-    kept = ("samples", "slice_stride", "people", "batch_size", "steps", "seed")
-    _calibrate(opened, prepared, Settings(**{k: config[k] for k in kept}))
+    _calibrate(opened, prepared, Settings(**{k: config[k] for k in Settings._fields}))
 
 
 def after_training(config, workdir: str, prepared: Prepared) -> None:

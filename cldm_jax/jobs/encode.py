@@ -42,7 +42,7 @@ def ensure_latents(
     encode = sharding.Divided(lambda constants, batch: codec.encode(constants, *batch))
     variables = sharding.replicate(variables)
     writers, subjects = {}, []
-    moments = {m: _Moments(model["latent_channels"]) for m in index.modalities}
+    sums = dict.fromkeys(index.modalities, 0.0)
     train = set(prepared.subjects("train"))
     with Progress(len(train), "encode latents", "subject") as progress:
         for i, subject in enumerate(prepared.json["subjects"]):
@@ -54,7 +54,7 @@ def ensure_latents(
                 z = _encode_volume(encode, variables, prepared.read(i, name), code, batch_size)
                 if not processes.is_main():
                     continue
-                moments[name].add(z[prepared.keep(i, name)])
+                sums[name] = sums[name] + _sums(z[prepared.keep(i, name)])
                 if name not in writers:
                     writers[name] = ShardWriter(folder, name, "float16", z.shape[1:], SHARD_ITEMS)
                 shard, offset = writers[name].add(z.astype(np.float16))
@@ -72,7 +72,7 @@ def ensure_latents(
         "encoding": {"dtype": "float16", "scale": 1.0, "offset": 0.0},
         "subjects": subjects,
         "shards": shards,
-        "statistics": _statistics(moments, codes, model),
+        "statistics": _statistics(sums, codes, model),
         "images_fingerprint": index.fingerprint,
         "autoencoder": {"step": step, "model": model},
     }
@@ -95,26 +95,20 @@ def _encode_volume(encode, variables, images, code: int, batch_size: int) -> np.
     return np.concatenate(parts)[:count]
 
 
-class _Moments:
-    """Per-channel sums over the whole training set, in float64."""
-
-    def __init__(self, channels: int):
-        self.count, self.total, self.square = 0, np.zeros(channels), np.zeros(channels)
-
-    def add(self, z) -> None:
-        flat = z.reshape(-1, z.shape[-1]).astype(np.float64)
-        self.count += len(flat)
-        self.total += flat.sum(0)
-        self.square += np.square(flat).sum(0)
+def _sums(z) -> np.ndarray:
+    """[3, channels] float64 of latents [..., channels]: how many, their sum, the sum of their squares."""
+    flat = z.reshape(-1, z.shape[-1]).astype(np.float64)
+    return np.stack([np.full(z.shape[-1], len(flat)), flat.sum(0), np.square(flat).sum(0)])
 
 
-def _statistics(moments: dict, codes: dict[str, int], model: dict) -> dict:
+def _statistics(sums: dict, codes: dict[str, int], model: dict) -> dict:
     """{"mean", "std"}: [num_classes][latent_channels]; (0, 1) for codes without training slices."""
     shape = (model["num_classes"], model["latent_channels"])
     mean, std = np.zeros(shape), np.ones(shape)
-    for name, m in moments.items():
-        if m.count:
-            mean[codes[name]] = m.total / m.count
-            variance = m.square / m.count - mean[codes[name]] ** 2
+    for name, found in sums.items():
+        if np.any(found):
+            count, total, square = found
+            mean[codes[name]] = total / count
+            variance = square / count - mean[codes[name]] ** 2
             std[codes[name]] = np.sqrt(np.maximum(variance, STD_FLOOR**2))
     return {"mean": mean.tolist(), "std": std.tolist()}

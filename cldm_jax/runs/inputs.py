@@ -21,6 +21,7 @@ from cldm_jax.runs import manifest as manifest_lib
 from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.manifest import Manifest
 from cldm_jax.runtime import foreign
+from cldm_jax.runtime.checkpoint import restore_for_inference
 
 TARGETS = ("ct", "mr")
 
@@ -131,8 +132,6 @@ def read_manifest(workdir) -> Manifest:
 
 def load_autoencoder(workdir) -> tuple[dict, dict, int]:
     """(model keywords, {"params", "patch"}, step) of a trained autoencoder."""
-    from cldm_jax.runtime.checkpoint import restore_for_inference
-
     is_run = (pathlib.Path(workdir) / "config.json").is_file()
     config = read_run_config(workdir) if is_run else {}
     if is_run and config["method"] != "autoencoder":

@@ -45,18 +45,15 @@ def write(config, folder: pathlib.Path, stored: Stored) -> None:
 
 def _networks(run: str, stored: Stored) -> dict[str, tuple[dict, dict]]:
     """{name: (MONAI's constructor keywords, parameters)} of the run's networks."""
-    model = stored.config["recipe"].get("model", {})
-    if stored.config["method"] == "autoencoder":
-        models = {"autoencoder": (model, stored.params)}
-    elif stored.config["method"] == "ldm":
+    method, model = stored.config["method"], stored.config["recipe"].get("model", {})
+    models = {method: (model, stored.params)}
+    if method == "ldm":
         frozen = stored.frozen["autoencoder"]["params"]
         models = {
             "autoencoder": (stored.manifest.autoencoder, frozen),
             "unet": (model, stored.params),
         }
-    else:
-        models = {stored.config["method"]: ({}, {})}
-    keywords = {}
+    found = {}
     for name, (settings, params) in models.items():
         if settings.get("architecture") != "monai":
             reason = f"its {name} is not MONAI's network (architecture 'monai')"
@@ -65,15 +62,16 @@ def _networks(run: str, stored: Stored) -> dict[str, tuple[dict, dict]]:
             )
             raise UserError(run, reason, remedy)
         kept = {k: v for k, v in settings.items() if k not in OWN_KEYWORDS}
-        keywords[name] = {"spatial_dims": 2, "in_channels": 1, "out_channels": 1, **kept}
+        keywords = {"spatial_dims": 2, "in_channels": 1, "out_channels": 1, **kept}
         if name == "unet":
             shapes = monai_names.expected_shapes(params)
-            keywords[name] |= {
+            keywords |= {
                 "in_channels": shapes["conv_in.conv.weight"][1],
                 "out_channels": shapes["out.2.conv.weight"][0],
                 "num_class_embeds": settings["num_class_embeds"] or None,
             }
-    return {name: (keywords[name], params) for name, (_, params) in models.items()}
+        found[name] = keywords, params
+    return found
 
 
 def _card(stored: Stored) -> dict:

@@ -40,43 +40,35 @@ MUTABLE = {
     "train.calibrate_people",
 }
 
-
+SECTIONS = (
+    "",
+    "autoencoder.train.",
+)  # of a latent method's config: itself, and what it trains first
 # Settings that came later -> what runs made before them had.
 ADDED = {
-    f"{section}recipe.{name}": value
-    for section in ("", "autoencoder.train.")
+    f"{section}{name}": value
+    for section in SECTIONS
     for name, value in {
-        "optim.accumulate": 1,
-        "optim.optimizer": "adamw",
-        "model.unet.attention": "xla",
-        "model.attention": "xla",
-        "generator.unet.attention": "xla",
+        "recipe.optim.accumulate": 1,
+        "recipe.optim.optimizer": "adamw",
+        "recipe.model.unet.attention": "xla",
+        "recipe.model.attention": "xla",
+        "recipe.generator.unet.attention": "xla",
+        "recipe.model.linear": False,
+        "recipe.model.lapped": False,
+        "recipe.diffusion.noise_weight_power": 0.0,
+        "autoencoder.scale_factor": 0.0,
+        "init.weights": "",
+        "init.key": "",
+        "data.source": "pet",
+        "data.simulate.mr_target": "acquired",
+        "data.simulate.ct_target": "acquired",
+        "data.simulate.pets_per_person": 1,
+        "data.simulate.nac": False,
     }.items()
 }
-ADDED |= {
-    f"{section}init.{k}": "" for section in ("", "autoencoder.train.") for k in ("weights", "key")
-}
-ADDED["autoencoder.scale_factor"] = 0.0
-ADDED |= {
-    f"{section}recipe.model.{k}": False
-    for section in ("", "autoencoder.train.")
-    for k in ("linear", "lapped")
-}
-ADDED["recipe.diffusion.noise_weight_power"] = 0.0
-SIMULATE = ("data.simulate.", "autoencoder.train.data.simulate.")
-ADDED |= {
-    f"{section}{name}": value
-    for section in SIMULATE
-    for name, value in (
-        ("mr_target", "acquired"),
-        ("ct_target", "acquired"),
-        ("pets_per_person", 1),
-        ("nac", False),
-    )
-}
-ADDED |= {f"{section}data.source": "pet" for section in ("", "autoencoder.train.")}
 # Settings of a mode that came later: they had no say.
-NO_SAY = tuple(f"{section}randomised" for section in SIMULATE)
+NO_SAY = tuple(f"{section}data.simulate.randomised" for section in SECTIONS)
 
 
 class Clock:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from cldm_jax.errors import UserError
-from cldm_jax.runtime import progress
+from cldm_jax.runtime.progress import Progress
 
 # A process that hangs without dying is given up after this; one that dies is noticed at once.
 HEARTBEAT_SECONDS = 30
@@ -46,7 +46,7 @@ def start(address: str = "", count: int | None = None, index: int | None = None)
         remedy = "Start it with srun or mpirun, or give --coordinator, --processes and --process"
         raise UserError("--distributed", reason, remedy) from error
     if not is_main():
-        progress.silence()
+        Progress.is_shown = False
         sys.stdout = open(os.devnull, "w")  # process 0 says it
 
 

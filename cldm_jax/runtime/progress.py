@@ -12,11 +12,6 @@ def _clock(seconds: float) -> str:
     return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s"
 
 
-def silence() -> None:
-    """No progress from this process: another one of its run shows it."""
-    Progress.is_shown = False
-
-
 class Progress:
     """`with Progress(total, "train ldm", "step") as p: p.update(1, loss="0.12")`.
 
@@ -24,7 +19,7 @@ class Progress:
     where the last of them does not say it already.
     """
 
-    is_shown = True
+    is_shown = True  # False: another process of this run shows it
 
     def __init__(
         self, total: int, label: str, unit: str, initial: int = 0, plain_every_s: float = 10
