@@ -38,7 +38,7 @@ RULES = {
     "phantom": ("data.nifti", "numpy scipy"),
     "metrics": ("", "numpy scipy"),
     "uses": ("data metrics phantom", "numpy scipy"),
-    "report": ("metrics", "numpy matplotlib jinja2"),
+    "report": ("metrics", "numpy matplotlib PIL jinja2"),
 }
 # A library whose interface may change is spoken to in one place.
 ONLY_IN = {

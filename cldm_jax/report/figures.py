@@ -7,14 +7,13 @@ range [-1, 1]. A case is {"role", "patient", "slice", "source", "real", "mask", 
 
 import base64
 import io
-import struct
 import textwrap
-import zlib
 
 import matplotlib
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
 from cldm_jax.files import atomic_path
 from cldm_jax.metrics import image
@@ -76,14 +75,11 @@ def _indexed_png(rgb: np.ndarray) -> bytes:
     colours = rgb.reshape(-1, 3)[first].astype(int)  # few: letters' edges besides the maps
     distance = np.sum((colours[:, None] - palette[None].astype(int)) ** 2, axis=-1)
     index = np.argmin(distance, axis=1).astype(np.uint8)[inverse].reshape(height, width)
-    rows = np.pad(index, ((0, 0), (1, 0)))  # each row opens with its filter type: 0, none
-    header = struct.pack(">IIBBBBB", width, height, 8, 3, 0, 0, 0)  # 8 bits, palette
-    chunks = (b"IHDR", header), (b"PLTE", palette.tobytes()), (b"IDAT", zlib.compress(rows, 9))
-    return b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*c) for c in (*chunks, (b"IEND", b"")))
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    picture = Image.fromarray(index)
+    picture.putpalette(palette.tobytes())
+    buffer = io.BytesIO()
+    picture.save(buffer, "png", compress_level=9)
+    return buffer.getvalue()
 
 
 def new_figure(width: float, height: float) -> Figure:
