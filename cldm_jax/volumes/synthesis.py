@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cldm_jax.data import convert, grid, intensity, nifti
+from cldm_jax.data import convert, coverage, grid, intensity, nifti
 from cldm_jax.runs import spread
 from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.readouts import ReadOut, Run, predict_rows
@@ -94,7 +94,7 @@ def make_source(pet: nifti.Volume, setting: Setting) -> Source:
     """
     spec = setting.of_source
     slices, affine = convert.source_slices(pet, setting.grid, setting.center, spec)
-    empty = intensity.to_model(spec, np.float32(convert.PET_EMPTY), 1.0)
+    empty = intensity.to_model(spec, np.float32(coverage.PET_EMPTY), 1.0)
     filled = np.flatnonzero(slices.max((1, 2)) > empty)
     first, last = (filled[0], filled[-1]) if len(filled) else (0, len(slices) - 1)
     first = max(0, first - CONTEXT_MARGIN)
