@@ -160,16 +160,16 @@ def test_a_training_reads_it_and_prediction_takes_it(data, tmp_path):
     assert 3 not in source.keys["subject"]  # another image is not read in the missing one's place
     train.run(config, str(tmp_path / "run"))
     model = opened.open_model(opened.Request("", "", checkpoint=str(tmp_path / "run")))
-    assert model.setting.source == "nac"
+    assert model.source == "nac"
     image = nifti.read_volume(folder / "sub-0001" / "nac.nii.gz")
     np.testing.assert_allclose(
-        synthesis.make_source(image, model.setting).slices, prepared.read(0, "nac"), atol=1e-4
+        synthesis.make_source(image, model.run).slices, prepared.read(0, "nac"), atol=1e-4
     )
     exporting = export_config.get_config("tiny")
     exporting.run = str(tmp_path / "run")
     export.run(exporting, str(tmp_path / "exported"))
     handed_on = opened.open_model(opened.Request("", "", checkpoint=str(tmp_path / "exported")))
-    assert handed_on.setting.source == "nac"
+    assert handed_on.source == "nac"
     config.data.source = "pet"
     with pytest.raises(UserError, match="data.source: 'nac' -> 'pet'"):
         record.check_same_config(tmp_path / "run", record.comparable(config))
@@ -212,7 +212,7 @@ def test_bids_names_it_by_its_reconstruction(tmp_path):
     for name in ("pet/sub-1_rec-acstat_pet", "pet/sub-1_rec-nacstat_pet", "ct/sub-1_ct"):
         (tmp_path / "sub-1" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "sub-1" / f"{name}.nii.gz").write_bytes(b"x")
-    (subject,) = bids.read_cohort(tmp_path)
+    (subject,) = bids.find_cohort(tmp_path).subjects
     assert {k: p.name.split("_")[1] for k, p in subject.files.items()} == {
         "pet": "rec-acstat", "nac": "rec-nacstat", "ct": "ct.nii.gz",
     }  # fmt: skip
@@ -224,4 +224,4 @@ def test_bids_names_it_by_its_reconstruction(tmp_path):
         ]
     subject.files["pet"].unlink()
     with pytest.raises(UserError, match="list it in a manifest.csv as pet"):
-        bids.read_cohort(tmp_path)
+        bids.find_cohort(tmp_path)
