@@ -58,7 +58,7 @@ def _volume(kind: corpus.Kind, path, folder) -> tuple[int, int, str]:
     """(peak of memory while reading, what it may be, what was wrong), of a kind that is handled."""
     before = _status("VmRSS")
     with quiet() as text:
-        (found,) = pet_inputs.find_inputs(path)
+        (found,) = pet_inputs.find_all(path).found
         volume, facts = pet_inputs.read_input(found)
         growth = _peak()
         allowed = before + 2 * volume.array.size * max(4, _item_size(found.path))
@@ -135,7 +135,7 @@ def _unlike(kind: corpus.Kind, volume, facts, written, text: str) -> str:
 def _unlike_the_others(cohort, work) -> str:
     """Why a folder from which something was left out is not whole: "" where it is."""
     prepared = shards.Prepared(work, verify=True)
-    given = {s.id: set(s.files) for s in bids.read_cohort(cohort)}
+    given = {s.id: set(s.files) for s in bids.find_cohort(cohort).subjects}
     made = {p.id: {n for n in given[p.id] if n in p.volumes} for p in prepared.index.people}
     wrong = [k for k in given if made.get(k) != given[k]]
     return "" if len(wrong) == 1 and len(made) >= len(given) - 1 else f"left out of {wrong}: {made}"
@@ -322,7 +322,7 @@ def read_mutant(kind: str, data: bytes, folder: pathlib.Path) -> None:
         assert np.isfinite(series.volume.array).all()
         json.dumps(series.facts, allow_nan=False)
     elif kind == "manifest":
-        for subject in bids.read_cohort(corpus.raw(folder / "m.csv", data)):
+        for subject in bids.find_cohort(corpus.raw(folder / "m.csv", data)).subjects:
             bids.check_id(subject.id, "fuzz")
     elif kind in ("index", "shard"):
         name = "index.json" if kind == "index" else "pet-00000.npy"

@@ -209,7 +209,7 @@ def _listing(folder, own) -> list:
 
 def _bad_group(folder) -> bool:
     """False: it was taken."""
-    bids.read_cohort(corpus.raw(folder / "m.csv", b"subject,group,pet\nok,../x,pet.nii.gz\n"))
+    bids.find_cohort(corpus.raw(folder / "m.csv", b"subject,group,pet\nok,../x,pet.nii.gz\n"))
     return False
 
 

@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 import signal
+from types import SimpleNamespace
 
 import data_heads
 import numpy as np
@@ -353,9 +354,11 @@ def test_names_of_a_dataset_with_regions(tmp_path):
     class Found:
         name, folder = "sub-1", "sub-1"
 
-    names = derivatives.Names(tmp_path, Found, ("ct",), True, has_regions=True)
+    names = derivatives.Names(
+        tmp_path, Found, SimpleNamespace(targets=("ct",), sd_mode="calibrated")
+    )
     assert names.regions().name == "sub-1_desc-synth_regions.tsv"
     assert derivatives.sidecar(names.regions()).name == "sub-1_desc-synth_regions.json"
     assert names.regions() in names.all(with_report=False)
-    plain = derivatives.Names(tmp_path, Found, ("ct",), True)
+    plain = derivatives.Names(tmp_path, Found, SimpleNamespace(targets=("ct",), sd_mode="mean4"))
     assert plain.regions() not in plain.all(with_report=True)

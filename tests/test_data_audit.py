@@ -8,6 +8,8 @@ from data_heads import SHAPE, affine_of, make_head, write_cohort, write_head
 
 from cldm_jax.data import audit, bids, splits
 from cldm_jax.data.bids import Subject
+from cldm_jax.data.convert import align
+from cldm_jax.data.mutual_information import overlap
 from cldm_jax.data.nifti import write_volume
 from cldm_jax.errors import UserError
 
@@ -22,7 +24,7 @@ def _findings(folder, *, allow_misaligned=False, mi_threshold=0.05):
     found += audit.check_geometry(subject, volumes, allow_misaligned)
     if any(f.severity == "error" for f in found):
         return found, volumes
-    volumes = audit.align(volumes)
+    volumes = align(volumes)
     return [*found, *audit.check_overlap(subject, volumes, mi_threshold, audit.REGISTER)], volumes
 
 
@@ -183,13 +185,13 @@ def _shift():
 def test_overlap_orders_aligned_shifted_unrelated():
     head = make_head(5)
     rng = np.random.default_rng(0)
-    here = audit.overlap(head["pet"], head["ct"])
-    shifted = audit.overlap(head["pet"], np.roll(head["ct"], 6, 0))
-    unrelated = audit.overlap(head["pet"], rng.permutation(head["ct"].ravel()).reshape(SHAPE))
+    here = overlap(head["pet"], head["ct"])
+    shifted = overlap(head["pet"], np.roll(head["ct"], 6, 0))
+    unrelated = overlap(head["pet"], rng.permutation(head["ct"].ravel()).reshape(SHAPE))
     assert here > 0.2 > shifted > 3 * unrelated
     same = rng.uniform(size=20_000)
-    assert np.isclose(audit.overlap(same, same), 1)
-    assert audit.overlap(same, rng.uniform(size=20_000)) < 0.01
+    assert np.isclose(overlap(same, same), 1)
+    assert overlap(same, rng.uniform(size=20_000)) < 0.01
 
 
 # Cohorts
@@ -215,7 +217,7 @@ def test_pixel_digest_ignores_packaging(tmp_path):
     array = make_head(0)["pet"]
     write_volume(tmp_path / "pet.nii", array, affine_of(), dtype=np.float64, description="x")
     subject = Subject("b", "b", "", {"pet": tmp_path / "pet.nii", "ct": tmp_path / "ct.nii.gz"})
-    copy = audit.align(audit.load(subject))["pet"]
+    copy = align(audit.read_subject(subject)[1])["pet"]
     assert copy.sha256 != base.sha256
     assert audit.pixel_digest(copy) == audit.pixel_digest(base)
     changed = copy.array.copy()
@@ -246,8 +248,8 @@ def test_reading_a_manifest(tmp_path):
     path = write_cohort(
         tmp_path, {"p2": dict(group="g", split="Train"), "p1": dict(names=("pet", "mr"))}
     )
-    subjects = bids.read_cohort(tmp_path)
-    assert [s.id for s in subjects] == ["p1", "p2"] and bids.read_cohort(path) == subjects
+    subjects = bids.find_cohort(tmp_path).subjects
+    assert [s.id for s in subjects] == ["p1", "p2"] and bids.find_cohort(path).subjects == subjects
     assert subjects[0].group == "p1" and set(subjects[0].files) == {"pet", "mr"}
     assert subjects[1].group == "g" and subjects[1].split == "train"
     assert subjects[1].files["ct"] == tmp_path / "p2" / "ct.nii.gz"
@@ -271,14 +273,14 @@ def test_reading_a_bids_tree(tmp_path):
         "code/sub-9_pet.nii.gz",
     ):
         touch(name)
-    subjects = {s.id: s for s in bids.read_cohort(tmp_path)}
+    subjects = {s.id: s for s in bids.find_cohort(tmp_path).subjects}
     assert sorted(subjects) == ["sub-1_ses-a", "sub-1_ses-b", "sub-2", "sub-3"]
     assert subjects["sub-1_ses-a"].group == subjects["sub-1_ses-b"].group == "sub-1"
     assert set(subjects["sub-1_ses-a"].files) == {"pet", "mr"}
     assert set(subjects["sub-3"].files) == {"pet", "mr", "mr_reacq"}
     touch("sub-2/pet/sub-2_run-2_pet.nii")
     with pytest.raises(UserError, match="several candidates"):
-        bids.read_cohort(tmp_path)
+        bids.find_cohort(tmp_path)
 
 
 BAD_ID = [
@@ -329,18 +331,18 @@ def test_good_ids(good):
 def test_bad_manifests(tmp_path, text, fragment):
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(UserError, match=fragment):
-        bids.read_cohort(tmp_path / "m.csv")
+        bids.find_cohort(tmp_path / "m.csv")
 
 
 def test_manifest_that_is_not_text(tmp_path):
     (tmp_path / "m.csv").write_bytes(b"subject,pet,ct\n\xff\xfe,a,b\n")
     with pytest.raises(UserError, match="not a readable CSV"):
-        bids.read_cohort(tmp_path / "m.csv")
+        bids.find_cohort(tmp_path / "m.csv")
     (tmp_path / "ok.csv").write_text("\ufeffsubject,pet,ct,age\n a , b ,c,61\n,,,\n")
-    (subject,) = bids.read_cohort(tmp_path / "ok.csv")
+    (subject,) = bids.find_cohort(tmp_path / "ok.csv").subjects
     assert subject.id == "a" and subject.files["pet"] == tmp_path / "b"
     with pytest.raises(UserError, match="no such file"):
-        bids.read_cohort(tmp_path / "none")
+        bids.find_cohort(tmp_path / "none")
 
 
 # Splits

@@ -214,9 +214,8 @@ def test_above_the_head_a_slice_counts_only_where_the_target_was_measured():
     head["pet"][top - 1 :] = 0.0
     head["pet"][top - 1 :, 20:24, 18:22] = 1.0
     seen = np.ones(head["ct"].shape, bool)
-    millimetres = (SPACING[1], SPACING[0], SPACING[2])
     for ends_below in (False, True):
         seen[top - 1 :] = not ends_below
-        found = coverage.judge(head, {"ct": seen}, millimetres, 1.0, 0.05, 0.0)
+        found = coverage.judge(head, {"ct": seen}, SPACING[::-1], 1.0, 0.0)
         assert found.keep[top - 1 :].all() and not found.mask[top - 1 :].any()
         assert (found.covers["ct"].keep[top - 1 :] != ends_below).all()

@@ -53,7 +53,7 @@ def test_letters_of_either_case_and_usual_places(tmp_path, names):
     lay(tmp_path, *(f"sub-1/{n}" for n in names))
     cohort = bids.find_cohort(tmp_path)
     assert held(cohort) == {"sub-1": ["ct", "mr", "pet"]} and not warned(cohort.left)
-    assert len(pet_inputs.find_inputs(tmp_path)) == 1
+    assert len(pet_inputs.find_all(tmp_path).found) == 1
 
 
 LOOKS = {  # a file beside a whole person, and what the warning says of it
@@ -174,7 +174,7 @@ def test_images_at_both_levels_are_found(tmp_path):
     assert held(cohort) == {"sub-1": ["ct", "mr", "pet"], "sub-1_ses-2": ["ct", "pet"]}
     assert {s.group for s in cohort.subjects} == {"sub-1"}  # one person is in one split
     assert "ses-mr: MR without a PET beside it" in warned(cohort.left)
-    assert len(pet_inputs.find_inputs(tmp_path)) == 2
+    assert len(pet_inputs.find_all(tmp_path).found) == 2
 
 
 def test_all_candidates_are_listed_at_once(tmp_path):
@@ -184,7 +184,7 @@ def test_all_candidates_are_listed_at_once(tmp_path):
         bids.find_cohort(tmp_path)
     for name in ("sub-1_CT.nii.gz", "sub-1_ct.nii.gz", "sub-3_run-2_pet", "manifest.csv"):
         assert name in str(refused.value)
-    assert len(pet_inputs.find_inputs(tmp_path)) == 4  # each PET is predicted
+    assert len(pet_inputs.find_all(tmp_path).found) == 4  # each PET is predicted
 
 
 def test_names_of_a_dataset_are_made_safe_and_stay_apart(tmp_path):
@@ -196,7 +196,7 @@ def test_names_of_a_dataset_are_made_safe_and_stay_apart(tmp_path):
         "sub-1_ü",
     )
     lay(tmp_path, *(f"sub-1/pet/{n}_pet.nii.gz" for n in names), "sub-1/pet/sub-1_ü_pet.nii")
-    found = pet_inputs.find_inputs(tmp_path)
+    found = pet_inputs.find_all(tmp_path).found
     assert len({p.name.lower() for p in found}) == len(found) == 6
     assert all(len(p.name) < 180 and p.name.isascii() for p in found)
     assert "sub-1_trc-C+PIB" in {p.name for p in found}

@@ -235,7 +235,7 @@ def test_a_series_without_marks_is_the_same_series(tmp_path, strip, syntax):
         strip(path)
         assert path.read_bytes()[128:132] != b"DICM" or strip is without_syntax
     assert dicom.is_dicom(folder)
-    (found,) = pet_inputs.find_inputs(folder)
+    (found,) = pet_inputs.find_all(folder).found
     read, facts = pet_inputs.read_input(found)
     np.testing.assert_array_equal(read.array, whole.volume.array)
     np.testing.assert_array_equal(read.affine, whole.volume.affine)
@@ -277,7 +277,7 @@ def test_a_dicomdir_is_its_folder(tmp_path):
     alone = dicom.read_series(folder)
     shutil.copy(get_testdata_file("DICOMDIR", download=False), folder / "DICOMDIR")
     for path in (folder, folder / "DICOMDIR"):
-        (found,) = pet_inputs.find_inputs(path)
+        (found,) = pet_inputs.find_all(path).found
         read, _ = pet_inputs.read_input(found)
         assert read.notes == () and read.sha256 == alone.volume.sha256
 
@@ -344,7 +344,7 @@ def test_several_pets_are_listed_with_what_they_are_and_chosen_by_number(tmp_pat
     error = made._refused(folder, "number 3 PT 6 images 9 x 7 (attenuation-corrected)")
     assert "number 4 PT 6 images 9 x 7 (not attenuation-corrected)" in error.reason
     assert "--series NUMBER" in error.remedy
-    (found,) = pet_inputs.find_inputs(folder)
+    (found,) = pet_inputs.find_all(folder).found
     _, facts = pet_inputs.read_input(found, "3")
     assert facts["units"] == "SUVbw"
     volume, facts = pet_inputs.read_input(found, "4")

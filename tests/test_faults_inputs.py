@@ -245,7 +245,7 @@ def test_what_a_killed_prediction_left_is_swept(tmp_path):
 class TestNames:
     def test_long_names_that_begin_alike_stay_apart(self, tmp_path):
         names = [
-            pet_inputs.find_inputs(corpus.raw(tmp_path / ("n" * 230 + f"{i}.nii"), b"x"))[0].name
+            pet_inputs.find_all(corpus.raw(tmp_path / ("n" * 230 + f"{i}.nii"), b"x")).found[0].name
             for i in range(2)
         ]
         assert len(set(names)) == 2 and max(map(len, names)) < 200
@@ -254,7 +254,7 @@ class TestNames:
         path = next(corpus.series(tmp_path / "s", keep=[0]).iterdir())
         assert dicom.is_dicom(path)
         with pytest.raises(UserError, match="one DICOM file, not a series"):
-            pet_inputs.read_input(pet_inputs.find_inputs(path)[0])
+            pet_inputs.read_input(pet_inputs.find_all(path).found[0])
 
 
 class TestSettings:

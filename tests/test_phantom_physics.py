@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cldm_jax.phantom import ct, fields, labels, mr, osem, pathology, pet, tissue, twins, warp
+from cldm_jax.phantom import ct, fields, labels, mr, osem, pathology, pet, subject, tissue, warp
 from cldm_jax.phantom.fields import Grid
 
 GRID = Grid((24, 28, 10), (4.0, 4.0, 6.0), (-46.0, -54.0, -27.0))
@@ -81,14 +81,14 @@ def test_exponential_of_a_constant_velocity_is_a_shift():
 @pytest.mark.parametrize("sd_mm", [3.0, 60.0])
 def test_warps_never_fold(sd_mm):
     rng = np.random.default_rng(1)
-    lattice, displacement, smallest = warp.diffeomorphism(rng, GRID, sd_mm, 20.0)
+    lattice, displacement, smallest = warp.diffeomorphism(rng, GRID, sd_mm)
     assert smallest > warp.MIN_JACOBIAN
     assert warp.jacobian(displacement, lattice).min() == pytest.approx(smallest)
 
 
 def test_a_rough_velocity_would_fold_without_the_check():
     rng = np.random.default_rng(1)
-    velocity = 60 * np.stack([fields.smooth_field(rng, GRID, 20.0) for _ in range(3)])
+    velocity = 60 * np.stack([fields.smooth_field(rng, GRID, warp.SMOOTH_MM) for _ in range(3)])
     folded = warp.jacobian(warp.exponentiate(velocity.astype(np.float32), GRID), GRID)
     assert folded.min() < warp.MIN_JACOBIAN
 
@@ -262,7 +262,7 @@ def test_drawn_diseases_are_recorded_and_mapped():
 
 def test_thicker_skull_takes_scalp_only():
     codes = head(GRID)
-    thick = twins.thicken_skull(codes, GRID, 5.0)
+    thick = subject.thicken_skull(codes, GRID, 5.0)
     changed = thick != codes
     assert changed.any() and set(np.unique(codes[changed])) == {tissue.FAT}
     assert set(np.unique(thick[changed])) == {tissue.SKULL}

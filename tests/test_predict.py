@@ -21,7 +21,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.jobs import predict
 from cldm_jax.runs import inputs
 from cldm_jax.runs.readouts import open_run, predict_rows
-from cldm_jax.volumes import derivatives, synthesis
+from cldm_jax.volumes import derivatives
 from configs import predict as predict_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -144,7 +144,7 @@ def test_prediction_equals_evaluation(study, tmp_path):
     slices, _ = grid.to_grid(
         volume.array,
         volume.affine,
-        synthesis.read_setting(trained).grid,
+        trained.manifest.data.grid,
         center_mm=center,
         fill=-1024.0,
     )

@@ -211,9 +211,11 @@ class TestChecks:
         pet = nifti.read_volume(path)
         if change is not None:
             pet = dataclasses.replace(pet, array=change(pet.array).astype(np.float32))
-        setting = synthesis.read_setting(opened.open_run(""))
-        source = synthesis.make_source(pet, setting)
-        checks = pet_checks.check_pet(pet, setting.grid, source.affine, len(source.slices))
+        run = opened.open_run("")
+        source = synthesis.make_source(pet, run)
+        checks = pet_checks.check_pet(
+            pet, run.manifest.data.grid, source.affine, len(source.slices)
+        )
         return {c.name for c in checks if c.warning}
 
     def test_nothing_is_said_of_a_good_one(self, tmp_path):

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cldm_jax.data import bids, grid, intensity, layout, nifti
+from cldm_jax.data import bids, intensity, layout, mutual_information, nifti
 from cldm_jax.data.volumes import read_volume
 from cldm_jax.errors import UserError
 
@@ -20,7 +20,6 @@ _MIN_HEAD_ML = 50.0  # of PET foreground; a brain has over 1000
 _BARE = 0.6  # of the largest MR head, each over its PET: a brain is half of a head
 _GAIN = 1.05  # a turned or moved target that fits this much better: as given, it is wrong
 _MI_SPACING_MM = 4.0
-_MI_BINS = 32
 REGISTER = (
     "To have it registered to the PET, add --config.register=rigid "
     '(in Python: config.register = "rigid")'
@@ -111,30 +110,6 @@ def check_geometry(subject: bids.Subject, volumes, allow_misaligned: bool) -> li
     return notes
 
 
-def load(subject: bids.Subject) -> dict[str, nifti.Volume]:
-    """The volumes of a subject that has passed, as given."""
-    return {name: read_volume(path, name) for name, path in subject.files.items()}
-
-
-def interpolation(name: str, as_mask: bool) -> dict:
-    """Of a volume, linear, air outside its field of view; of a mask of 0 and 1, nearest voxel and 0."""
-    if as_mask:
-        return {"fill": 0.0, "order": 0}
-    return {"fill": intensity.MODALITIES[intensity.base_modality(name)].fill, "order": 1}
-
-
-def align(volumes: dict[str, nifti.Volume], *, as_masks: bool = False) -> dict[str, nifti.Volume]:
-    """RAS order, all on the PET's voxels: through the affines where they differ. See `interpolation`."""
-    pet = nifti.canonical(volumes["pet"])
-    out = {}
-    for name, volume in volumes.items():
-        volume = nifti.canonical(volume)
-        how = interpolation(name, as_masks)
-        array = grid.resample(volume.array, volume.affine, pet.array.shape, pet.affine, **how)
-        out[name] = dataclasses.replace(volume, array=array, affine=pet.affine, spacing=pet.spacing)
-    return out
-
-
 def check_overlap(
     subject: bids.Subject, volumes: dict[str, nifti.Volume], mi_threshold: float, advice: str
 ) -> list[Finding]:
@@ -144,24 +119,24 @@ def check_overlap(
     notes, spacing = Notes(subject), volumes["pet"].spacing
     stride = np.maximum(1, np.rint(_MI_SPACING_MM / spacing)).astype(int)
     thin = tuple(slice(None, None, s) for s in stride)
-    pet = _bins(volumes["pet"].array[thin])
+    pet = mutual_information.bins(volumes["pet"].array[thin])
     for name in (n for n in volumes if n != "pet"):
-        target = _bins(volumes[name].array[thin])
-        here = _normalised_mi(pet, target)
+        target = mutual_information.bins(volumes[name].array[thin])
+        here = mutual_information.of_bins(pet, target)
         if here < mi_threshold:
             low = f"mutual information {here:.3f} < {mi_threshold:g}"
             reason = f"its content does not match the PET ({low})"
             notes.add("error", name, reason, f"Check that both are of one person. {advice}")
             continue
         flips = {
-            f"with {word} exchanged": _normalised_mi(pet, np.flip(target, axis))
+            f"with {word} exchanged": mutual_information.of_bins(pet, np.flip(target, axis))
             for axis, word in enumerate(("left and right", "front and back", "top and bottom"))
         }
         moves = {}
         for axis, side in enumerate(("right-left", "front-back", "up-down")):
             for mm in (-20, -10, 10, 20):
                 shift = round(mm / (spacing[axis] * stride[axis]))
-                fit = _normalised_mi(pet, np.roll(target, shift, axis))
+                fit = mutual_information.of_bins(pet, np.roll(target, shift, axis))
                 words = f"moved about {abs(mm)} mm {side}"
                 moves[words] = max(fit, moves.get(words, 0.0))
         # One explanation, the best: a displaced head may also fit better mirrored.
@@ -257,12 +232,8 @@ def pixel_digest(volume: nifti.Volume) -> str:
 def of_layout(left: Iterable[layout.Left]) -> list[Finding]:
     """Of what was left aside: warnings where it may have been meant to be used, errors where it was."""
     remedy = "Rename or move it to have it used, or leave it"
-    words = {True: "error", False: "warning"}
-    return [
-        Finding(words[x.is_error], "", str(x.path), f"not used: {x.reason}", remedy)
-        for x in left
-        if x.warn
-    ]
+    told = [("error" if x.is_error else "warning", x) for x in left if x.warn]
+    return [Finding(word, "", str(x.path), f"not used: {x.reason}", remedy) for word, x in told]
 
 
 def holdings(subjects: Iterable[bids.Subject]) -> str:
@@ -287,33 +258,6 @@ def page(
     if left := list(left):
         lines.append(f"  left aside: {layout.counted(left)} (each is listed in audit.json)")
     return "\n".join(lines)
-
-
-def overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Normalised mutual information 2 I(a; b) / (H(a) + H(b)) of paired samples, in 0..1.
-
-    32 linear bins between the 0.5th and 99.5th percentiles. Measured on real pairs: 0.17-0.27 when
-    aligned (FDG PET with T1, T2, PD and CT), 0.06-0.09 at 40 mm off, 0.002 for unrelated values.
-    """
-    return _normalised_mi(_bins(a), _bins(b))
-
-
-def _bins(x: np.ndarray) -> np.ndarray:
-    low, high = np.percentile(x, [0.5, 99.5])
-    unit = (x - low) / max(float(high - low), 1e-12)
-    return np.clip(unit * _MI_BINS, 0, _MI_BINS - 1).astype(np.int32)
-
-
-def _normalised_mi(a: np.ndarray, b: np.ndarray) -> float:
-    joint = np.bincount((a * _MI_BINS + b).ravel(), minlength=_MI_BINS**2) / a.size
-    joint = joint.reshape(_MI_BINS, _MI_BINS)
-    h_a, h_b, h_ab = (_entropy(p) for p in (joint.sum(1), joint.sum(0), joint))
-    return float(2 * (h_a + h_b - h_ab) / max(h_a + h_b, 1e-12))
-
-
-def _entropy(p: np.ndarray) -> float:
-    p = p[p > 0]
-    return float(-(p * np.log(p)).sum())
 
 
 def _check_content(notes: Notes, name: str, volume: nifti.Volume) -> None:

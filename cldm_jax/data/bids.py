@@ -46,11 +46,6 @@ class Cohort(NamedTuple):
     left: list[layout.Left]
 
 
-def read_cohort(path) -> list[Subject]:
-    """The subjects of `find_cohort`."""
-    return find_cohort(path).subjects
-
-
 def find_cohort(path) -> Cohort:
     """The cohort at `path`: a CSV, a folder with manifest.csv, or a BIDS tree.
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 import numpy as np
 
 from cldm_jax.data import audit, bids, coverage, grid, intensity, nifti, register, shards
+from cldm_jax.data.volumes import read_volume
 from cldm_jax.errors import UserError
 
 _LOOK = "Look at its picture in the folder overlays"
-PET_EMPTY = 0.05  # of the volume's scale: a slice that stays below holds no PET
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,18 +40,9 @@ class Facts:
     mr_size: float  # see coverage.Heads
 
 
-@dataclasses.dataclass(frozen=True)
-class Registered:
-    """One pair, for the record and for the eye: see `register`."""
-
-    matrix: np.ndarray
-    qc: dict
-    views: dict[str, list]
-
-
 def inspect(
     task: tuple[Settings, bids.Subject],
-) -> tuple[list[audit.Finding], Facts | None, dict[str, Registered]]:
+) -> tuple[list[audit.Finding], Facts | None, dict[str, register.Registration]]:
     """Reads, registers where asked, and audits one person. An image with an error is left out; there are
     no facts where no PET with a target is left.
 
@@ -74,7 +65,7 @@ def inspect(
     if not given:
         return found, None, registered
     matrices = {name: r.matrix for name, r in registered.items() if name in given}
-    volumes = audit.align(_moved(given, matrices))
+    volumes = align(_moved(given, matrices))
     advice = _LOOK if settings.register else audit.REGISTER
     found += audit.check_overlap(subject, volumes, settings.mi_threshold, advice)
     given = audit.usable(found, given)
@@ -97,9 +88,8 @@ def _facts(settings, subject, given, measured, matrices, volumes, digests, found
         origins[name] = intensity.volume_origin(spec, volume.array)
         pixels[name] = digests.get(name) or audit.pixel_digest(volume)
     center = pet_center_mm(volumes["pet"]) if settings.center == "pet" else None
-    on_grid, affine = _on_grid(settings, given, center, matrices)
+    _, affine, heads = _judge(settings, given, measured, center, matrices, scales["pet"])
     found += audit.check_field_of_view(subject, volumes["pet"], affine, settings.grid.size)
-    heads = _judge(settings, on_grid, measured, center, matrices, scales["pet"])
     found += _check_coverage(subject, heads)
     sha256 = {name: v.sha256 for name, v in given.items()}
     n_slices, covers, size = len(heads.keep), heads.covers, heads.mr_size
@@ -130,17 +120,13 @@ def _moved(volumes: dict[str, nifti.Volume], matrices) -> dict[str, nifti.Volume
     return {n: register.move(v, matrices[n]) if n in matrices else v for n, v in volumes.items()}
 
 
-def _judge(settings: Settings, on_grid, measured, center, matrices, pet_scale) -> coverage.Heads:
-    seen, affine = _on_grid(settings, measured, center, matrices, as_masks=True)
-    columns, rows, slices = np.linalg.norm(affine[:3, :3], axis=0)
-    return coverage.judge(
-        on_grid,
-        {name: array > 0.5 for name, array in seen.items()},
-        (rows, columns, slices),
-        pet_scale,
-        PET_EMPTY,
-        settings.min_head_fraction,
-    )
+def _judge(settings: Settings, given, measured, center, matrices, pet_scale):
+    """({volume: [Z, H, W] in units}, grid affine, what they show of the head)."""
+    on_grid, affine = _on_grid(settings, given, center, matrices)
+    seen, _ = _on_grid(settings, measured, center, matrices, as_masks=True)
+    seen, mm = {name: array > 0.5 for name, array in seen.items()}, grid.spacing_of(affine)
+    heads = coverage.judge(on_grid, seen, mm, pet_scale, settings.min_head_fraction)
+    return on_grid, affine, heads
 
 
 def _check_coverage(subject: bids.Subject, heads: coverage.Heads) -> list[audit.Finding]:
@@ -173,8 +159,7 @@ def _register(settings: Settings, subject: bids.Subject, volumes: dict[str, nift
     for name in sorted(set(volumes) - set(intensity.SOURCES)):  # a NAC is its PET's own scan
         target = volumes[name]
         done = register.register_rigid(pet, target, intensity.base_modality(name))
-        views = register.views(pet, target, done.matrix)
-        registered[name] = Registered(done.matrix, done.qc, views)
+        registered[name] = done._replace(views=register.views(pet, target, done.matrix))
         # Two copies of one file would differ once each has been turned to its PET.
         digests[name] = audit.pixel_digest(nifti.canonical(target))
         severity, reason = register.verdict(done.qc)
@@ -220,13 +205,13 @@ class Slices:
 def make_slices(task: tuple[Settings, bids.Subject, Facts]) -> Slices:
     """Reads one person again and brings every volume to the grid and to model range."""
     settings, subject, facts = task
-    volumes = audit.load(subject)
+    volumes = {name: read_volume(path, name) for name, path in subject.files.items()}
     if {n: v.sha256 for n, v in volumes.items()} != facts.sha256:
         reason = "its files changed while they were being prepared"
         raise UserError(subject.id, reason, "Run it again when nothing writes there")
     volumes, measured, _ = _clean(subject, volumes)
-    place = facts.center_mm, facts.matrices
-    on_grid, affine = _on_grid(settings, volumes, *place)
+    place = facts.center_mm, facts.matrices, facts.scales["pet"]
+    on_grid, affine, heads = _judge(settings, volumes, measured, *place)
     stored, scales = {}, {}
     for name in volumes:
         spec = settings.normalisers[intensity.base_modality(name)]
@@ -234,7 +219,6 @@ def make_slices(task: tuple[Settings, bids.Subject, Facts]) -> Slices:
         scales[name] = spec.population_scale if own else facts.scales[name]
         x = intensity.to_model(spec, on_grid[name], scales[name], facts.origins[name])
         stored[name] = shards.encode(x, "uint16")
-    heads = _judge(settings, on_grid, measured, *place, facts.scales["pet"])
     stored["mask"] = heads.mask.astype(np.uint8)
     for name, own in heads.by_target.items():
         stored[f"mask_{name}"] = own.astype(np.uint8)
@@ -246,6 +230,25 @@ def make_slices(task: tuple[Settings, bids.Subject, Facts]) -> Slices:
     return Slices(stored, scales, keep.tolist(), keeps, affine.tolist())
 
 
+def align(volumes: dict[str, nifti.Volume], *, as_masks: bool = False) -> dict[str, nifti.Volume]:
+    """RAS order, all on the PET's voxels: through the affines where they differ."""
+    pet = nifti.canonical(volumes["pet"])
+    out = {}
+    for name, volume in volumes.items():
+        volume = nifti.canonical(volume)
+        how = _interpolation(name, as_masks)
+        array = grid.resample(volume.array, volume.affine, pet.array.shape, pet.affine, **how)
+        out[name] = dataclasses.replace(volume, array=array, affine=pet.affine, spacing=pet.spacing)
+    return out
+
+
+def _interpolation(name: str, as_mask: bool) -> dict:
+    """Of a volume, linear, air outside its field of view; of a mask of 0 and 1, nearest voxel and 0."""
+    if as_mask:
+        return {"fill": 0.0, "order": 0}
+    return {"fill": intensity.MODALITIES[intensity.base_modality(name)].fill, "order": 1}
+
+
 def _on_grid(settings: Settings, volumes, center, matrices, *, as_masks: bool = False):
     """({volume: [Z, H, W] in units}, grid affine), each on the grid that the PET gives.
 
@@ -253,16 +256,16 @@ def _on_grid(settings: Settings, volumes, center, matrices, *, as_masks: bool = 
     where something was measured.
     """
     own = _moved({n: volumes[n] for n in matrices}, matrices)
-    aligned = audit.align({n: v for n, v in volumes.items() if n not in own}, as_masks=as_masks)
+    aligned = align({n: v for n, v in volumes.items() if n not in own}, as_masks=as_masks)
     on_grid = {}
     for name, volume in aligned.items():
-        how = audit.interpolation(name, as_masks)
+        how = _interpolation(name, as_masks)
         on_grid[name], affine = grid.to_grid(
             volume.array, volume.affine, settings.grid, center_mm=center, **how
         )
     shape = on_grid["pet"].shape[::-1]
     for name, volume in own.items():
-        how = audit.interpolation(name, as_masks)
+        how = _interpolation(name, as_masks)
         array = grid.resample(volume.array, volume.affine, shape, affine, **how)
         on_grid[name] = np.ascontiguousarray(array.transpose(2, 1, 0))
     return on_grid, affine

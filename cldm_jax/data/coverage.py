@@ -23,6 +23,7 @@ _FILLED = 0.005  # of a volume: a smaller share of a fill that is no air is not 
 _SMALLEST = 5e-4  # of a volume: smaller constant blocks are chance
 _SAME = 0.08  # of the voxels outside constant blocks; of whole HU with noise any one value has less
 _NOISELESS = 0.002  # of a volume, constant, away from the border and above its lowest value
+PET_EMPTY = 0.05  # of the PET's scale: a slice that stays below holds none
 _BRAIN = 0.25  # of a PET's 99.9th percentile: below white matter, above scalp
 _SKIN_MM = 5.0  # how far inside the skin a head must be seen: masks of two images differ by that
 _SHELL_MM = 10.0  # the head's outermost layer: skin, fat, skull
@@ -100,7 +101,7 @@ def filled_blocks(array: np.ndarray) -> tuple[np.ndarray, dict[int, float]]:
     inside = int((within & (padded > lowest)).sum())
     constant = ndimage.maximum_filter(labels > 0, 3)[1:-1, 1:-1, 1:-1]
     rest = array[~constant & (array > lowest)]
-    number, values = np.zeros(len(sizes), np.int32), {}
+    values = {}
     for n in found:
         at = np.unravel_index((labels == n).argmax(), labels.shape)
         value = float(padded[at])
@@ -110,12 +111,9 @@ def filled_blocks(array: np.ndarray) -> tuple[np.ndarray, dict[int, float]]:
             inside >= _NOISELESS * array.size or _share(rest == value, rest > lowest) > _SAME
         )
         if value == lowest or not is_tissue:
-            values[len(values) + 1] = value
-            number[n] = len(values)
-    if not values:
-        return none, {}
+            values[n] = value
     # A flat voxel's neighbours have its value: they belong to its block.
-    blocks = ndimage.maximum_filter(number[labels], 3)
+    blocks = ndimage.maximum_filter(np.where(np.isin(labels, list(values)), labels, 0), 3)
     return blocks[1:-1, 1:-1, 1:-1], values
 
 
@@ -124,13 +122,11 @@ def judge(
     measured: Mapping[str, np.ndarray],
     spacing_mm: tuple[float, float, float],
     pet_scale: float,
-    pet_empty: float,
     min_head_fraction: float,
 ) -> Heads:
     """What the targets among `on_grid` ([Z, H, W] in units, with "pet") show of the head.
 
-    measured: bool [Z, H, W] by target. spacing_mm: row, column, slice.
-    pet_empty: share of pet_scale below which a slice holds no PET.
+    measured: bool [Z, H, W] by target. spacing_mm: slice, row, column.
     """
     pet = on_grid["pet"]
     heads = {
@@ -139,13 +135,13 @@ def judge(
         if n not in intensity.SOURCES
     }
     main = heads["ct"] if "ct" in heads else heads["mr"]
-    signal = pet > pet_empty * pet_scale
+    signal = pet > PET_EMPTY * pet_scale
     has_pet = signal.any((1, 2))
     uptake = mask.largest(pet > _BRAIN * np.percentile(pet[pet > 0], 99.9)) & has_pet[:, None, None]
     brain = _inner(uptake, spacing_mm, _SKIN_MM)
     # PET blurs through plane as well: what it shows above the brain is no brain.
     up = np.ones((3, 1, 1), bool)
-    brain = ndimage.binary_erosion(brain, up, math.ceil(_SKIN_MM / spacing_mm[2]), border_value=1)
+    brain = ndimage.binary_erosion(brain, up, math.ceil(_SKIN_MM / spacing_mm[0]), border_value=1)
     first = {n: h for n, h in heads.items() if n in ("ct", "mr")}
     outer = np.any(list(first.values()), axis=0) & has_pet[:, None, None]
     inner = _inner(outer, spacing_mm, _SKIN_MM, mask.DILATE)
@@ -198,7 +194,7 @@ def _faces(axis: int):
 
 def _inner(region: np.ndarray, spacing_mm, depth_mm: float, steps: int = 0) -> np.ndarray:
     """What lies deeper than `depth_mm`, and `steps` voxels more, in each slice."""
-    steps += max(1, math.ceil(depth_mm / max(spacing_mm[:2])))
+    steps += max(1, math.ceil(depth_mm / max(spacing_mm[1:])))
     cross = ndimage.generate_binary_structure(2, 1)[None]
     return ndimage.binary_erosion(region, cross, iterations=steps)
 

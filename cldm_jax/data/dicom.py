@@ -6,6 +6,7 @@ No text of a file reaches an output: see `dicom_header`, which alone speaks to p
 import dataclasses
 import hashlib
 import pathlib
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,8 +16,7 @@ from cldm_jax.data.dicom_header import Slice, attempt
 from cldm_jax.errors import UserError
 
 
-@dataclasses.dataclass(frozen=True)
-class DicomSeries:
+class DicomSeries(NamedTuple):
     """A checked series.
 
     volume  array [x, y, z]: x along the rows, y down the columns, z along the slice normal;

@@ -128,7 +128,7 @@ def parse(index: int, data: bytes) -> list[Slice]:
         if not uid or "Image Storage" in kind:
             raise ValueError("an image cut short in its header must not pass for a report")
         return []
-    slope, intercept = _number(ds, "RescaleSlope"), _number(ds, "RescaleIntercept")
+    tracer, named = _drug(ds)
     return [
         Slice(
             index=index,
@@ -137,7 +137,7 @@ def parse(index: int, data: bytes) -> list[Slice]:
             instance=_integer(ds, "InstanceNumber"),
             modality=_code(_text(ds, "Modality"), _MODALITIES),
             manufacturer=nuclides.known_name(_text(ds, "Manufacturer"), _MAKERS) or "other",
-            tracer=_tracer(ds),
+            tracer=tracer,
             frame_of_reference=_text(ds, "FrameOfReferenceUID"),
             shape=(_integer(ds, "Rows") or 0, _integer(ds, "Columns") or 0),
             multiframe=(_integer(ds, "NumberOfFrames") or 1) > 1
@@ -153,11 +153,11 @@ def parse(index: int, data: bytes) -> list[Slice]:
             position=_vector(ds, "ImagePositionPatient", 3),
             orientation=_vector(ds, "ImageOrientationPatient", 6),
             spacing=_vector(ds, "PixelSpacing", 2),
-            slope=slope,
-            intercept=intercept,
+            slope=_number(ds, "RescaleSlope"),
+            intercept=_number(ds, "RescaleIntercept"),
             hounsfield=_text(ds, "RescaleType") in ("", "HU"),
             declared=_integer(ds, "NumberOfSlices"),
-            pet=_pet(ds),
+            pet=_pet(ds, named),
         )
     ]
 
@@ -192,7 +192,7 @@ def pixels_digest(data: bytes) -> str:
     return hashlib.sha256(_dataset(data, specific_tags=["PixelData"]).PixelData).hexdigest()
 
 
-def _pet(ds) -> suv.Pet:
+def _pet(ds, named: frozenset[tuple[str, str]]) -> suv.Pet:
     dose = _first(ds, "RadiopharmaceuticalInformationSequence")
     injection = suv.parse_datetime(_text(dose, "RadiopharmaceuticalStartDateTime"))
     timed = suv.parse_moment("", _text(dose, "RadiopharmaceuticalStartTime"))
@@ -210,7 +210,7 @@ def _pet(ds) -> suv.Pet:
         dose_bq=_number(dose, "RadionuclideTotalDose"),
         injections=len(_get(ds, "RadiopharmaceuticalInformationSequence") or ()),
         half_life_s=_number(dose, "RadionuclideHalfLife"),
-        nuclides=_nuclides(dose),
+        nuclides=named,
         injection=injection or timed,
         injection_too=timed if injection else None,
         series=suv.parse_moment(_text(ds, "SeriesDate"), _text(ds, "SeriesTime")),
@@ -221,30 +221,22 @@ def _pet(ds) -> suv.Pet:
     )
 
 
-def _nuclides(dose) -> frozenset[tuple[str, str]]:
-    """{(tag, nuclide)} of every tag that names one, by its code or in words."""
-    sequence = _first(dose, "RadionuclideCodeSequence")
-    drug = _first(dose, "RadiopharmaceuticalCodeSequence")
-    found = {
-        ("RadionuclideCodeSequence", nuclides.of_code(_text(sequence, "CodeValue"))),
-        ("RadionuclideCodeSequence", nuclides.of_text(_text(sequence, "CodeMeaning"))),
-        ("Radiopharmaceutical", nuclides.of_text(_text(dose, "Radiopharmaceutical"))),
-        ("RadiopharmaceuticalCodeSequence", nuclides.of_text(_text(drug, "CodeMeaning"))),
-    }
-    return frozenset((tag, nuclide) for tag, nuclide in found if nuclide)
-
-
-def _tracer(ds) -> str | None:
+def _drug(ds) -> tuple[str | None, frozenset[tuple[str, str]]]:
+    """(tracer, {(tag, nuclide)} of every tag that names one, by its code or in words)."""
     dose = _first(ds, "RadiopharmaceuticalInformationSequence")
     if dose is None:
-        return None
-    drug = _first(dose, "RadiopharmaceuticalCodeSequence")
-    sequence = _first(dose, "RadionuclideCodeSequence")
-    return nuclides.tracer_name(
-        _text(drug, "CodeMeaning"),
-        _text(dose, "Radiopharmaceutical"),
-        _text(sequence, "CodeMeaning"),
+        return None, frozenset()
+    drug, nuclide = (
+        _first(dose, f"{x}CodeSequence") for x in ("Radiopharmaceutical", "Radionuclide")
     )
+    texts = {
+        "RadiopharmaceuticalCodeSequence": _text(drug, "CodeMeaning"),
+        "Radiopharmaceutical": _text(dose, "Radiopharmaceutical"),
+        "RadionuclideCodeSequence": _text(nuclide, "CodeMeaning"),
+    }
+    found = [(tag, nuclides.of_text(text)) for tag, text in texts.items()]
+    found.append(("RadionuclideCodeSequence", nuclides.CODES.get(_text(nuclide, "CodeValue"))))
+    return nuclides.tracer_name(*texts.values()), frozenset((t, n) for t, n in found if n)
 
 
 def _get(ds, tag):

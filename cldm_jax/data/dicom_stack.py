@@ -112,10 +112,7 @@ def geometry(path, slices: list[Slice]):
     affine[:3] = np.stack([row * pixel[0, 1], column * pixel[0, 0], step, positions[0]], 1)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    low, high = nifti.SPACING_MM
-    if not ((spacing >= low) & (spacing <= high)).all():
-        mm = " x ".join(f"{s:.3g}" for s in spacing)
-        raise UserError(path, f"voxels of {mm} mm (allowed: {low} to {high})", FIX_FILE)
+    nifti.check_spacing(path, spacing, FIX_FILE)
     return slices, affine, spacing
 
 

@@ -152,21 +152,12 @@ def _inside(array_shape, index_map, shape) -> np.ndarray:
 def _copy(array, index_map, shape, fill) -> np.ndarray:
     """Crop, pad, flip and permute by whole voxels."""
     perm = np.abs(index_map[:3, :3]).argmax(0)  # input axis that each output axis walks along
-    moved = array.transpose(perm)
+    moved, take, put = array.transpose(perm), [], []
+    for axis, n in enumerate(shape):
+        at = index_map[perm[axis], 3] + index_map[perm[axis], axis] * np.arange(n)
+        inside = (at >= 0) & (at < moved.shape[axis])
+        take.append(at[inside])
+        put.append(inside)
     out = np.full(shape, fill, np.float32)
-    take, put = [], []
-    for axis in range(3):
-        sign, start = index_map[perm[axis], axis], index_map[perm[axis], 3]
-        at = start + sign * np.arange(shape[axis])
-        inside = np.flatnonzero((at >= 0) & (at < moved.shape[axis]))
-        if not inside.size:
-            return out
-        put.append(slice(inside[0], inside[-1] + 1))
-        low, high = sorted((at[inside[0]], at[inside[-1]]))
-        take.append(slice(low, high + 1))
-        if sign < 0:
-            moved = np.flip(moved, axis)
-            n = moved.shape[axis]
-            take[-1] = slice(n - 1 - high, n - low)
-    out[tuple(put)] = moved[tuple(take)]
+    out[np.ix_(*put)] = moved[np.ix_(*take)]
     return out

@@ -113,7 +113,7 @@ def volume_scale(spec: Normaliser, volume: np.ndarray) -> float:
         return float(volume.max()) - float(volume.min())
     if spec.rule == "train_percentile" and spec.population_scale is not None:
         return spec.population_scale
-    return own_percentile(volume, spec.percentile)
+    return float(np.percentile(volume[foreground(volume)], spec.percentile))
 
 
 def volume_origin(spec: Normaliser, volume: np.ndarray) -> float:
@@ -172,11 +172,6 @@ def foreground(volume: np.ndarray) -> np.ndarray:
     if not positive.size:
         raise ValueError("no voxel is positive")
     return volume > FOREGROUND_FRACTION * np.percentile(positive, 99.9)
-
-
-def own_percentile(volume: np.ndarray, percentile: float) -> float:
-    """The percentile of the volume's own foreground, in units."""
-    return float(np.percentile(volume[foreground(volume)], percentile))
 
 
 def _check_rule(spec: Normaliser) -> None:

@@ -349,10 +349,7 @@ def _check_affine(path, header):
         raise UserError(path, "the affine holds NaN or infinity", fix)
     axes = affine[:3, :3]
     spacing = np.sqrt((axes**2).sum(0))
-    low, high = SPACING_MM
-    if not ((spacing >= low) & (spacing <= high)).all():
-        mm = " x ".join(f"{s:.3g}" for s in spacing)
-        raise UserError(path, f"voxels of {mm} mm (allowed: {low} to {high})", fix)
+    check_spacing(path, spacing, fix)
     cosines = (axes / spacing).T @ (axes / spacing) - np.eye(3)
     if abs(np.linalg.det(axes / spacing)) < 1e-3:
         raise UserError(path, "the affine is singular", fix)
@@ -371,6 +368,14 @@ def _check_affine(path, header):
         if not gap < 0.5 * spacing.min():
             notes.append(f"qform and sform disagree (up to {gap:.2f}); the sform is used")
     return affine, spacing, tuple(notes)
+
+
+def check_spacing(path, spacing: np.ndarray, remedy: str) -> None:
+    """UserError for voxels (mm) that are none of a head's."""
+    low, high = SPACING_MM
+    if not ((spacing >= low) & (spacing <= high)).all():
+        mm = " x ".join(f"{s:.3g}" for s in spacing)
+        raise UserError(path, f"voxels of {mm} mm (allowed: {low} to {high})", remedy)
 
 
 def check_values(path, array: np.ndarray, *, allow_constant: bool = False) -> None:

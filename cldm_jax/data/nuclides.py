@@ -12,8 +12,8 @@ HALF_LIVES = {
 }  # fmt: skip
 TOLERANCE = 0.05  # of a half-life: 110 min is written for 109.77, 20 for 20.36
 
-# DICOM CID 4020, SRT and SNOMED CT.
-_CODES = {
+# The nuclide of a code value: DICOM CID 4020, SRT and SNOMED CT.
+CODES = {
     "C-105A1": "C-11", "40565003": "C-11", "C-107A1": "N-13", "21576001": "N-13",
     "C-B1038": "O-15", "129504001": "O-15", "C-111A1": "F-18", "77004003": "F-18",
     "C-135A4": "K-38", "423764008": "K-38", "C-166A2": "Ti-45", "75696008": "Ti-45",
@@ -59,11 +59,6 @@ _NUCLIDES = {
     for word in (_ELEMENTS[symbol], symbol.lower())
     for key in (f"{word}{mass}", f"{mass}{word}")
 }
-
-
-def of_code(value: str) -> str | None:
-    """The nuclide of a code value."""
-    return _CODES.get(value)
 
 
 def of_text(text: str) -> str | None:

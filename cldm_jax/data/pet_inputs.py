@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 from cldm_jax import files
-from cldm_jax.data import layout, nifti
+from cldm_jax.data import dicom, layout, nifti
 from cldm_jax.errors import UserError
 
 MAX_NAME = 160  # letters of an input's name in its outputs', which add to it; disks take 255
@@ -39,11 +39,6 @@ class Inputs(NamedTuple):
     without: tuple[str, ...] = ()
 
 
-def find_inputs(path, source: str = "pet") -> list[PetInput]:
-    """What `find_all` found."""
-    return find_all(path, source).found
-
-
 def find_all(path, source: str = "pet") -> Inputs:
     """Every PET image of `path`: one, or all of a BIDS dataset.
 
@@ -57,14 +52,14 @@ def find_all(path, source: str = "pet") -> Inputs:
         inputs = _bids(path, source)
         if inputs.found:
             return inputs
-        if _is_dicom(path):
+        if dicom.is_dicom(path):
             return Inputs([PetInput("pet", "", path, "dicom")], [])
         rec = "_rec-nac*" * (source == "nac")
         reason = f"holds no BIDS PET (sub-*/[ses-*/]pet/*{rec}_pet.nii.gz) and no DICOM files"
         for item in [item for item in inputs.left if item.warn][:3]:
             reason += f"; {item.path.name}: {item.reason}"
         raise UserError(path, reason, "Give a NIfTI file, a DICOM series or a BIDS dataset")
-    if not layout.NIFTI.search(path.name) and _is_dicom(path):
+    if not layout.NIFTI.search(path.name) and dicom.is_dicom(path):
         return Inputs([PetInput("pet", "", path, "dicom")], [])
     return Inputs([PetInput(_stem(path.name), "", path, "nifti")], [])
 
@@ -102,19 +97,11 @@ def read_input(found: PetInput, series: str = "") -> tuple[nifti.Volume, dict]:
             reason = "is for DICOM, and this is a NIfTI file"
             raise UserError(f"series {series}: {found.path}", reason, "Leave it out")
         return nifti.read_volume(found.path), {}
-    from cldm_jax.data import dicom
-
     series = dicom.read_series(found.path, series=series or None)
     if series.facts["modality"] not in ("PT", "NM"):
         reason = f"a DICOM series of modality {series.facts['modality']}, not of a PET"
         raise UserError(found.path, reason, "Give the folder of the PET series")
     return series.volume, series.facts
-
-
-def _is_dicom(path: pathlib.Path) -> bool:
-    from cldm_jax.data import dicom
-
-    return dicom.is_dicom(path)
 
 
 def _stem(name: str) -> str:
@@ -129,22 +116,17 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
 
-_OTHER = {  # source -> what is no input of a model that takes it, and why
-    "pet": (
-        "nac",
-        "without attenuation correction, the model takes corrected ones (or give it alone)",
-    ),
-    "nac": ("pet", "the model takes PETs without attenuation correction (*_rec-nac*_pet)"),
-}
-
-
 def _bids(root: pathlib.Path, source: str) -> Inputs:
     tree = layout.scan(root)
     found, taken = [], set()
     has_pet = {level.person for level in tree.levels if source in level.images}
     targets = ("looks like CT", "looks like MR")  # nothing that is looked for here
     left = [item for item in tree.left if not item.reason.startswith(targets)]
-    other, why = _OTHER[source]
+    # What is no input of a model that takes this source.
+    other, why = "pet", "the model takes PETs without attenuation correction (*_rec-nac*_pet)"
+    if source == "pet":
+        other, why = "nac", "without attenuation correction, the model takes corrected ones"
+        why += " (or give it alone)"
     for level in tree.levels:
         left += [layout.Left(path, why, True) for path in level.images.get(other, ())]
         if level.person not in has_pet:

@@ -22,40 +22,25 @@ OF_TARGET = ("target", "label", "mask")  # what goes with the target where it is
 
 
 class Places(NamedTuple):
-    """Where one part of every item lies."""
+    """Where one part of every item lies: compact, and picklable to workers."""
 
-    folder_name: str  # "images" or "latents"
     folder: Prepared
     shards: np.ndarray  # int32 [N], places in its index
-    rows: np.ndarray  # int32 [N, K], in the shard
+    rows: np.ndarray  # int32 [N, K], in the shard; K neighbours of a source, else 1
 
 
 class SliceSource:
-    """Random access to training items. See `make_source`."""
+    """Random access to training items. See `make_source`.
 
-    def __init__(self, images: Prepared, latents: Prepared | None, source_is_latent, records):
-        self._images, self._latents = images, latents
-        self._source_is_latent = source_is_latent
-        self._records = records
+    places: of "source", "target" and "mask". keys: what the items are, without reading them: subject,
+    slice, label, int32 [N] each.
+    """
+
+    def __init__(self, places: dict[str, Places], keys: dict[str, np.ndarray]):
+        self.places, self.keys = places, keys
 
     def __len__(self) -> int:
-        return len(self._records["label"])
-
-    @property
-    def keys(self) -> dict[str, np.ndarray]:
-        """What the items are, without reading them: subject, slice, label, int32 [N] each."""
-        return {k: self._records[k] for k in ("subject", "slice", "label")}
-
-    def places(self, name: str) -> Places:
-        """Of "source" (K neighbours), "target" or "mask" (K = 1), for every item."""
-        r, is_latent = self._records, self._source_is_latent
-        if name == "source":
-            number, rows = r["source_shard"], r["source_rows"]
-        else:
-            number, rows = r[f"{name}_shard"], r[f"{name}_row"][:, None]
-            is_latent = name == "target" and self._latents is not None
-        folder_name, folder = ("latents", self._latents) if is_latent else ("images", self._images)
-        return Places(folder_name, folder, number, rows)
+        return len(self.keys["label"])
 
     def read(self, rows: np.ndarray, names: tuple[str, ...] | None = None) -> dict[str, np.ndarray]:
         """Items `rows` as one batch, keys and shapes of `make_source` with a leading [B]; with `names`
@@ -63,10 +48,10 @@ class SliceSource:
         """
         out = {}
         for name in ITEM if names is None else names:
-            if name in ("label", "subject", "slice"):
-                out[name] = self._records[name][rows]
+            if name in self.keys:
+                out[name] = self.keys[name][rows]
                 continue
-            part = self.places(name)
+            part = self.places[name]
             found = _gather(part.folder, part.shards[rows], part.rows[rows])
             # [B, K, h, w(, C)] -> channels last, neighbours in order, a neighbour's C together.
             found = np.moveaxis(found, 1, 3)
@@ -122,10 +107,9 @@ def make_source(
         of = "" if source == "pet" else f" of {source}"
         reason = f"no {split} slices{of} with target {' or '.join(targets)}"
         raise UserError(prepared.folder, reason, "Check the split and the modalities of the cohort")
-    source_is_latent = source_kind == "latent"
-    source_folder = latents if source_is_latent else prepared
-    records = _locate(rows, context, source, source_folder, latents or prepared, prepared)
-    return SliceSource(prepared, latents, source_is_latent, records)
+    folders = {"target": latents or prepared, "mask": prepared}
+    folders["source"] = latents if source_kind == "latent" else prepared
+    return _locate(rows, context, source, folders)
 
 
 def make_train_iterator(
@@ -207,44 +191,33 @@ def _gather(folder: Prepared, shards: np.ndarray, rows: np.ndarray) -> np.ndarra
     return folder.decode(out)
 
 
-def _locate(
-    rows, context: int, source_name: str, source: Prepared, target: Prepared, images: Prepared
-) -> dict:
-    """Arrays over records [N] that say where each part lies: compact, and picklable to workers.
-
-    rows: (subject, target, slice numbers), a volume at a time: a cohort may have a million slices.
+def _locate(rows, context: int, source: str, folders: dict[str, Prepared]) -> SliceSource:
+    """rows: (subject, target, slice numbers), a volume at a time: a cohort may have a million slices.
+    folders: of source, target and mask.
     """
-    number = {
-        id(folder): {name: i for i, name in enumerate(folder.index.shards)}
-        for folder in (source, target, images)
-    }
+    images, counts = folders["mask"], [len(z) for _, _, z in rows]
 
-    def place(folder: Prepared, subject: int, name: str) -> tuple[int, int]:
-        volume = folder.index.people[subject].volumes[name]
-        return number[id(folder)][volume.shard], volume.offset
+    def each(values) -> np.ndarray:
+        return np.repeat(np.asarray(values, np.int32), counts)
 
-    reach = np.arange(context) - context // 2
-    out: dict[str, list] = {}
-    for subject, name, z in rows:
-        source_shard, source_start = place(source, subject, source_name)
-        target_shard, target_start = place(target, subject, name)
-        mask_shard, mask_start = place(images, subject, images.mask_of(subject, name))
-        last = images.index.people[subject].n_slices - 1
-        found = {
-            "source_shard": source_shard,
-            "source_rows": source_start + np.clip(z[:, None] + reach, 0, last),
-            "target_shard": target_shard,
-            "target_row": target_start + z,
-            "mask_shard": mask_shard,
-            "mask_row": mask_start + z,
-            "label": images.index.code(intensity.base_modality(name)),
-            "subject": subject,
-            "slice": z,
-        }
-        for key, value in found.items():
-            value = np.asarray(value, np.int32)
-            out.setdefault(key, []).append(np.broadcast_to(value, (len(z), *value.shape[1:])))
-    return {k: np.concatenate(v) for k, v in out.items()}
+    z = np.concatenate([z for _, _, z in rows]).astype(np.int32)
+    last = each([images.index.people[s].n_slices - 1 for s, _, _ in rows])
+    reach = np.arange(context, dtype=np.int32) - context // 2
+    at = {"source": np.clip(z[:, None] + reach, 0, last[:, None])}
+    places = {}
+    for part, folder in folders.items():
+        number = {name: i for i, name in enumerate(folder.index.shards)}
+        volumes = []
+        for subject, target, _ in rows:
+            name = {"source": source, "target": target}.get(part) or images.mask_of(subject, target)
+            volumes.append(folder.index.people[subject].volumes[name])
+        first = each([v.offset for v in volumes])[:, None]
+        shards = each([number[v.shard] for v in volumes])
+        places[part] = Places(folder, shards, first + at.get(part, z[:, None]))
+    label = each([images.index.code(intensity.base_modality(t)) for _, t, _ in rows])
+    return SliceSource(
+        places, {"label": label, "subject": each([s for s, _, _ in rows]), "slice": z}
+    )
 
 
 def _check_latents(images: Prepared, latents: Prepared) -> None:

@@ -7,6 +7,7 @@ kept: a registration is a matrix, and `move` puts it into the volume's affine.
 
 import contextlib
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
@@ -14,7 +15,7 @@ from scipy.spatial.transform import Rotation
 
 from cldm_jax import console
 from cldm_jax.data import grid, intensity, mask, nifti
-from cldm_jax.data.audit import overlap
+from cldm_jax.data.mutual_information import overlap
 from cldm_jax.errors import UserError
 
 MAX_MOTION_MM, MAX_ROTATION_DEG = 60.0, 45.0  # more is not how a person lies
@@ -31,27 +32,20 @@ _RADIUS_MM = 20.0
 _SEED = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Registration:
-    """What `register_rigid` found.
+class Registration(NamedTuple):
+    """What `register_rigid` found."""
 
-    matrix  float64 [4, 4], PET world mm -> target world mm (RAS+)
-    qc      see `register_rigid`
-    """
-
-    matrix: np.ndarray
+    matrix: np.ndarray  # float64 [4, 4], PET world mm -> target world mm (RAS+)
     qc: dict
+    views: dict[str, list] | None = None  # of `views`, where somebody is to look at them
 
 
-@dataclasses.dataclass(frozen=True)
-class _Level:
-    """Voxels (mm), blur (mm), voxels sampled, iterations, first and last step (mm)."""
-
-    spacing: float
-    blur: float
-    samples: int
+class _Level(NamedTuple):
+    spacing: float  # mm
+    blur: float  # mm
+    samples: int  # voxels
     iterations: int
-    first: float
+    first: float  # step, mm
     last: float
 
 
@@ -115,7 +109,7 @@ def register_rigid(fixed: nifti.Volume, moving: nifti.Volume, kind: str) -> Regi
     """The PET `fixed` and a target `moving` of `kind` "ct" or "mr", on any grids.
 
     qc, floats but for the last:
-      mi_before, mi_after   normalised mutual information (audit.overlap) in and around the PET's
+      mi_before, mi_after   normalised mutual information (`overlap`) in and around the PET's
                             head, with the affines as given and with the registration
       rotation_deg          angle of the rotation
       translation_mm        how far it moves the middle of the PET's head from where the affines put it

@@ -45,17 +45,17 @@ class Layout(NamedTuple):
 
 def lay_out(source, names) -> Layout:
     """What the items of a `pipeline.SliceSource` need of `names` ("source", "target", "label")."""
-    parts = {name: source.places(name) for name in IMAGES if name in names}
-    folders = {p.folder_name: p.folder for p in parts.values()}
-    starts = {name: _starts(folder) for name, folder in folders.items()}
-    numbers = {n: starts[p.folder_name][p.shards][:, None] + p.rows for n, p in parts.items()}
+    parts = {name: source.places[name] for name in IMAGES if name in names}
+    images = source.places["mask"].folder
+    folder_of = {n: "images" if p.folder is images else "latents" for n, p in parts.items()}
+    folders = {folder_of[n]: p.folder for n, p in parts.items()}
+    numbers = {n: _starts(p.folder)[p.shards][:, None] + p.rows for n, p in parts.items()}
     used = {
         folder: np.unique(
-            np.concatenate([numbers[n].ravel() for n in numbers if parts[n].folder_name == folder])
+            np.concatenate([numbers[n].ravel() for n in numbers if folder_of[n] == folder])
         )
         for folder in folders
     }
-    folder_of = {name: part.folder_name for name, part in parts.items()}
     records = {n: np.searchsorted(used[folder_of[n]], numbers[n]).astype(np.int32) for n in numbers}
     if "label" in names:
         records["label"] = source.keys["label"]

@@ -3,7 +3,7 @@
 import pathlib
 
 from cldm_jax import files
-from cldm_jax.data import intensity, layout, nifti
+from cldm_jax.data import dicom, intensity, layout, nifti
 from cldm_jax.errors import UserError
 
 # What a DICOM file may say of itself where a cohort lists it as this.
@@ -24,8 +24,6 @@ def read_volume(path, name: str | None = None) -> nifti.Volume:
     """
     if not is_series(path):
         return nifti.read_volume(path)
-    from cldm_jax.data import dicom
-
     series = dicom.read_series(path)
     found = series.facts["modality"]
     if name and found != _DICOM[intensity.base_modality(name)]:

@@ -60,17 +60,16 @@ def points(shape, spacing) -> np.ndarray:
 def affine(fixed: Scan, moving: Scan, same_kind: bool) -> np.ndarray:
     """[4, 4]: mm of `fixed` -> mm of `moving`. Raises NoMatch; UserError without SimpleITK."""
     sitk = register.require()
-    middle, goal = centre(fixed), centre(moving)
+    matrix, middle = aligned(fixed, moving), centre(fixed)
     with register.one_thread(sitk):
         images = [_image(sitk, s.values, s) for s in (fixed, moving)]
-        matrix = _shifted(middle, goal)
         for stage in (*_RIGID, *(_AFFINE if same_kind else ())):
             matrix = _follow(sitk, fixed, images, matrix, middle, same_kind, stage)
     scales = np.linalg.svd(matrix[:3, :3], compute_uv=False)
     if not (SCALES[0] <= scales.min() and scales.max() <= SCALES[1]):
         raise NoMatch(f"its head would be scaled by {scales.min():.2f} to {scales.max():.2f}")
-    place = points(fixed.head.shape, fixed.spacing) @ matrix[:3, :3].T + matrix[:3, 3]
-    there, seen = _sample(moving.head.astype(np.float32), place, moving.spacing, 0) > 0, fixed.head
+    index, seen = _index(moved(matrix, fixed), moving.spacing), fixed.head
+    there = ndimage.map_coordinates(moving.head.astype(np.float32), index, order=0) > 0
     dice = 2 * (there & seen).sum() / max(1, there.sum() + seen.sum())
     if dice < MIN_DICE:
         raise NoMatch(f"the heads overlap by {dice:.2f} (Dice) only")
@@ -106,33 +105,30 @@ def moved(matrix: np.ndarray, fixed: Scan) -> np.ndarray:
 
 def aligned(fixed: Scan, moving: Scan) -> np.ndarray:
     """[4, 4]: the heads' centres laid over each other, no registration."""
-    return _shifted(centre(fixed), centre(moving))
+    matrix = np.eye(4)
+    matrix[:3, 3] = centre(moving) - centre(fixed)
+    return matrix
 
 
 def sample(values, place, spacing) -> np.ndarray:
     """values [Z, H, W] at places [..., 3] (x, y, z mm), linear; NaN outside the field of view."""
-    index = np.moveaxis(place[..., ::-1] / np.array(spacing), -1, 0)
+    index = _index(place, spacing)
     inside = (index > -0.5).all(0)
     inside &= (index < np.array(values.shape).reshape(3, *[1] * (index.ndim - 1)) - 0.5).all(0)
-    return np.where(inside, _sample(values, place, spacing, 1), np.nan).astype(np.float32)
+    values = np.asarray(values, np.float32)
+    found = ndimage.map_coordinates(values, index, order=1, mode="nearest")
+    return np.where(inside, found, np.nan).astype(np.float32)
 
 
-def _sample(values, place, spacing, order: int):
-    index = np.moveaxis(place[..., ::-1] / np.array(spacing), -1, 0)
-    mode = "nearest" if order else "constant"
-    return ndimage.map_coordinates(np.asarray(values, np.float32), index, order=order, mode=mode)
+def _index(place, spacing) -> np.ndarray:
+    """[3, ...]: (z, y, x) voxels of places [..., 3]."""
+    return np.moveaxis(place[..., ::-1] / np.array(spacing), -1, 0)
 
 
 def _volume_change(bent, spacing) -> np.ndarray:
     """Determinant of the Jacobian of places [Z, H, W, 3]."""
     columns = [np.gradient(bent, s, axis=a) for a, s in zip((2, 1, 0), spacing[::-1], strict=True)]
     return np.linalg.det(np.stack(columns, -1))
-
-
-def _shifted(middle, goal) -> np.ndarray:
-    matrix = np.eye(4)
-    matrix[:3, 3] = goal - middle
-    return matrix
 
 
 def _follow(sitk, fixed, images, start, middle, same_kind: bool, stage: _Stage):

@@ -43,7 +43,7 @@ def predict(request: Request) -> list[pathlib.Path]:
         raise UserError(request.out, "is the input folder itself", "Give another output folder")
     pet_inputs.existing(request.input)  # said before the model is read
     model = open_model(request)
-    everything = pet_inputs.find_all(request.input, model.setting.source)
+    everything = pet_inputs.find_all(request.input, model.source)
     inputs = _part(request.part, everything.found)
     if model.uncalibrated:
         words = "uncertainty: the plain SD over samples, not calibrated"
@@ -117,7 +117,7 @@ def _each(request: Request, model: Model, inputs: list, without=()) -> list[path
 
 def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool) -> list:
     """Predicts one PET and writes its images, sidecars and report; nothing where that was done."""
-    names = derivatives.names_for(request.out, found, model)
+    names = derivatives.Names(request.out, found, model)
     if found.kind == "nifti" and _is_done(request, model, names, pet_inputs.sha256(found)):
         return names.images()
     began = time.monotonic()

@@ -102,13 +102,9 @@ def blur(values: np.ndarray, grid: Grid, fwhm_mm: float) -> np.ndarray:
 def block_sum(values: np.ndarray, factor: tuple[int, int, int]) -> np.ndarray:
     """Sums over blocks of `factor` voxels; keeps the dtype."""
     for axis, f in enumerate(factor):
-        take = [slice(None)] * 3
-        total = None
-        for i in range(f if f > 1 else 0):
-            take[axis] = slice(i, None, f)
-            part = values[tuple(take)]
-            total = part.copy() if total is None else np.add(total, part, out=total)
-        values = values if total is None else total
+        before = (slice(None),) * axis
+        parts = [values[(*before, slice(i, None, f))] for i in range(f)]
+        values = sum(parts[1:], parts[0])
     return values
 
 
@@ -126,13 +122,11 @@ def majority(labels: np.ndarray, factor: tuple[int, int, int], n_codes: int) -> 
     """Most frequent code of each block, uint8; the lower code wins a tie."""
     if factor == (1, 1, 1):
         return labels
-    best = count = None
-    for code in range(n_codes):
-        # blocks have at most 27 voxels, so uint8 sums cannot wrap
+    # blocks have at most 27 voxels, so uint8 sums cannot wrap
+    count = block_sum((labels == 0).view(np.uint8), factor)
+    best = np.zeros(count.shape, np.uint8)
+    for code in range(1, n_codes):
         votes = block_sum((labels == code).view(np.uint8), factor)
-        if best is None:
-            best, count = np.zeros(votes.shape, np.uint8), votes
-            continue
         wins = votes > count
         best[wins] = code
         np.maximum(count, votes, out=count)

@@ -9,23 +9,18 @@ from cldm_jax.phantom.draws import Dice
 from cldm_jax.phantom.fields import Grid
 from cldm_jax.phantom.scene import Scene
 
-SMOOTH_MM = 26.0
 PET_SECTIONS = ("uptake", "correction", "scanner", "noise", "view")
 
 
 def pose(dice: Dice, drawn: dict, grid: Grid, centre: tuple[float, float, float]) -> warp.Warp:
     """Pose, size and deformation of a person, from the drawn section `person`; grid: the fine one."""
-    lattice, displacement, smallest = warp.diffeomorphism(
-        dice.rng("warp"), grid, drawn["warp_mm"], SMOOTH_MM
-    )
+    field = warp.diffeomorphism(dice.rng("warp"), grid, drawn["warp_mm"])
     angle = np.deg2rad([drawn["pitch_deg"], *drawn["turn_deg"]])
     sizes = drawn["size"] * np.array(drawn["axis_size"])
     matrix = warp.pose_matrix(angle, np.array(drawn["slant"]), sizes)
     if drawn["mirrored"]:  # the undeformed head, about its own middle
         matrix[0] = -matrix[0]
-    return warp.Warp(
-        matrix, np.zeros(3), np.asarray(centre, float), lattice, displacement, smallest
-    )
+    return warp.Warp(matrix, np.zeros(3), np.asarray(centre, float), *field)
 
 
 def moved_view(drawn: dict, grid: Grid) -> Grid:

@@ -60,9 +60,7 @@ def make(disease: Disease, hu: np.ndarray, out: Grid, factor: tuple[int, int, in
     codes = padded(disease.labels, block)
     shares = {}
     for name, members in GROUPS.items():
-        mask = codes == members[0]
-        for code in members[1:]:
-            mask |= codes == code
+        mask = np.isin(codes, members)
         if name != "tumour" or mask.any():
             # a block has at most 64 voxels, so uint8 sums cannot wrap
             shares[name] = block_sum(mask.view(np.uint8), block) / np.float32(np.prod(block))

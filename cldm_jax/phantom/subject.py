@@ -6,6 +6,7 @@ import pathlib
 import shutil
 
 import numpy as np
+from scipy import ndimage
 
 from cldm_jax.data.nifti import write_volume
 from cldm_jax.files import sha256_file, write_json
@@ -20,7 +21,6 @@ from cldm_jax.phantom import (
     randomised,
     scene,
     tissue,
-    twins,
     warp,
 )
 from cldm_jax.phantom.draws import Dice
@@ -126,7 +126,7 @@ def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], d
     elif plan.source and not plan.vary:
         moved = warp.identity(fine)
     else:
-        moved = warp.draw_warp(rng, fine, **pose, smooth_mm=26, centre=centre)
+        moved = warp.draw_warp(rng, fine, **pose, centre=centre)
     position = warp.pull_back(moved, fine)
     if plan.source:
         codes = labels.sample(volume, position)
@@ -141,6 +141,25 @@ def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], d
     return codes, grid, factor, record
 
 
+def thicken_skull(labels: np.ndarray, grid: Grid, extra_mm: float) -> np.ndarray:
+    """Labels of an adversarial twin, whose skull reaches extra_mm further into the scalp; brain, skin and
+    outline are unchanged.
+
+    Only fat, muscle and connective tissue near bone turn to bone, so the given PET (which barely sees
+    either) can be kept as it is: the right CT for it is then one of two.
+    """
+    bone = (labels == tissue.SKULL) | (labels == tissue.MARROW)
+    box = tuple(
+        slice(max(s.start - 8, 0), s.stop + 8) for s in ndimage.find_objects(bone.view(np.uint8))[0]
+    )
+    distance = ndimage.distance_transform_edt(~bone[box], sampling=grid.spacing)
+    result = labels.copy()
+    part = result[box]
+    soft = np.isin(part, (tissue.FAT, tissue.MUSCLE, tissue.CONNECTIVE))
+    part[soft & (distance <= extra_mm)] = tissue.SKULL
+    return result
+
+
 def simulate(plan: Plan) -> tuple[dict[str, np.ndarray], Grid, dict]:
     """({"pet", "ct", ... as planned, "label", "lesions"}, grid, truth record)."""
     codes, grid, factor, record = build_anatomy(plan)
@@ -153,7 +172,7 @@ def simulate(plan: Plan) -> tuple[dict[str, np.ndarray], Grid, dict]:
         disease = pathology.draw(rng, codes, fine, grid, person.age)
     shown = disease.labels
     if plan.twin:
-        shown = twins.thicken_skull(shown, fine, TWIN_EXTRA_MM)
+        shown = thicken_skull(shown, fine, TWIN_EXTRA_MM)
     volumes: dict[str, np.ndarray] = {}
     scans: dict[str, dict] = {}
     if plan.ranges:

@@ -13,6 +13,7 @@ from cldm_jax.phantom.fields import Grid, smooth_field, upsample
 
 SQUARINGS = 6
 LATTICE_MM = 6.0
+SMOOTH_MM = 26.0  # of deformations
 MIN_JACOBIAN = 0.2
 
 
@@ -53,7 +54,7 @@ def exponentiate(velocity: np.ndarray, lattice: Grid) -> np.ndarray:
 
 
 def diffeomorphism(
-    rng: np.random.Generator, grid: Grid, sd_mm: float, smooth_mm: float
+    rng: np.random.Generator, grid: Grid, sd_mm: float
 ) -> tuple[Grid, np.ndarray, float]:
     """(lattice, displacement [3, *shape] mm, smallest Jacobian > MIN_JACOBIAN).
 
@@ -64,7 +65,7 @@ def diffeomorphism(
     margin = grid.lattice(LATTICE_MM)
     shape = tuple(max(n, 2) for n in margin.shape)
     lattice = Grid(shape, spacing, margin.origin)
-    velocity = sd_mm * np.stack([smooth_field(rng, lattice, smooth_mm) for _ in range(3)])
+    velocity = sd_mm * np.stack([smooth_field(rng, lattice, SMOOTH_MM) for _ in range(3)])
     while True:
         displacement = exponentiate(velocity.astype(np.float32), lattice)
         smallest = float(jacobian(displacement, lattice).min())
@@ -82,7 +83,6 @@ def draw_warp(
     shear: float,
     shift_mm: float,
     sd_mm: float,
-    smooth_mm: float,
     centre: tuple[float, float, float],
 ) -> Warp:
     """Random pose (uniform rotation +-, scale range, shear +-, shift +-) and smooth deformation.
@@ -94,8 +94,8 @@ def draw_warp(
     slant = rng.uniform(-shear, shear, 3)
     shift = rng.uniform(-shift_mm, shift_mm, 3)
     matrix = pose_matrix(angle, slant, sizes)
-    lattice, displacement, smallest = diffeomorphism(rng, grid, sd_mm, smooth_mm)
-    return Warp(matrix, shift, np.asarray(centre, float), lattice, displacement, smallest)
+    field = diffeomorphism(rng, grid, sd_mm)
+    return Warp(matrix, shift, np.asarray(centre, float), *field)
 
 
 def pose_matrix(angle: np.ndarray, slant: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ Ladefoged et al. (2017) and others score on scanners, less scatter and noise. nu
 """
 
 import time
-from collections.abc import Mapping
 
 import numpy as np
 from scipy import ndimage
@@ -24,23 +23,14 @@ LARGE_ML = 2.0  # smaller regions are not scored
 MARGIN = 3  # pixels around the heads that may hold activity
 
 
-def score(
-    hu_synthetic,
-    hu_real,
-    pet,
-    spacing,
-    regions,
-    *,
-    slice_axis: int = 2,
-) -> dict:
+def score(hu_synthetic, hu_real, pet, spacing, regions: dict[str, np.ndarray]) -> dict:
     """Errors of the PET, of bone and of air of one person.
 
-    hu_synthetic, hu_real   CT numbers [x, y, z] of whole slices, one grid; what does not belong to the
-                            head's largest piece (a holder) is taken for air
+    hu_synthetic, hu_real   CT numbers [Z, H, W], one grid; what does not belong to the head's largest
+                            piece (a holder) is taken for air
     pet          the true or corrected activity, any unit, same grid
-    spacing      mm of the three axes
-    regions      {name: bool array}, or (array of codes, {code: name}); same grid
-    slice_axis   axis of the slices (0 for [z, rows, columns])
+    spacing      mm of slice, row, column
+    regions      {name: bool [Z, H, W]}
 
     Returns {"pet_error": {"regions": {name: %}, "mean", "mean_absolute", "worst", "worst_region"}} of
     the image that the synthetic CT gives against that of the real CT; the same of the latter against
@@ -50,12 +40,11 @@ def score(
     Raises ValueError for shapes that differ and where no region can be scored.
     """
     began = time.monotonic()
-    spacing = [float(s) for s in spacing]
-    spacing.append(spacing.pop(slice_axis))
+    spacing = [float(spacing[i]) for i in (1, 2, 0)]  # as osem has the axes
     cts = {"real": hu_real, "synthetic": hu_synthetic}
-    cts = {k: _slices_last(v, slice_axis, np.float32) for k, v in cts.items()}
-    pet = _slices_last(pet, slice_axis, np.float32)
-    regions = _named(regions, slice_axis)
+    cts = {k: _slices_last(v, np.float32) for k, v in cts.items()}
+    pet = _slices_last(pet, np.float32)
+    regions = {name: _slices_last(r, bool) for name, r in regions.items()}
     for name, array in {**cts, "pet": pet, **regions}.items():
         if array.shape != pet.shape or pet.ndim != 3:
             raise ValueError(f"{name}: shape {array.shape}, the PET has {pet.shape}")
@@ -85,21 +74,13 @@ def score(
     }
 
 
-def water(hu, slice_axis: int = 2) -> np.ndarray:
-    """CT numbers of what stands for a head without a CT: water in its outline, filled. Axes as given."""
-    head = np.moveaxis(_head(_slices_last(hu, slice_axis, np.float32)), 2, slice_axis)
-    return np.where(head, np.float32(0), np.float32(-1000))
+def water(hu: np.ndarray) -> np.ndarray:
+    """CT numbers of what stands for a head without a CT: water in its outline, filled. [Z, H, W]."""
+    return np.where(mask.largest(hu > mask.HEAD_HU), np.float32(0), np.float32(-1000))
 
 
-def _slices_last(array, axis: int, dtype) -> np.ndarray:
-    return np.moveaxis(np.asarray(array, dtype), axis, 2)
-
-
-def _named(regions, axis: int) -> dict[str, np.ndarray]:
-    if not isinstance(regions, Mapping):
-        codes, names = regions
-        regions = {name: np.asarray(codes) == code for code, name in names.items()}
-    return {name: _slices_last(r, axis, bool) for name, r in regions.items()}
+def _slices_last(array, dtype) -> np.ndarray:
+    return np.moveaxis(np.asarray(array, dtype), 0, 2)
 
 
 def _head(hu: np.ndarray) -> np.ndarray:
@@ -159,7 +140,7 @@ def _judge(case: Case) -> Judge:
 
     def compared(hu) -> dict:
         try:
-            return score(hu, case.real, case.pet, case.spacing, regions, slice_axis=0)
+            return score(hu, case.real, case.pet, case.spacing, regions)
         except ValueError as error:
             raise NoMatch(str(error)) from error
 
@@ -169,7 +150,7 @@ def _judge(case: Case) -> Judge:
         values = {**_percents(found["pet_error"]), **parts, "air_dice": air["dice"]}
         return values, (osem.attenuation(hu[len(hu) // 2]) / 0.016).clip(0, 1)
 
-    floor = _percents(compared(water(case.real, slice_axis=0))["pet_error"])
+    floor = _percents(compared(water(case.real))["pet_error"])
     return Judge(judged, {"water": ({**dict.fromkeys(_MEASURES, np.nan), **floor}, None)})
 
 

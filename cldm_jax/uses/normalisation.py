@@ -75,9 +75,6 @@ def make_judge(case: Case, template: Template) -> Judge:
     def score(image):
         return compare(_register(template.mr, mr_scan(image, case.spacing))[1])
 
-    def by_pet():
-        return compare(_register(template.pet, pet)[1])
-
     def by_information():
         found = warp.affine(template.mr, pet, same_kind=False)
         return compare(warp.moved(found, template.mr))
@@ -85,7 +82,7 @@ def make_judge(case: Case, template: Template) -> Judge:
     own = {
         "centres": lambda: compare(warp.moved(warp.aligned(template.pet, pet), template.pet)),
         "affine_only": lambda: compare(warp.moved(matrix, template.mr)),
-        "pet_to_pet": by_pet,
+        "pet_to_pet": lambda: compare(_register(template.pet, pet)[1]),
         "pet_to_mr": by_information,
     }
     return Judge(score, {name: _or_why(make) for name, make in own.items()})
@@ -174,7 +171,7 @@ def _mean_of_centres(pairs: list[_Pair]) -> Scan:
 
 def _read_template(path: str) -> Scan:
     volume = nifti.canonical(nifti.read_volume(path))
-    extent = np.array(volume.array.shape) * np.sqrt((volume.affine[:3, :3] ** 2).sum(0))
+    extent = np.array(volume.array.shape) * volume.spacing
     columns, rows, _ = np.maximum(1, np.rint(extent / CUBE_MM)).astype(int)
     cubes = grid.ModelGrid((int(rows), int(columns)), (CUBE_MM, CUBE_MM), CUBE_MM)
     values, _ = grid.to_grid(volume.array, volume.affine, cubes, fill=0.0)

@@ -57,13 +57,14 @@ def look(model: Model, pet: nifti.Volume, facts: dict, where, began: float | Non
         raise UserError(where, "no voxel is positive", "Check that this is the PET")
     crop = whole_body.find_head(pet, where)
     head = pet if crop is None else crop.head
-    source = synthesis.make_source(head, model.setting)
+    source = synthesis.make_source(head, model.run)
     spacing = grid.spacing_of(source.affine)
-    measured = pet_ranges.measure(source.slices, model.setting.of_source, spacing)
+    spec = model.data.modalities[model.source].normaliser
+    measured = pet_ranges.measure(source.slices, spec, spacing)
     pet_ranges.refuse_no_head(where, measured)
     outside = pet_ranges.outside(measured, model.pet_ranges)
     checks = [] if crop is None else [_said(crop)]
-    checks += pet_checks.check_pet(head, model.setting.grid, source.affine, len(source.slices))
+    checks += pet_checks.check_pet(head, model.data.grid, source.affine, len(source.slices))
     checks += pet_ranges.checks(outside)
     return Looked(pet, crop, facts, source, checks, measured, outside, time.monotonic() - began)
 

@@ -22,15 +22,15 @@ BIDS_VERSION = "1.10.0"
 
 
 class Names:
-    """Paths of what one input becomes. Beside a lone file's all lie in the output folder itself.
+    """Paths of what `model` makes of the input `found` below the folder `out`. Of a lone file all lie in
+    that folder itself.
 
     UserError where one of them would lie outside: a folder in there may be a link to elsewhere.
     """
 
-    def __init__(self, out, found, targets, has_sd: bool, *, has_regions: bool = False):
-        self.out, self.found, self.has_regions = pathlib.Path(out), found, has_regions
-        self.kinds = ("synth", "synthsd") if has_sd else ("synth",)
-        self.targets = targets
+    def __init__(self, out, found, model):
+        self.out, self.found, self.targets = pathlib.Path(out), found, model.targets
+        self.kinds, self.has_regions = _kinds(model), is_calibrated(model)
         self._check_inside()
 
     def _check_inside(self) -> None:
@@ -124,10 +124,8 @@ def is_calibrated(model) -> bool:
     return model.sd_mode == CALIBRATED
 
 
-def names_for(out, found, model) -> Names:
-    """Of what `model` makes of the input `found` below the folder `out`."""
-    has_regions = is_calibrated(model)
-    return Names(out, found, model.targets, bool(model.sd_mode), has_regions=has_regions)
+def _kinds(model) -> tuple[str, ...]:
+    return ("synth", "synthsd") if model.sd_mode else ("synth",)
 
 
 def describe(request, model, answer) -> tuple[dict[tuple[str, str], dict], dict]:
@@ -136,9 +134,8 @@ def describe(request, model, answer) -> tuple[dict[tuple[str, str], dict], dict]
     """
     key = run_key(request, model, answer.looked.pet.sha256)
     common = _provenance(request, model, answer) | {"RunKey": key}
-    kinds = ("synth", "synthsd") if model.sd_mode else ("synth",)
-    about = {(t, k): {**_about(t, k, model), **common} for t in answer.volumes for k in kinds}
-    return about, common
+    made = [(target, kind) for target in answer.volumes for kind in _kinds(model)]
+    return {(t, k): {**_about(t, k, model), **common} for t, k in made}, common
 
 
 def write(names: Names, request, model, answer) -> None:
@@ -246,7 +243,7 @@ def _about(target: str, kind: str, model) -> dict:
         "Description": DISCLAIMER,
         "Units": units,
         "Kind": "image" if kind == "synth" else _sd_words(model),
-        "ClassCode": model.setting.codes[target],
+        "ClassCode": model.data.modalities[target].code,
     }
     if kind == "synthsd":
         about |= (
@@ -268,7 +265,7 @@ def _sd_words(model) -> str:
 
 
 def _provenance(request, model, answer) -> dict:
-    data, looked = model.run.manifest.data, answer.looked
+    data, looked = model.data, answer.looked
     measured = {k: v and float(f"{v:.4g}") for k, v in looked.measured.items()}
     return {
         "Method": model.run.name,

@@ -11,6 +11,8 @@ from cldm_jax.data import pet_ranges
 from cldm_jax.data.intensity import SOURCES
 from cldm_jax.errors import UserError
 from cldm_jax.runs import spread
+from cldm_jax.runs.latents import source_of
+from cldm_jax.runs.manifest import Data
 from cldm_jax.runs.readouts import Run, open_run
 from cldm_jax.volumes import derivatives, synthesis
 
@@ -45,7 +47,6 @@ class Model(NamedTuple):
     """An opened model with its read-outs chosen."""
 
     run: Run
-    setting: synthesis.Setting
     targets: tuple[str, ...]
     mode: str  # read-out of the images
     sd_mode: str  # that whose SD is given, `synthesis.CALIBRATED` for the ensemble's, "" for none
@@ -56,6 +57,16 @@ class Model(NamedTuple):
     member_batch: int  # of samples drawn one by one
     uncalibrated: str  # why an uncertainty is not; "" also where none is asked for
     pet_ranges: dict | None  # of training people's PETs, see `data.pet_ranges`; None: not known
+
+    @property
+    def data(self) -> Data:
+        """Of its training: grid, normalisers, class codes."""
+        return self.run.manifest.data
+
+    @property
+    def source(self) -> str:
+        """The PET that it takes: "pet", the corrected one, or "nac"."""
+        return source_of(self.run.config["data"])
 
     def evaluations(self) -> int:
         """Of the network, for each slice."""
@@ -97,7 +108,6 @@ def open_model(request: Request) -> Model:
         opened = open_run(checkpoint, sampling)
     elif request.steps:
         raise UserError("steps", f"{opened.name} does not sample", "Leave them out")
-    setting = synthesis.read_setting(opened)
     mode, sd_mode = _modes(request, opened)
     why = _why_uncalibrated(request, opened) if sd_mode else ""
     if sd_mode and not why:
@@ -107,7 +117,6 @@ def open_model(request: Request) -> Model:
     batch_size = request.batch_size or (CPU_BATCH if on_cpu else GPU_BATCH)
     return Model(
         opened,
-        setting,
         _targets(request, opened),
         mode,
         sd_mode,

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from cldm_jax.data import convert, grid, intensity, nifti
+from cldm_jax.data import convert, coverage, grid, intensity, nifti
 from cldm_jax.runs import spread
 from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.readouts import ReadOut, Run, predict_rows
@@ -15,31 +15,6 @@ from cldm_jax.volumes import uncertainty
 
 CALIBRATED = "calibrated"  # the SD of the ensemble that `uncertainty` puts together
 CONTEXT_MARGIN = 1  # slices kept beyond the last one with PET
-
-
-class Setting(NamedTuple):
-    """A run's own grid and normalisers, as its manifest keeps them."""
-
-    grid: grid.ModelGrid
-    center: str
-    normalisers: dict[str, intensity.Normaliser]
-    codes: dict[str, int]
-    source: str = "pet"  # which PET it takes: the corrected one, or "nac"
-
-    @property
-    def of_source(self) -> intensity.Normaliser:
-        return self.normalisers[self.source]
-
-
-def read_setting(run: Run) -> Setting:
-    data = run.manifest.data
-    return Setting(
-        data.grid,
-        data.center,
-        {name: m.normaliser for name, m in data.modalities.items()},
-        {name: m.code for name, m in data.modalities.items()},
-        source_of(run.config["data"]),
-    )
 
 
 class PetSlices:
@@ -88,13 +63,14 @@ class Synthetic(NamedTuple):
     regions: list[dict] | None = None  # rows of `uncertainty.measure`
 
 
-def make_source(pet: nifti.Volume, setting: Setting) -> Source:
+def make_source(pet: nifti.Volume, run: Run) -> Source:
     """The PET as the run saw its training people's. Slices below and above the PET are not predicted:
     training had none of them.
     """
-    spec = setting.of_source
-    slices, affine = convert.source_slices(pet, setting.grid, setting.center, spec)
-    empty = intensity.to_model(spec, np.float32(convert.PET_EMPTY), 1.0)
+    data = run.manifest.data
+    spec = data.modalities[source_of(run.config["data"])].normaliser
+    slices, affine = convert.source_slices(pet, data.grid, data.center, spec)
+    empty = intensity.to_model(spec, np.float32(coverage.PET_EMPTY), 1.0)
     filled = np.flatnonzero(slices.max((1, 2)) > empty)
     first, last = (filled[0], filled[-1]) if len(filled) else (0, len(slices) - 1)
     first = max(0, first - CONTEXT_MARGIN)
@@ -110,9 +86,9 @@ def synthesise(
     model: of `opened`. sharpness: of mode recentredK. The noise depends on (seed, the PET file's content,
     slice, sample) alone: a patient's result is the same alone, in a dataset, and in any order.
     """
-    run, setting, targets = model.run, model.setting, model.targets
-    mode, sd_mode = model.mode, model.sd_mode
-    codes = [setting.codes[t] for t in targets]
+    run, data, mode, sd_mode = model.run, model.data, model.mode, model.sd_mode
+    codes = [data.modalities[t].code for t in model.targets]
+    specs = {t: data.modalities[t].normaliser for t in model.targets}
     subject = int(pet.sha256[:8], 16) & 0x7FFFFFFF
     rows = PetSlices(source.slices, source.picks, run.config["data"]["context"], codes, subject)
     own = jax.local_devices()  # other processes have other volumes
@@ -128,8 +104,8 @@ def synthesise(
             run,
             rows,
             source,
-            {t: setting.normalisers[t] for t in targets},
-            setting.grid.spacing_mm,
+            specs,
+            data.grid.spacing_mm,
             point=readout.images if mode == run.calibration.point else None,
             **{**options, "batch_size": model.member_batch},
         )
@@ -139,10 +115,10 @@ def synthesise(
         sd = drawn.sd
     seconds = time.monotonic() - began
     made = {}
-    for i, target in enumerate(targets):
+    for i, target in enumerate(specs):
         part = slice(i * len(source.picks), (i + 1) * len(source.picks))
         own = ReadOut(readout.images[part], None if sd is None else sd[part], None)
-        volumes = _to_pet(own, setting.normalisers[target], target, pet, source)
+        volumes = _to_pet(own, specs[target], target, pet, source)
         made[target] = volumes._replace(regions=regions.get(target))
     return made, seconds
 

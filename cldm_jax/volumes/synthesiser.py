@@ -64,7 +64,7 @@ class Synthesis(dict):
         """
         request, model, answer, found = self._made
         found = found._replace(name=name or found.name)
-        names = derivatives.names_for(os.path.expanduser(folder), found, model)
+        names = derivatives.Names(os.path.expanduser(folder), found, model)
         there = [path for path in names.all(report) if path.exists()]
         if there and not overwrite:
             raise UserError(there[0], "exists already", "Say overwrite=True, or give another name")
@@ -109,7 +109,7 @@ class Synthesiser:
     def __call__(self, pet, *, series: str = "", progress: bool = False) -> Synthesis:
         """pet, series, progress: see `synthesise`."""
         began = time.monotonic()
-        found, volume, facts = _read(pet, series, self._model.setting.source)
+        found, volume, facts = _read(pet, series, self._model.source)
         looked = core.look(self._model, volume, facts, found.path, began)
         total = core.evaluations(self._model, looked)
         bar = Progress(total, "synthesise", "evaluation") if progress else contextlib.nullcontext()
@@ -163,7 +163,7 @@ def synthesise(
 
 def _read(pet, series: str, source: str) -> tuple[pet_inputs.PetInput, nifti.Volume, dict]:
     if isinstance(pet, str | os.PathLike):
-        inputs = pet_inputs.find_inputs(pet, source)
+        inputs = pet_inputs.find_all(pet, source).found
         if len(inputs) > 1:
             reason = f"holds {len(inputs)} PET images"
             raise UserError(pet, reason, f"Give one, such as {inputs[0].path}")
