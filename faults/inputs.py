@@ -1,16 +1,13 @@
 """Promise 8: bad volumes are refused by name, unusual ones handled right; and readers that never fall.
 
-The corpus runs in a child process (`python -m faults.inputs FOLDER QUICK`) that measures its memory for
-each kind and is killed when one hangs; a few kinds go through the real commands.
+Each kind is a case of a test (tests/test_faults_inputs.py), which looks at the memory it takes as well; a
+few go through the real commands.
 """
 
 import contextlib
 import json
 import pathlib
-import signal
 import subprocess
-import sys
-import time
 
 import nibabel as nib
 import numpy as np
@@ -23,35 +20,23 @@ from cldm_jax.jobs import prepare
 from cldm_jax.runtime import device, weights
 from configs import prepare as prepare_config
 from faults import ROOT, corpus, twins
-from faults.common import Outcome, Promise, command, quiet, tally
+from faults.common import quiet
 from faults.dicom_slices import dicom_slice
 
-SECONDS = 20  # for a kind, on a loaded machine; most take well under one
 SLACK = 24 << 20  # bytes of memory that are not the volume's: buffers, imports on first use
 
 
-def result(where: str, name: str, why: str, seconds: float = 0, growth: int = 0) -> dict:
-    """What came of a kind; why: "" where that is what was expected. growth: bytes of memory."""
-    return dict(where=where, name=name, ok=not why, why=why, seconds=seconds, growth=growth)
-
-
-def check(where: str, kind: corpus.Kind, folder: pathlib.Path, seconds: int = 0) -> dict:
-    """Makes a kind and reads, predicts or prepares it. `seconds`: after which a hang ends this process;
-    0 for none.
-    """
+def check(where: str, kind: corpus.Kind, folder: pathlib.Path) -> str:
+    """Makes a kind and reads, predicts or prepares it. "" where that is what was expected."""
     path = kind.make(folder / "cohort" if where == "pair" else folder)
-    signal.alarm(seconds)
-    began, before = time.monotonic(), _reset_peak()
+    before = _reset_peak()
     try:
-        growth, allowed, why = (_pair if where == "pair" else _volume)(kind, path, folder)
+        peak, allowed, why = (_pair if where == "pair" else _volume)(kind, path, folder)
     except UserError as error:
-        growth, allowed, why = _peak(), before, _wrong_refusal(kind, error, path)
-    except Exception as error:
-        growth, allowed, why = _peak(), before, f"{type(error).__name__}: {error}"
-    grown = growth - before
-    if not why and where != "pair" and growth > allowed + SLACK:
-        why = f"took {grown >> 20} MiB"
-    return result(where, kind.name, why, time.monotonic() - began, grown)
+        peak, allowed, why = _status("VmHWM"), before, _wrong_refusal(kind, error, path)
+    if not why and where != "pair" and peak > allowed + SLACK:
+        why = f"took {(peak - before) >> 20} MiB"
+    return why
 
 
 def _volume(kind: corpus.Kind, path, folder) -> tuple[int, int, str]:
@@ -60,10 +45,10 @@ def _volume(kind: corpus.Kind, path, folder) -> tuple[int, int, str]:
     with quiet() as text:
         (found,) = pet_inputs.find_inputs(path)
         volume, facts = pet_inputs.read_input(found)
-        growth = _peak()
+        peak = _status("VmHWM")
         allowed = before + 2 * volume.array.size * max(4, _item_size(found.path))
         written = predicted(path, folder / "out")
-    return growth, allowed, _unlike(kind, volume, facts, written, text.getvalue())
+    return peak, allowed, _unlike(kind, volume, facts, written, text.getvalue())
 
 
 def _pair(kind: corpus.Kind, cohort, folder) -> tuple[int, int, str]:
@@ -80,7 +65,7 @@ def _pair(kind: corpus.Kind, cohort, folder) -> tuple[int, int, str]:
                 why = f"another reason: {error}"
             if (folder / "work" / shards.INDEX).exists():
                 why = why or _unlike_the_others(cohort, folder / "work")
-    return _peak(), 0, why
+    return 0, 0, why
 
 
 def prepared(cohort, work, **changes) -> shards.Prepared:
@@ -157,10 +142,6 @@ def _reset_peak() -> int:
     return _status("VmRSS")
 
 
-def _peak() -> int:
-    return _status("VmHWM")
-
-
 def _status(field: str) -> int:
     for line in pathlib.Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field + ":"):
@@ -168,39 +149,20 @@ def _status(field: str) -> int:
     return 0
 
 
-def kinds(quick: bool) -> list[tuple[str, corpus.Kind]]:
-    """quick: without what is large, and without what tests of tests/ refuse by the same tables."""
-    every = [("nifti", k) for k in corpus.NIFTI] + [("dicom", k) for k in corpus.DICOM]
-    every += [("pair", k) for k in corpus.PAIRS]
-    slow = ("large", "bomb behind", "tests: ")
-    return [k for k in every if not quick or not k[1].name.startswith(slow)]
+KINDS = (
+    *(("nifti", kind) for kind in corpus.NIFTI),
+    *(("dicom", kind) for kind in corpus.DICOM),
+    *(("pair", kind) for kind in corpus.PAIRS),
+)
+# The last are refused by tests of the same tables as well.
+SLOW = ("large", "bomb behind", "tests: ")
 
 
-def _child(folder: pathlib.Path, quick: bool) -> None:
-    """Every kind in this process, one JSON line each on the real stdout."""
-    _warm_up(folder / "warm")
-    with corpus.identity_model():
-        for number, (where, kind) in enumerate(kinds(quick)):
-            own = folder / f"{number:03d}"
-            own.mkdir()
-            found = check(where, kind, own, SECONDS)
-            signal.alarm(0)
-            print(json.dumps(found), flush=True)
-
-
-def _warm_up(folder: pathlib.Path) -> None:
+def warm_up(folder: pathlib.Path) -> None:
     """What is imported and compiled once is no kind's memory."""
     folder.mkdir(parents=True)
     with corpus.identity_model():
         check("dicom", corpus.Kind("", "handled", lambda d: corpus.series(d / "s")), folder)
-
-
-def run_corpus(folder: pathlib.Path, quick: bool) -> list[dict]:
-    """Results of all kinds; one that hung, and ended its process so, is one that failed."""
-    done = command("faults.inputs", str(folder), str(int(quick)), timeout=1800)
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    why = f"not reached: the process ended with {done.returncode}: {done.stderr[-300:]}"
-    return results + [result(w, kind.name, why) for w, kind in kinds(quick)[len(results) :]]
 
 
 # ---- the real commands ----
@@ -211,53 +173,6 @@ def is_one_line(done: subprocess.CompletedProcess, fragment: str) -> bool:
     last = (done.stderr.strip().splitlines() or [""])[-1]
     is_clean = done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
     return is_clean and last.startswith("error: ") and fragment in last
-
-
-COMMANDS = {  # what these are given to, with the model that is shipped
-    "cldm_jax.predict": (
-        *("tests: empty", "tests: bomb", "bit flip in the voxels", "tests: a missing slice"),
-        "tests: JPEG 2000",
-    ),
-    "cldm_jax.main": ("tests: flipped affine", "tests: CT without bone", "dynamic PET"),
-}
-
-
-def run_commands(folder: pathlib.Path, quick: bool) -> list[dict]:
-    """Kinds through `python -m`: exit status 2, one line, no traceback; with --debug there is one."""
-    results, every = [], {kind.name: kind for _, kind in kinds(False)}
-    jobs = [(module, every[name], ()) for module, names in COMMANDS.items() for name in names]
-    jobs = jobs[:1] if quick else [*jobs, (*jobs[0][:2], ("--debug",))]
-    for number, (module, kind, more) in enumerate(jobs):
-        own = folder / str(number)
-        own.mkdir()
-        if module == "cldm_jax.predict":
-            words = ["-i", str(kind.make(own)), "-o", str(own / "out"), *more]
-        else:
-            words = ["--config=configs/prepare.py:tiny", f"--workdir={own / 'work'}"]
-            words += [f"--config.cohort={kind.make(own / 'cohort')}"]
-        done = command(module, *words)
-        ok = is_one_line(done, kind.reason)
-        if more:
-            ok = "Traceback" in done.stderr and done.returncode != 0
-        why = "" if ok else f"{done.returncode}: {done.stderr[-300:]}"
-        results.append(result("command", " ".join((module, kind.name, *more)), why))
-    return results
-
-
-def silently_wrong(folder: pathlib.Path, count: int) -> tuple[int, int]:
-    """Bits flipped in a .nii.gz, by `count`: (accepted with other voxels by nibabel, by us)."""
-    good = corpus.save(folder / "good.nii.gz", np.rint(corpus.head()["ct"]).astype("i2"))
-    data, truth = good.read_bytes(), nib.load(good).get_fdata(dtype=np.float32)
-    rng, theirs, ours = np.random.default_rng(0), 0, 0
-    for at in rng.integers(10, len(data), count):
-        bad = bytearray(data)
-        bad[at] ^= 1 << rng.integers(8)
-        path = corpus.raw(folder / "bad.nii.gz", bytes(bad))
-        with contextlib.suppress(Exception):
-            theirs += bool((nib.load(path).get_fdata(dtype=np.float32) != truth).any())
-        with contextlib.suppress(UserError):
-            ours += bool((nifti.read_volume(path).array != truth).any())
-    return theirs, ours
 
 
 # ---- files of others, to be mutated (tests/test_faults_inputs.py) ----
@@ -355,7 +270,12 @@ def with_own_hashes(kind: str, data: bytes) -> bytes:
 FUZZED = ("nifti", "nifti.gz", "dicom", "manifest", "index", "shard", "card", "weights")
 
 
-TWINS = (
+NODES = (
+    "test_faults_inputs.py::test_kind",
+    "test_faults_inputs.py::test_command",
+    "test_predict_grids.py::test_output_is_on_the_inputs_grid",
+    "test_predict_grids.py::TestChecks",
+    "test_predict_grids.py::TestDicom",
     "test_data_dicom.py::test_transfer_syntaxes",
     "test_data_dicom.py::test_philips_private_factors",
     "test_data_dicom.py::test_zip_equals_folder",
@@ -366,34 +286,7 @@ TWINS = (
     "test_faults_inputs.py::test_a_dataset_goes_on_and_lists_what_failed",
     "test_faults_inputs.py::TestMutants",
 )
-EXAMPLES = 3000  # mutants of each kind of file
-
-
-def run(folder: pathlib.Path, quick: bool) -> Outcome:
-    for name in ("corpus", "commands", "bits"):
-        (folder / name).mkdir()
-    results = run_corpus(folder / "corpus", quick) + run_commands(folder / "commands", quick)
-    theirs, ours = silently_wrong(folder / "bits", 20 if quick else 200)
-    slowest = max(results, key=lambda r: r["seconds"])
-    largest = max(results, key=lambda r: r["growth"])
-    where = [r["where"] for r in results]
-    notes = [f"{where.count(w)} of {w}" for w in ("nifti", "dicom", "pair", "command")]
-    notes += [
-        f"slowest: {slowest['name']}, {slowest['seconds']:.1f} s; "
-        f"most memory: {largest['name']}, {largest['growth'] >> 20} MiB",
-        f"bits flipped in a .nii.gz and accepted with other voxels: {theirs} by nibabel, {ours} here",
-    ]
-    wrong = [f"{r['where']}: {r['name']}: {r['why']}" for r in results if not r["ok"]]
-    lost = ours + sum(r["why"] == "accepted" for r in results)
-    outcome = tally(len(results), wrong, theirs > 0, *notes, lost=lost)
-    if quick:
-        return outcome
-    notes = [*outcome.notes, f"{EXAMPLES} mutants of each of {', '.join(FUZZED)}"]
-    outcome = outcome._replace(notes=notes)
-    return twins.added(outcome, folder, TWINS, CLDM_FUZZ_EXAMPLES=str(EXAMPLES))
-
-
-PROMISES = [Promise(8, "bad volumes are refused by name, unusual ones handled", run)]
-
-if __name__ == "__main__":
-    _child(pathlib.Path(sys.argv[1]), bool(int(sys.argv[2])))
+CONTROLS = ("test_faults_inputs.py::test_flipped_bits_pass_through_another_reader",)
+NAME = "bad volumes are refused by name, unusual ones handled"
+MUTANTS = {"CLDM_FUZZ_EXAMPLES": "3000"}  # of each kind of file
+PROMISES = [twins.promise(8, NAME, NODES, CONTROLS, **MUTANTS)]
