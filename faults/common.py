@@ -74,6 +74,13 @@ def command(*words: str, **options) -> subprocess.CompletedProcess:
     return child([sys.executable, "-m", *words], **options)
 
 
+def is_one_line(done: subprocess.CompletedProcess, fragment: str) -> bool:
+    """Exit status 2, and a last line that begins with "error: " and says so; no traceback."""
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    is_clean = done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
+    return is_clean and last.startswith("error: ") and fragment in last
+
+
 # ---- files ----
 
 

@@ -1,11 +1,8 @@
-"""The input half of the promises: `faults` runs these tests, with those that are marked slow."""
+"""Promises 12 to 14: settings, leaks, whole outputs. `faults` runs these tests, slow ones too."""
 
 import contextlib
-import io
 import json
-import os
 import pathlib
-import signal
 import sys
 
 import jax
@@ -13,8 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import test_methods
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from test_faults_volumes import FUZZ, cases
 
 from cldm_jax import main
 from cldm_jax import settings as law
@@ -25,264 +23,14 @@ from cldm_jax.volumes import derivatives
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # faults is no package of the installation
 
-from faults import corpus, inputs, outputs, security  # noqa: E402
-from faults.common import child, command, flip  # noqa: E402
-
-FUZZ = settings(
-    max_examples=int(os.environ.get("CLDM_FUZZ_EXAMPLES", 25)),  # faults.inputs: 3000
-    deadline=5000,  # ms
-    derandomize=True,
-    database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-
-
-SECONDS = 60  # for a kind, on a loaded machine; most take well under one
+from faults import corpus, inputs, outputs  # noqa: E402
+from faults.common import child, command, is_one_line  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
-def identity(tmp_path_factory):
-    inputs.warm_up(tmp_path_factory.mktemp("warm") / "up")
+def identity():
     with corpus.identity_model():
         yield
-
-
-def cases(values, is_slow, name=str) -> list:
-    """Parameters of a test, of which some are slow."""
-    slow = pytest.mark.slow
-    return [pytest.param(*v, id=name(v), marks=slow if is_slow(v) else ()) for v in values]
-
-
-# ---- 8: volumes ----
-
-
-@pytest.fixture
-def deadline():
-    """A kind that hangs fails."""
-
-    def hung(*_):
-        raise TimeoutError(f"it hung for {SECONDS} s")
-
-    before = signal.signal(signal.SIGALRM, hung)
-    signal.alarm(SECONDS)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
-@pytest.mark.parametrize(
-    "where, kind",
-    cases(
-        inputs.KINDS,
-        lambda case: case[1].name.startswith(inputs.SLOW),
-        lambda case: f"{case[0]}: {case[1].name}",
-    ),
-)
-def test_kind(tmp_path, where, kind, deadline):
-    assert inputs.check(where, kind, tmp_path) == ""
-
-
-PREDICTED = ("empty", "bomb", "a missing slice", "JPEG 2000", "bit flip in the voxels")
-PREPARED = ("flipped affine", "CT without bone", "dynamic PET")
-
-
-@pytest.mark.parametrize(
-    "name, more",
-    cases(
-        [*((name, "") for name in (*PREDICTED, *PREPARED)), (PREDICTED[0], "--debug")],
-        lambda case: case != (PREDICTED[0], ""),
-    ),
-)
-def test_command(tmp_path, name, more):
-    """With the model that is shipped: status 2, one line, no traceback; with --debug there is one."""
-    (kind,) = (kind for _, kind in inputs.KINDS if kind.name in (name, f"tests: {name}"))
-    if name in PREDICTED:
-        words = ["cldm_jax.predict", "-i", kind.make(tmp_path), "-o", tmp_path / "out"]
-    else:
-        words = ["cldm_jax.main", "--config=configs/prepare.py:tiny", f"--workdir={tmp_path / 'w'}"]
-        words += [f"--config.cohort={kind.make(tmp_path / 'cohort')}"]
-    done = command(*map(str, words), *more.split())
-    if more:
-        assert "Traceback" in done.stderr and done.returncode
-    else:
-        assert inputs.is_one_line(done, kind.reason), done.stderr
-
-
-def test_the_corpus_is_large():
-    assert len(corpus.NIFTI) >= 75 and len(corpus.DICOM) >= 65 and len(corpus.PAIRS) >= 28
-    names = [f"{where}: {kind.name}" for where, kind in inputs.KINDS]
-    assert len(set(names)) == len(names)
-
-
-def test_a_dataset_goes_on_and_lists_what_failed(tmp_path):
-    """Two bad images of five: the good ones are written."""
-    bids = corpus.bids(tmp_path / "bids", 5)
-    corpus.raw(bids / "sub-1" / "pet" / "sub-1_pet.nii.gz", b"")
-    corpus.flipped(bids / "sub-3" / "pet" / "sub-3_pet.nii.gz", 4000, 3)
-    with pytest.raises(UserError, match="2 of 5 images failed: sub-1, sub-3"):
-        inputs.predicted(bids, tmp_path / "out")
-    made = sorted(p.parent.parent.name for p in (tmp_path / "out").rglob("*_ct.nii.gz"))
-    assert made == ["sub-0", "sub-2", "sub-4"]
-
-
-def test_flipped_bits_pass_through_another_reader(tmp_path):
-    """Accepted with other voxels: by nibabel, which does not look at the checksum, not here."""
-    good = corpus.save(tmp_path / "good.nii.gz", np.rint(corpus.head()["ct"]).astype("i2"))
-    truth, rng, theirs = nib.load(good).get_fdata(dtype=np.float32), np.random.default_rng(0), 0
-    for at in rng.integers(10, good.stat().st_size, 200):
-        bad = corpus.raw(tmp_path / "bad.nii.gz", good.read_bytes())
-        flip(bad, int(at), int(rng.integers(8)))
-        with contextlib.suppress(Exception):
-            theirs += bool((nib.load(bad).get_fdata(dtype=np.float32) != truth).any())
-        with contextlib.suppress(UserError):
-            np.testing.assert_array_equal(inputs.nifti.read_volume(bad).array, truth)
-    assert theirs > 100
-
-
-@pytest.fixture
-def good(tmp_path):
-    return inputs.seeds(tmp_path)
-
-
-def mutate(data: bytes, edits) -> bytes:
-    """edits: [(operation, place 0..1, byte)]: what a damaged disk or a hostile hand does to a file."""
-    data = bytearray(data)
-    for operation, place, byte in edits:
-        at = int(place * max(len(data) - 1, 0))
-        if operation == "set" and data:
-            data[at] = byte
-        elif operation == "flip" and data:
-            data[at] ^= 1 << (byte % 8)
-        elif operation == "cut":
-            del data[at:]
-        elif operation == "drop":
-            del data[at : at + 1 + byte]
-        elif operation == "insert":
-            data[at:at] = bytes([byte]) * (1 + byte % 9)
-    return bytes(data)
-
-
-STRANGE = (None, True, -1, 1 << 70, 1e308, "", "../../x", "a" * 5000, [], [[1]], {}, {"a": {}})
-
-
-def every_value_of_another_kind(good: dict):
-    """The JSON with each of its values replaced, and with each taken out."""
-    for where in list(paths(good)):
-        for value in (*STRANGE, KeyError):
-            bad = json.loads(json.dumps(good))
-            node = bad
-            for key in where[:-1]:
-                node = node[key]
-            if value is KeyError:
-                del node[where[-1]]
-            else:
-                node[where[-1]] = value
-            yield bad
-
-
-def paths(node, path=()):
-    items = node.items() if isinstance(node, dict) else enumerate(node)
-    for key, value in items:
-        yield (*path, key)
-        if isinstance(value, dict | list):
-            yield from paths(value, (*path, key))
-
-
-class TestMutants:
-    @pytest.mark.parametrize("kind", inputs.FUZZED)
-    @FUZZ
-    @given(
-        edits=st.lists(
-            st.tuples(
-                st.sampled_from(("set", "flip", "cut", "drop", "insert")),
-                st.one_of(st.floats(0, 1), st.floats(0, 0.05)),
-                st.integers(0, 255),
-            ),
-            min_size=1,
-            max_size=6,
-        ),
-        hashes=st.booleans(),
-    )
-    def test_bytes(self, tmp_path, good, kind, edits, hashes):
-        data = mutate(good[kind], edits)
-        if hashes and kind in ("index", "card"):
-            data = inputs.with_own_hashes(kind, data)
-        with contextlib.suppress(UserError):
-            inputs.read_mutant(kind, data, tmp_path)
-
-    @FUZZ
-    @given(data=st.binary(max_size=200), text=st.text(max_size=80))
-    def test_manifests(self, tmp_path, data, text):
-        for content in (data, text.encode(errors="replace"), b"subject,pet\n" + data):
-            with contextlib.suppress(UserError):
-                inputs.read_mutant("manifest", content, tmp_path)
-
-    @pytest.mark.parametrize("kind", ["index", "card"])
-    def test_every_value_of_another_kind(self, tmp_path, good, kind):
-        for bad in every_value_of_another_kind(json.loads(good[kind])):
-            with contextlib.suppress(UserError):
-                data = inputs.with_own_hashes(kind, json.dumps(bad).encode())
-                inputs.read_mutant(kind, data, tmp_path)
-
-    @pytest.mark.parametrize("kind", inputs.FUZZED)
-    def test_the_unchanged_are_read(self, tmp_path, good, kind):
-        inputs.read_mutant(kind, good[kind], tmp_path)
-
-
-# ---- 9 to 11: code, paths, names ----
-
-
-@pytest.mark.parametrize(
-    "place, payload",
-    cases(
-        [(place, name) for place, (_, names) in security.PLACES.items() for name in names],
-        lambda case: case[0].startswith("checkpoint"),
-    ),
-)
-def test_data_are_never_run(tmp_path, place, payload):
-    inputs.seeds(tmp_path)
-    read, canary = security.PLACES[place][0], tmp_path / "touched"
-    with contextlib.suppress(Exception):  # what is refused, and how, is promise 8's
-        read(security.payloads(canary)[payload], tmp_path)
-    assert not canary.exists()
-
-
-def test_a_loader_that_unpickles_runs_them(tmp_path):
-    data = security.payloads(tmp_path / "touched")["objects"]
-    with contextlib.suppress(Exception):
-        np.load(io.BytesIO(data), allow_pickle=True)
-    assert (tmp_path / "touched").exists()
-
-
-@pytest.fixture
-def outside(tmp_path):
-    (tmp_path / "outside").mkdir()
-    (tmp_path / "outside" / "precious").write_text("mine")
-    return tmp_path / "outside"
-
-
-@pytest.mark.parametrize("name", security.ESCAPES)
-def test_no_path_leads_out(tmp_path, outside, name):
-    """Whatever names and links data hold, files are written below the output folder only."""
-    own = tmp_path / "own"
-    own.mkdir()
-    before, taken = security.listing(tmp_path, own), False
-    with contextlib.suppress(UserError):
-        taken = security.ESCAPES[name](own, outside)
-    assert not taken and security.listing(tmp_path, own) == before
-
-
-def test_without_the_check_a_link_is_followed(tmp_path, outside, monkeypatch):
-    monkeypatch.setattr(derivatives.Names, "_check_inside", lambda self: None)
-    security.linked_out(tmp_path, outside, "sub-0/ct")
-    assert len(list(outside.iterdir())) > 1
-
-
-def test_nobody_is_named(tmp_path):
-    with contextlib.redirect_stderr(io.StringIO()):
-        (tmp_path / "own").mkdir()
-        outcome = security.nobody_named(tmp_path / "own", True)
-    assert outcome.survived == outcome.injected and outcome.negative_control, outcome.notes
 
 
 # ---- 13: leaks ----
@@ -488,7 +236,7 @@ class TestSettings:
         last = done.stderr.strip().splitlines()[-1]
         assert done.returncode == 2 and fragment in last and "Traceback" not in done.stderr, last
         if module == "cldm_jax.main":
-            assert inputs.is_one_line(done, fragment) and not (tmp_path / "work").exists()
+            assert is_one_line(done, fragment) and not (tmp_path / "work").exists()
 
     def test_absl_alone_takes_them(self):
         code = (
@@ -529,11 +277,3 @@ def test_sidecars_say_what_was_noted(tmp_path):
     (path, *_) = inputs.predicted(corpus.series(tmp_path / "s", edit), tmp_path / "out")
     found = json.loads(derivatives.sidecar(path).read_text())
     assert any("burned" in check["Warning"] for check in found["InputChecks"])
-
-
-def test_scaled_integers_are_exact(tmp_path):
-    """The reader scales slice by slice, to stay within twice the volume's memory."""
-    array = np.random.default_rng(0).integers(-(2**20), 2**20, (7, 8, 9)).astype(np.int32)
-    path = corpus.save(tmp_path / "a.nii", array, scl_slope=0.37, scl_inter=-2.5)
-    expected = (array.astype(np.float64) * np.float64(np.float32(0.37)) - 2.5).astype(np.float32)
-    np.testing.assert_array_equal(inputs.nifti.read_volume(path).array, expected)
