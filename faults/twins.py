@@ -43,8 +43,8 @@ def promise(number: int, name: str, nodes: tuple, controls: tuple, **environment
 
     def kept(folder: pathlib.Path, quick: bool) -> Outcome:
         found = run(folder, [*nodes, *controls], quick, **({} if quick else environment))
-        seen = {case for case in found if _test(case) in map(_test, controls)}
-        control = not any(found.pop(case) for case in seen)
-        return tally(found, control)
+        of_controls = {case for case in found if _test(case) in map(_test, controls)}
+        blind = [why for why in map(found.pop, of_controls) if why]
+        return tally(found, not blind)
 
     return Promise(number, name, kept)

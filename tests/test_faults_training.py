@@ -117,19 +117,17 @@ class TestTwins:
             "import pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2\n"
             "@pytest.mark.skip\ndef test_c(): pass\n@pytest.mark.slow\ndef test_d(): pass\n"
         )
-        found = twins.run(tmp_path, [str(path)])
-        assert [bool(why) for why in found.values()] == [False, True, False]
-        assert len(twins.run(tmp_path, [str(path)], quick=True)) == 2
-        kept = twins.promise(1, "x", (f"{path}::test_a",), (f"{path}::test_d",)).run(
-            tmp_path, False
-        )
-        assert kept == Outcome(1, 1, 0, True, [])
-        blind = twins.promise(1, "x", (f"{path}::test_a",), (f"{path}::test_b",)).run(
-            tmp_path, False
-        )
-        assert blind.negative_control is False
+        found = twins.run(tmp_path, [str(path)], quick=True)
+        assert [bool(why) for why in found.values()] == [False, True]
         with pytest.raises(RuntimeError, match="pytest ended with 4"):
             twins.run(tmp_path, ["test_runtime.py::test_that_is_not_there"])
+
+    @pytest.mark.parametrize("why", ["", "it was not seen"])
+    def test_controls_are_not_counted(self, monkeypatch, why):
+        found = {"tests.test_x.test_a[1]": "", "tests.test_x.TestX.test_b": why}
+        monkeypatch.setattr(twins, "run", lambda *_: dict(found))
+        kept = twins.promise(1, "x", ("test_x.py::test_a",), ("test_x.py::TestX::test_b",)).run
+        assert kept(None, True) == Outcome(1, 1, 0, not why, [])
 
     def test_every_node_is_there(self, monkeypatch):
         """Of promises that are tests, and of those that run some as well."""
