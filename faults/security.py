@@ -12,7 +12,6 @@ import zlib
 
 import nibabel as nib
 
-from cldm_jax import predict
 from faults import ROOT, corpus, inputs, twins
 from faults.common import Outcome, Promise, command, quiet, tally
 from faults.training import uninterrupted
@@ -160,14 +159,17 @@ def predict_all(path, out, model: str, page: bool) -> str:
     """Images, uncertainty and, if asked, the page; returns all that was printed. Without a model, the
     identity's.
     """
-    words = ["--mode", "onestep", "--samples", "2", "--uncertainty", *["--report"] * page]
-    words += ["-i", str(path), "-o", str(out), "--checkpoint", model or str(ROOT)]
     if model:
+        words = ["--mode", "onestep", "--samples", "2", "--uncertainty", *["--report"] * page]
+        words += ["-i", str(path), "-o", str(out), "--checkpoint", model]
         done = command("cldm_jax.predict", *words)
         assert done.returncode == 0, done.stderr
         return done.stdout + done.stderr
+    from cldm_jax.jobs import predict
+
+    asked = dict(mode="onestep", samples=2, uncertainty=True, report=page)
     with corpus.identity_model(), quiet() as text:
-        predict.main(words)
+        predict.predict(predict.Request(str(path), str(out), str(ROOT), **asked))
     return text.getvalue()
 
 
