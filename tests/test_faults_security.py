@@ -142,6 +142,7 @@ PLACES = {  # what: (read(data, folder), which payloads it is given)
     cases(
         [(place, name) for place, (_, names) in PLACES.items() for name in names],
         lambda case: case[0].startswith("checkpoint"),
+        ": ".join,
     ),
 )
 def test_data_are_never_run(tmp_path, place, payload):

@@ -210,6 +210,7 @@ PREPARED = ("flipped affine", "CT without bone", "dynamic PET")
     cases(
         [*((name, "") for name in (*PREDICTED, *PREPARED)), (PREDICTED[0], "--debug")],
         lambda case: case != (PREDICTED[0], ""),
+        " ".join,
     ),
 )
 def test_command(tmp_path, name, more):
