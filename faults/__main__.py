@@ -21,15 +21,11 @@ from cldm_jax import console, files
 from cldm_jax.errors import UserError
 from cldm_jax.runs import record
 from cldm_jax.runtime import device
-from faults import checkpoints, determinism, inputs, outputs, security, soak, training
+from faults import checkpoints, devices, inputs, outputs, security, soak, training
 from faults.common import Outcome, Promise
 
-MODULES = (training, checkpoints, determinism, inputs, security, outputs, soak)
+MODULES = (training, checkpoints, devices, inputs, security, outputs, soak)
 PROMISES = sorted((p for module in MODULES for p in module.PROMISES), key=lambda p: p.id)
-# Estimated minutes on 2 idle cores, for the time that is left: (full, quick).
-MINUTES = {1: (4, 0.5), 2: (2, 0.4), 3: (1, 0.2), 4: (3, 0.4), 5: (2, 0.5), 6: (2, 0.3)}
-MINUTES |= {7: (8, 0.5), 8: (12, 1), 9: (0.2, 0.5), 10: (0.2, 0.5), 11: (2, 1), 12: (0.5, 0.5)}
-MINUTES |= {13: (0.7, 0.5), 14: (5, 0.5), 15: (6, 0.7)}
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
@@ -100,15 +96,13 @@ def main(argv: list[str]) -> int:
     wanted = parse(argv)
     out = pathlib.Path(wanted.out)
     chosen = [p for p in PROMISES if not wanted.only or str(p.id) in wanted.only]
-    left = sum(MINUTES[p.id][wanted.quick] for p in chosen)
     device.enable_compilation_cache()
     summary = {"promises": [], "quick": wanted.quick, **facts(argv), "overhead": {}}
     with tempfile.TemporaryDirectory(prefix="faults-") as work:
         work = pathlib.Path(work)
         for number, promise in enumerate(chosen, 1):
-            say(f"faults: {number}/{len(chosen)}  {promise.name}  (about {left:.0f} min left)")
+            say(f"faults: {number}/{len(chosen)}  {promise.name}")
             row = measure(promise, work, wanted.quick)
-            left -= MINUTES[promise.id][wanted.quick]
             summary["promises"].append(row)
             files.write_json(out / "summary.json", summary)
             say(f"  {row['survived']}/{row['injected']} survived, {row['seconds']:.0f} s")

@@ -6,6 +6,7 @@ that the loop goes on rightly.
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 import pathlib
@@ -15,26 +16,23 @@ from collections.abc import Callable
 from typing import NamedTuple
 from unittest import mock
 
+import jax.numpy as jnp
 import numpy as np
+import test_runtime
 
 from faults import hurt, training, twins
-from faults.common import Outcome, Promise, hash_tree, quiet, tally
-from faults.training import CADENCE, QUICK_STEPS, uninterrupted, unlike
+from faults.common import Outcome, Promise, attempts, contents, flip, hash_tree, quiet, tally
+from faults.training import uninterrupted, unlike
 
 FLIPS = 12  # per file
 
 
 def _state(step: int):
-    """As small as a training's state can be, with all its parts; numbers that do not compress."""
-    import jax.numpy as jnp
-    import optax
-
-    from cldm_jax.runtime.train_state import TrainState
-
+    """That of the tests, with numbers that do not compress."""
+    state = test_runtime.state_of(step)
     noise = np.random.default_rng(step).standard_normal((64, 64)).astype(np.float32)
-    params = {"w": jnp.asarray(noise), "b": jnp.arange(5.0)}
-    moments = optax.adam(1e-3).init(params)
-    return TrainState(jnp.int32(step), params, params, moments, (), {"k": jnp.ones(3)})
+    params = {**state.params, "w": jnp.asarray(noise)}
+    return state._replace(params=params, ema_params=params)
 
 
 def _two_steps(folder: pathlib.Path) -> dict[int, str]:
@@ -66,24 +64,16 @@ def _restored(folder: pathlib.Path) -> tuple[int, str, str]:
 
 TWINS = [
     f"test_runtime.py::test_{name}"
-    for name in (
-        *("damaged_checkpoint_falls_back_and_is_kept", "a_manifest_that_cannot_be_read_is_damage"),
-        *("nothing_starts_over_where_all_is_damaged", "an_interrupted_first_save_starts_over"),
-        "inference_only_reads",
-    )
+    for name in """damaged_checkpoint_falls_back_and_is_kept a_manifest_that_cannot_be_read_is_damage
+    nothing_starts_over_where_all_is_damaged an_interrupted_first_save_starts_over
+    inference_only_reads""".split()
 ]
 
 
-def _flip(path: pathlib.Path, place: float, bit: int) -> None:
-    data = bytearray(path.read_bytes())
-    data[int(place * len(data))] ^= 1 << bit
-    path.write_bytes(bytes(data))
-
-
-def _swap(folder: pathlib.Path, a: str, b: str) -> None:
-    first, second = (folder / a).read_bytes(), (folder / b).read_bytes()
-    (folder / a).write_bytes(second)
-    (folder / b).write_bytes(first)
+def _swap(a: pathlib.Path, b: pathlib.Path) -> None:
+    first, second = a.read_bytes(), b.read_bytes()
+    a.write_bytes(second)
+    b.write_bytes(first)
 
 
 TO_A_FILE = {
@@ -99,36 +89,29 @@ def damages(folder: pathlib.Path) -> dict[str, Callable[[pathlib.Path], None]]:
     manifest, two files swapped, one from another step.
     """
     rng, found = np.random.default_rng(3), {}
-    paths = sorted(p for p in (folder / "2").rglob("*") if p.is_file())
-    sizes = {
-        str(p.relative_to(folder)): p.stat().st_size for p in (*paths, folder / "sha256-2.json")
-    }
-    for name, size in sizes.items():
-        flips = [(float(rng.uniform()), int(rng.integers(8))) for _ in range(FLIPS if size else 0)]
-        for place, bit in flips:
+    files = {n: data for n, data in contents(folder).items() if n.startswith(("2/", "sha256-2"))}
+    for name, data in files.items():
+        for _ in range(FLIPS if data else 0):
+            place, bit = float(rng.uniform()), int(rng.integers(8))
             what = f"{name}: bit {bit} at {place:.3f}"
-            found[what] = lambda d, n=name, at=place, b=bit: _flip(d / n, at, b)
-        for kind in TO_A_FILE if size else ("deleted", "longer"):
+            found[what] = lambda d, n=name, at=place, b=bit: flip(d / n, at, b)
+        for kind in TO_A_FILE if data else ("deleted", "longer"):
             found[f"{name}: {kind}"] = lambda d, n=name, k=kind: TO_A_FILE[k](d / n)
-    sized = sorted((n for n in sizes if n.startswith("2") and sizes[n]), key=sizes.get)
-    for a, b in zip(sized, sized[1:], strict=False):
-        if (folder / a).read_bytes() != (folder / b).read_bytes():
-            found[f"swapped: {a}, {b}"] = lambda d, a=a, b=b: _swap(d, a, b)
-    one, two, more = "sha256-1.json", "sha256-2.json", "2/default/d/more"
-    found["manifest: of step 1"] = lambda d: shutil.copy(d / one, d / two)
-    return found | {"a file more": lambda d: (d / more).write_bytes(b"x")}
+    sized = sorted(
+        (n for n in files if n.startswith("2") and files[n]), key=lambda n: len(files[n])
+    )
+    for a, b in itertools.pairwise(sized):
+        if files[a] != files[b]:
+            found[f"swapped: {a}, {b}"] = lambda d, a=a, b=b: _swap(d / a, d / b)
+    found["manifest: of step 1"] = lambda d: shutil.copy(d / "sha256-1.json", d / "sha256-2.json")
+    return found | {"a file more": lambda d: (d / "2/default/d/more").write_bytes(b"x")}
 
 
-def _bytes_of(folder: pathlib.Path) -> dict[str, bytes]:
-    paths = (p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
-
-
-def _unsafe(template: pathlib.Path, own: pathlib.Path, damage: Callable, truth: dict) -> str:
+def _unsafe(own: pathlib.Path, template: pathlib.Path, damage: Callable, truth: dict) -> str:
     """Why the damage was not survived: step 1 must come back, with a word, and step 2 must be kept."""
-    shutil.copytree(template, own)
+    shutil.copytree(template, own, dirs_exist_ok=True)
     damage(own)
-    before, manifest = _bytes_of(own / "2"), (own / "sha256-2.json")
+    before, manifest = contents(own / "2"), (own / "sha256-2.json")
     kept = manifest.read_bytes() if manifest.exists() else None
     step, found, said = _restored(own)
     if step == 2:
@@ -137,7 +120,7 @@ def _unsafe(template: pathlib.Path, own: pathlib.Path, damage: Callable, truth: 
         return f"step {step} came back"
     if "2" not in said or "damaged" not in said:
         return f"no word of it: {said!r}"
-    aside = _bytes_of(own / "2.corrupt")
+    aside = contents(own / "2.corrupt")
     if aside.pop("sha256.json", None) != kept or aside != before:
         return "the damaged files were not kept as they were"
     return ""
@@ -147,12 +130,11 @@ def _silently_wrong(template: pathlib.Path, folder: pathlib.Path, truth: dict) -
     """Negative control: how many flips in array data pass where the hashes are not looked at."""
     from cldm_jax.runtime import checkpoint
 
-    paths = [p.relative_to(template) for p in (template / "2").rglob("d/*") if p.is_file()]
-    paths.sort(key=lambda p: (template / p).stat().st_size)
+    name = test_runtime.data_file(template / "2").relative_to(template)
     wrong = 0
     for number, place in enumerate((0.3, 0.5, 0.7, 0.9)):
         own = shutil.copytree(template, folder / f"control{number}")
-        _flip(own / paths[-1], place, 3)
+        flip(own / name, place, 3)
         with mock.patch.object(checkpoint, "_damage", lambda *_: None):
             try:
                 step, found, _ = _restored(own)
@@ -162,39 +144,36 @@ def _silently_wrong(template: pathlib.Path, folder: pathlib.Path, truth: dict) -
     return wrong
 
 
-def _training_goes_on(folder: pathlib.Path, shared: pathlib.Path, everything: bool) -> str:
+def _training_goes_on(own: pathlib.Path, shared: pathlib.Path, damaged: tuple[int, ...]) -> str:
     """A run whose newest checkpoint was damaged goes on from the one before, to the same end; where
     all were, it is refused.
     """
-    truth = uninterrupted(shared, QUICK_STEPS)
-    shutil.copytree(shared / f"truth-ldm-{QUICK_STEPS}" / "run", folder)
-    for step in (10, 20) if everything else (20,):
-        paths = (folder / "checkpoints" / str(step)).rglob("d/*")
-        _flip(max(paths, key=lambda p: p.stat().st_size), 0.5, 1)
-    error = hurt.run_here(shared, folder, num_train_steps=QUICK_STEPS, **CADENCE)
-    if everything:
-        return "" if "no checkpoint is sound" in error else error or "it went on"
-    return error or unlike(folder, truth)
+    truth = uninterrupted(shared)
+    shutil.copytree(truth.workdir, own, dirs_exist_ok=True)
+    for step in damaged:
+        test_runtime.flip(test_runtime.data_file(own / "checkpoints" / str(step)))
+    error = hurt.run_here(shared, own)
+    if damaged == (20,):
+        return error or unlike(own, truth)
+    return "" if "no checkpoint is sound" in error else error or "it went on"
 
 
 def damaged_checkpoints(folder: pathlib.Path, quick: bool) -> Outcome:
     template = folder / "template"
     with quiet():
         truth = _two_steps(template)
-    found = {}
-    for number, (name, damage) in enumerate(damages(template).items()):
-        if number % 8 == 0 or not quick:
-            found[name] = _unsafe(template, folder / str(number), damage, truth)
-            shutil.rmtree(folder / str(number))
+    every = damages(template)
+    chosen = {name: every[name] for name in list(every)[:: 8 if quick else 1]}
+    found = attempts(folder, lambda own, damage: _unsafe(own, template, damage, truth), chosen)
     if not quick:
-        for name, everything in (("a training goes on", False), ("a training is refused", True)):
-            found[name] = _training_goes_on(folder / name, folder.parent, everything)
-    wrong = [f"{name}: {why}" for name, why in found.items() if why]
+        ends = {"a training goes on": (20,), "a training is refused": (10, 20)}
+        found |= attempts(folder, lambda own, d: _training_goes_on(own, folder.parent, d), ends)
     passed = _silently_wrong(template, folder, truth)
     note = f"without the hashes {passed} of 4 flips in array data are silently wrong"
     lost = sum("silently wrong" in why for why in found.values())
-    outcome = tally(len(found), wrong, passed > 0, note, lost=lost)
-    return twins.added(outcome, folder, () if quick else TWINS)
+    if not quick:
+        found |= twins.run(folder, TWINS)
+    return tally(found, passed > 0, note, lost=lost)
 
 
 # ---- 4: saves that fail ----
@@ -208,7 +187,7 @@ class Failure(NamedTuple):
     hooks: dict
     reason: str
     good: int
-    save_every: int = CADENCE["save_every"]
+    save_every: int = hurt.SHORT["train.save_every"]
 
     @property
     def small_disk(self) -> bool:
@@ -224,21 +203,18 @@ def _filled(spare: int) -> dict:
     return _at("save", 1, "fill disk", spare, free_space=[1, 1 << 40])
 
 
+IN_RECORD = _at("run.json", 2, "fail to flush", errno.ENOSPC)
+IN_MANIFEST = _at("sha256-20", 1, "fail to flush", errno.EIO)
+NO_RIGHT = _at("save", 2, "deny", obeys_permissions=1)
 FAILURES = {
     "ENOSPC, in Orbax": Failure(_at("orbax", 2, "fail", errno.ENOSPC), "no space left", 10),
-    "EIO, in the manifest": Failure(
-        _at("manifest 20", 1, "fail to flush", errno.EIO), "put/output", 10
-    ),
+    "EIO, in the manifest": Failure(IN_MANIFEST, "put/output", 10),
     "EROFS, the first save": Failure(_at("orbax", 1, "fail", errno.EROFS), "read-only", 0),
     "too little room, asked before": Failure({"free_space": [2, 1000]}, "mb are free", 10),
-    "ENOSPC, in run.json": Failure(
-        _at("record", 2, "fail to flush", errno.ENOSPC), "no space left", 10
-    ),
+    "ENOSPC, in run.json": Failure(IN_RECORD, "no space left", 10),
     "RLIMIT_FSIZE, in metrics": Failure(_at("loop", 1, "limit files", 2000), "file too large", 0),
     "RLIMIT_FSIZE, in array data": Failure(_at("loop", 1, "limit files", 100_000), "", 0),
-    "EACCES, no right to write": Failure(
-        _at("save", 2, "deny", obeys_permissions=1), "permission denied", 10
-    ),
+    "EACCES, no right to write": Failure(NO_RIGHT, "permission denied", 10),
     "EROFS, mounted read-only": Failure(_at("save", 2, "mount read-only"), "read-only", 10),
     "ENOSPC, a small disk, the save": Failure(_filled(100_000), "", 5, 5),
     "ENOSPC, a small disk, the best step": Failure(_filled(100_000), "", 10),
@@ -251,10 +227,10 @@ SMALL_DISK = 8 << 20  # bytes; a checkpoint has about 0.6 MB
 
 def _fail(shared: pathlib.Path, workdir: pathlib.Path, failure: Failure) -> str:
     """The error line of a training whose save fails, or what it did in place of one."""
-    train = {**CADENCE, "save_every": failure.save_every, "num_train_steps": QUICK_STEPS}
+    train = {"train.save_every": failure.save_every}
     if failure.hooks.get("at", ["", 0, HERE[0]])[2] in HERE:
-        return hurt.run_here(shared, workdir, hooks=failure.hooks, **train)
-    ended = hurt.run(hurt.arguments(shared, workdir, **train), failure.hooks)
+        return hurt.run_here(shared, workdir, train, hooks=failure.hooks)
+    ended = hurt.run(hurt.arguments(shared, workdir, train), failure.hooks)
     if wrong := hurt.refused(ended):
         return f"NOT REFUSED: {wrong}"
     lines = [line for line in ended.text.splitlines() if line.startswith("error: ")]
@@ -280,7 +256,6 @@ def _mount(*words) -> None:
 def _lossy(own: pathlib.Path, shared: pathlib.Path, failure: Failure, truth) -> str:
     """Why the failure was not survived."""
     workdir = own / "run"
-    own.mkdir()
     with contextlib.ExitStack() as mounted:
         if failure.small_disk:
             _mount("-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", own)
@@ -293,31 +268,32 @@ def _lossy(own: pathlib.Path, shared: pathlib.Path, failure: Failure, truth) -> 
         (workdir / "ballast").unlink(missing_ok=True)
         if wrong or step != failure.good:
             return f"LOST: step {step} is there, not {failure.good}: {wrong}: {error}"
-        again = hurt.run_here(shared, workdir, num_train_steps=QUICK_STEPS, **CADENCE)
+        again = hurt.run_here(shared, workdir)
         if again := again or unlike(workdir, truth):
             return f"LOST: the same command: {again}"
     return _ill_refused(error, workdir, failure)
 
 
 def failed_saves(folder: pathlib.Path, quick: bool) -> Outcome:
-    truth, wrong, untried = uninterrupted(folder.parent, QUICK_STEPS), [], []
-    chosen = [name for name in FAILURES if not quick or name in QUICK]
-    for number, name in enumerate(chosen):
+    truth, untried = uninterrupted(folder.parent), []
+
+    def attempt(own: pathlib.Path, failure: Failure) -> str | None:
         try:
-            why = _lossy(folder / str(number), folder.parent, FAILURES[name], truth)
+            return _lossy(own, folder.parent, failure, truth)
         except PermissionError as error:
-            untried.append(f"{name}: not tried, no right to mount here ({error})")
-            continue
-        wrong += [f"FELL SHORT, {name}: {why}"] if why else []
-    lost = sum(": LOST" in why for why in wrong)
-    control = _silent(folder, truth)
-    return tally(len(chosen) - len(untried), wrong, control, *untried, lost=lost)
+            untried.append(f"{failure}: not tried, no right to mount here ({error})")
+
+    chosen = {name: FAILURES[name] for name in (QUICK if quick else FAILURES)}
+    found = attempts(folder, attempt, chosen)
+    lost = sum(why.startswith("LOST") for why in found.values())
+    return tally(found, _silent(folder, truth), *untried, lost=lost)
 
 
 def _silent(folder: pathlib.Path, truth) -> bool:
     """Negative control: saves that fail without a word are seen."""
     from cldm_jax.runtime.checkpoint import Checkpoints
 
+    (folder / "control").mkdir()
     with mock.patch.object(Checkpoints, "save", lambda *_: None):
         why = _lossy(folder / "control", folder.parent, FAILURES["ENOSPC, in Orbax"], truth)
     return why.startswith("LOST")

@@ -1,16 +1,16 @@
-"""What every promise hands in, and what several of them need: children, configs, hashes."""
+"""What every promise hands in, and what several of them need: cases, children, hashes."""
 
 import contextlib
 import hashlib
-import importlib
 import io
 import logging
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from faults import ROOT
 
@@ -35,13 +35,22 @@ class Promise(NamedTuple):
     run: Callable[[pathlib.Path, bool], Outcome]
 
 
-def tally(count: int, wrong: list[str], control: bool | None, *notes: str, lost=None) -> Outcome:
-    """Of `count` cases, of which those in `wrong` (one line each) fell short; all of them lost, if not
-    fewer.
-    """
-    short = min(len(wrong), count)
-    lost = short if lost is None else lost
-    return Outcome(count, count - short, lost, control, [*notes, *wrong])
+def tally(found: dict[str, str], control: bool | None, *notes: str, lost=None) -> Outcome:
+    """Of {case: why it fell short, "" where it did not}; all that fell short are lost, if not fewer."""
+    wrong = [f"{name}: {why}" for name, why in found.items() if why]
+    lost = len(wrong) if lost is None else lost
+    return Outcome(len(found), len(found) - len(wrong), lost, control, [*notes, *wrong])
+
+
+def attempts(folder: pathlib.Path, call: Callable, cases: dict[str, Any]) -> dict[str, str]:
+    """{name: what call(own folder, case) found wrong}, without those it could not try (None)."""
+    found = {}
+    for number, (name, case) in enumerate(cases.items()):
+        own = folder / f"{number:03d}"
+        own.mkdir()
+        found[name] = call(own, case)
+        shutil.rmtree(own)
+    return {name: why for name, why in found.items() if why is not None}
 
 
 # ---- children ----
@@ -65,6 +74,30 @@ def command(*words: str, **options) -> subprocess.CompletedProcess:
     return child([sys.executable, "-m", *words], **options)
 
 
+def is_one_line(done: subprocess.CompletedProcess, fragment: str) -> bool:
+    """Exit status 2, and a last line that begins with "error: " and says so; no traceback."""
+    last = (done.stderr.strip().splitlines() or [""])[-1]
+    is_clean = done.returncode == 2 and "Traceback" not in done.stderr + done.stdout
+    return is_clean and last.startswith("error: ") and fragment in last
+
+
+# ---- files ----
+
+
+def flip(path: pathlib.Path, at: int | float, bit: int = 0) -> pathlib.Path:
+    """One bit wrong, in the byte `at` (a share of the file where it is a float)."""
+    data = bytearray(path.read_bytes())
+    data[int(at * len(data)) if isinstance(at, float) else at] ^= 1 << bit
+    path.write_bytes(data)
+    return path
+
+
+def contents(folder: pathlib.Path) -> dict[str, bytes]:
+    """{relative path: bytes} of every file below a folder."""
+    paths = sorted(p for p in folder.rglob("*") if p.is_file())
+    return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
+
+
 @contextlib.contextmanager
 def at_file_event(folder, number: int, act: Callable[[], None]):
     """Does `act` at the n-th thing done to a file below `folder` (opened to write, renamed, made,
@@ -76,9 +109,8 @@ def at_file_event(folder, number: int, act: Callable[[], None]):
         nonlocal done
         if name not in ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"):
             return
-        if str(arguments[0]).startswith(str(folder)) and not (
-            name == "open" and arguments[1] == "r"
-        ):
+        is_read = name == "open" and arguments[1] == "r"
+        if str(arguments[0]).startswith(str(folder)) and not is_read:
             done += 1
             if done == number:
                 act()
@@ -101,19 +133,7 @@ def quiet(level: int = logging.NOTSET):
         root.handlers = before
 
 
-# ---- trainings ----
-
-
-def make_config(shared: pathlib.Path, name: str = "ae", **train):
-    """Preset tiny of a method on the data and the autoencoder that all promises share in a folder,
-    for `Promise.run(folder, quick)` that is `folder.parent`.
-    """
-    config = importlib.import_module(f"configs.{name}").get_config("tiny")
-    config.data.root = str(shared / "data")
-    if name == "ldm":
-        config.autoencoder.workdir = str(shared / "ae")
-    config.train.update(train)
-    return config
+# ---- what a training left ----
 
 
 def hash_tree(tree) -> str:

@@ -10,7 +10,6 @@ import gzip
 import os
 import pathlib
 import types
-import warnings
 import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,8 +21,10 @@ import test_data_audit as pairs
 import test_data_dicom as dicoms
 import test_data_nifti as niftis
 from data_heads import SHAPE, affine_of, anatomy, make_head, write_cohort
+from scipy.spatial.transform import Rotation
 from test_data_dicom import _drop, _set
 
+from faults.common import flip
 from faults.dicom_slices import SUV_FACTOR, dicom_slice
 
 
@@ -62,12 +63,8 @@ def _of_tests(table: dict, other: dict) -> list[Kind]:
 # ---- one head ----
 
 
-def turned(degrees: float, axis: int = 0) -> np.ndarray:
-    i, j = [k for k in range(3) if k != axis]
-    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
-    matrix = np.eye(3)
-    matrix[[i, j], [i, j]], matrix[i, j], matrix[j, i] = c, -s, s
-    return matrix
+def turned(degrees: float, axis: str = "x") -> np.ndarray:
+    return Rotation.from_euler(axis, degrees, degrees=True).as_matrix()
 
 
 def head(affine=None, shape=SHAPE, seed: int = 0) -> dict[str, np.ndarray]:
@@ -97,12 +94,10 @@ def anything(volume, facts) -> bool:
 # ---- NIfTI ----
 
 
-def save(
-    path, array=None, affine=None, kind=nib.Nifti1Image, header=None, **fields
-) -> pathlib.Path:
+def save(path, array=None, affine=None, header=None, **fields) -> pathlib.Path:
     """The head's PET, or `array`; then header `fields` overwritten without any check."""
     path, affine = pathlib.Path(path), affine_of() if affine is None else affine
-    image = kind(head(affine)["pet"] if array is None else array, affine, header)
+    image = nib.Nifti1Image(head(affine)["pet"] if array is None else array, affine, header)
     image.set_qform(affine, 1)
     image.set_sform(affine, 1)
     nib.save(image, path)
@@ -124,9 +119,7 @@ def raw(path, data: bytes) -> pathlib.Path:
 
 def flipped(path, at: int, bit: int = 0) -> pathlib.Path:
     """A gzip file with one bit wrong, `at` bytes from its start (or end)."""
-    data = bytearray(save(path, np.rint(head()["ct"]).astype("i2")).read_bytes())
-    data[at] ^= 1 << bit
-    return raw(path, bytes(data))
+    return flip(save(path, np.rint(head()["ct"]).astype("i2")), at, bit)
 
 
 def _bomb(path) -> pathlib.Path:
@@ -185,19 +178,13 @@ def _hot() -> np.ndarray:
     return array
 
 
-def _sagittal(path) -> pathlib.Path:
-    shape = (44, 18, 36)
-    affine = affine_of(shape, (5.0, 8.0, 5.0), letters="PIR")
-    return save(path, head(affine, shape)["pet"], affine)
-
-
 def _two_members(folder) -> pathlib.Path:
     data = _plain(folder)
     return raw(folder / P, gzip.compress(data[:5000]) + gzip.compress(data[5000:]))
 
 
 P = "pet.nii.gz"
-NIFTI = [
+NIFTI = [  # grids, orientations and parts of a head: tests/test_predict_grids.py
     *_of_tests(niftis.BAD, {"folder": "holds no"}),
     _refused("link to a device without end", "not a file", lambda d: _linked(d, "/dev/zero")),
     _refused("pipe nobody writes to", "not a file", _fifo),
@@ -217,37 +204,24 @@ NIFTI = [
     _handled("plain", lambda d: save(d / "pet.nii")),
     _handled("float64", lambda d: save(d / P, head()["pet"].astype("f8"))),
     _handled("uint8", lambda d: save(d / P, np.rint(head()["pet"] * 20).astype("u1"), scl_slope=0.05)),
-    _handled("int16 with slope",
-             lambda d: save(d / P, np.rint(head()["pet"] * 100).astype("i2"), scl_slope=0.01)),
     _handled("big-endian", lambda d: save(d / P, header=nib.Nifti1Header(endianness=">"))),
-    _handled("NIfTI-2", lambda d: save(d / P, kind=nib.Nifti2Image)),
-    _handled("one frame in 4D", lambda d: save(d / P, head()["pet"][..., None])),
-    _handled("oblique", lambda d: save(d / P, affine=affine_of(rotation=turned(12)))),
     _handled("oblique by 40 degrees", lambda d: save(d / P, affine=affine_of(rotation=turned(40))),
              "tilted"),
-    _handled("LPI", lambda d: save(d / P, affine=affine_of(letters="LPI"))),
-    _handled("sagittal slices", lambda d: _sagittal(d / P)),
     _handled("uncompressed, called .gz", lambda d: raw(d / P, _plain(d))),
     _handled("compressed, called .nii", lambda d: raw(d / "pet.nii", gzip.compress(_plain(d)))),
     _handled("two gzip members", _two_members),
     _handled("called .NII.GZ", lambda d: save(d / P).rename(d / "PET.NII.GZ")),
     _handled("unicode and spaces in the name", lambda d: save(d / P).rename(d / "Ключ ü 脳 (1).nii.gz")),
     _handled("name of 240 letters", lambda d: save(d / P).rename(d / ("n" * 240 + ".nii.gz"))),
-    _handled("qform only", lambda d: save(d / P, sform_code=0)),
     _handled("no qform, no sform", lambda d: save(d / P, qform_code=0, sform_code=0),
              "left and right are a guess", anything),
     _handled("qform against sform", lambda d: save(d / P, qoffset_x=99.0), "disagree"),
     _handled("qform that is no rotation", lambda d: save(d / P, quatern_b=1e38), "disagree"),
     _handled("Bq/ml instead of SUV", lambda d: save(d / P, head()["pet"] * 5e3), "", _scaled(5e3)),
     _handled("tiny units", lambda d: save(d / P, head()["pet"] * 1e-7), "", _scaled(1e-7)),
-    _handled("negative background", lambda d: save(d / P, head()["pet"] - 0.9), "negative voxels",
-             anything),
     _handled("CT in HU instead of PET", lambda d: save(d / P, head()["ct"]), "CT in HU", anything),
     _handled("empty brain", lambda d: save(d / P, _noise()), "foreground", anything),
     _refused("one hot voxel", "no head", lambda d: save(d / P, _hot())),
-    _handled("half a head", lambda d: save(d / P, head()["pet"][:, :, :8]), "below to above",
-             anything),
-    _handled("cut at the side", lambda d: save(d / P, head()["pet"][12:]), "cut at the edge", anything),
     _handled("large float64", lambda d: _big(d, np.float64, 1.0), "", anything),
     _handled("large int32 with slope", lambda d: _big(d, np.int32, 0.5), "", anything),
     _handled("large int16 with slope", lambda d: _big(d, np.int16, 0.5), "", anything),
@@ -263,15 +237,12 @@ def series(folder, edit=None, affine=None, keep=None, name="{}.dcm", bq_per_suv=
     array = head(affine)["pet"] * bq_per_suv
     slope = float(array.max()) / 60000
     stored = np.rint(np.clip(array, 0, None) / slope).astype(np.uint16)
-    folder.mkdir(parents=True, exist_ok=True)
     order = np.random.default_rng(1).permutation(stored.shape[2])
     for z in range(stored.shape[2]) if keep is None else keep:
         ds = dicom_slice(z, stored, affine, slope)
         if edit:
             edit(ds, z)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ds.save_as(folder / name.format(order[z]), enforce_file_format=True)
+        dicoms._save(ds, folder / name.format(order[z]))
     return folder
 
 
@@ -303,11 +274,10 @@ DICOM = [
     _refused("slice twice, another image", "same position",
              lambda d: _with_file(series(d / S), "z", (d / S / "3.dcm").read_bytes()[:-2] + b"\0\0")),
     _refused("two PET series", "2 series", lambda d: _two_series(d / S, "PT")),
-    _refused("CT series", "modality CT", lambda d: series(d / S, _set(Modality="CT"))),
     _handled("Bq/ml to SUV", lambda d: series(d / S)),
     _handled("SUV as stored", lambda d: series(d / S, _set(Units="GML"), bq_per_suv=1.0)),
     _handled("no weight", lambda d: series(d / S, _drop("PatientWeight"), bq_per_suv=1.0), "not SUV"),
-    _handled("oblique", lambda d: series(d / S, affine=affine_of(rotation=turned(-9, 1)))),
+    _handled("oblique", lambda d: series(d / S, affine=affine_of(rotation=turned(9, "y")))),
     _handled("zip with ../ in it", lambda d: zipped(series(d / S), d / "pet.zip", "../../{}")),
     _handled("other files beside it", lambda d: _with_file(series(d / S), "notes.txt", b"x" * 999)),
     _handled("CT of the same study beside it", lambda d: _two_series(d / S, "CT"), "2 series"),
@@ -319,12 +289,21 @@ DICOM = [
 ]  # fmt: skip
 
 
-# ---- pairs: a cohort of four of whom the last is wrong in some way ----
+# ---- datasets; pairs: a cohort of four of whom the last is wrong in some way ----
 
 
 def cohort(folder, people: int = 4, first: int = 0) -> pathlib.Path:
     """Heads (seeds from `first`) called p0, p1, ... and a manifest."""
     write_cohort(folder, {f"p{i}": dict(seed=first + i) for i in range(people)})
+    return folder
+
+
+def bids(folder, people: int = 1) -> pathlib.Path:
+    """PETs (seeds from 0) of sub-0, sub-1, ..."""
+    for number in range(people):
+        own = folder / f"sub-{number}" / "pet"
+        own.mkdir(parents=True)
+        save(own / f"sub-{number}_pet.nii.gz", head(seed=number)["pet"])
     return folder
 
 
@@ -400,21 +379,20 @@ def identity_model():
     from cldm_jax.volumes import derivatives, opened
 
     rules = {
-        "pet": intensity.make("pet", "volume_percentile", low=0, high=1.5, percentile=99),
-        "ct": intensity.make("ct", "window", low=-1024, high=3071, percentile=None),
-        "mr": intensity.make("mr", "volume_percentile", low=0, high=1, percentile=99.5),
+        "pet": ("volume_percentile", 0, 1.5, 99),
+        "ct": ("window", -1024, 3071, None),
+        "mr": ("volume_percentile", 0, 1, 99.5),
     }
-    modalities = {
-        name: Modality(intensity.MODALITIES[name].code, "", intensity.fit(spec, [1.0]))
-        for name, spec in rules.items()
-    }
+    modalities = {}
+    for name, (rule, low, high, percentile) in rules.items():
+        spec = intensity.make(name, rule, low=low, high=high, percentile=percentile)
+        code = intensity.MODALITIES[name].code
+        modalities[name] = Modality(code, "", intensity.fit(spec, [1.0]))
     grid = ModelGrid((48, 40), (5.0, 5.0), None)
     data = Data("identity", "", "", 0, "simulated", grid, "pet", modalities)
+    manifest = types.SimpleNamespace(data=data, pet_ranges=None)
     sampling = {"num_sampling_steps": 1, "num_samples": (1, 2)}
-    config = {
-        "recipe": {"sampling": sampling},
-        "data": {"context": 3, "targets": ["ct", "mr"]},
-    }
+    config = {"recipe": {"sampling": sampling}, "data": {"context": 3, "targets": ["ct", "mr"]}}
 
     def identity(state, batch, rng):
         return Prediction(batch["source"][..., 1:2], None)
@@ -425,16 +403,7 @@ def identity_model():
 
     readings = {"onestep": identity, "sample": identity, "mean2": mean}
     method = Method(None, None, readings, {name: 1 for name in readings})
-    run = readouts.Run(
-        "",
-        "identity",
-        config,
-        types.SimpleNamespace(data=data, pet_ranges=None),
-        0,
-        method,
-        (),
-        None,
-    )
+    run = readouts.Run("", "identity", config, manifest, 0, method, (), None)
     with (
         mock.patch.object(opened, "open_run", lambda *_: run),
         mock.patch.object(derivatives, "model_identity", lambda *_: "0" * 64),

@@ -1,40 +1,66 @@
-"""The latent model (preset tiny) on one device and on several simulated ones, for promise 7.
+"""Promise 7: the same seed gives the same run, on any number of devices, readers and images at a time.
 
-`python -m faults.devices`, with the flags of a training, prints what `probe` found as one JSON line.
+Devices are simulated. `python -m faults.devices`, with the flags of a training, prints what `probe` found
+as one JSON line.
 """
 
 import concurrent.futures
 import contextlib
 import hashlib
 import json
+import operator
 import pathlib
 import shutil
-from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 
-from faults.common import command
+from faults import hurt, twins
+from faults.common import Outcome, Promise, command, loss_bits, tally
 
-STEPS, SAVE_EVERY = 12, 6
+STEPS, HALF = 12, 6
+TRAIN = {
+    "train.num_train_steps": STEPS,
+    "train.save_every": HALF,
+    "train.val_every": HALF,
+    "train.batch_size": 8,  # a row for every device
+}
 LOSS_LIMIT = 1e-5  # relative, over STEPS
 DEVICES = (8, 4, 2)  # compared with one; the longest first: two run side by side
 SAVED = (1, 2)  # devices that save, devices that restore
 PROBED = 8  # batches whose order and noise are looked at
+METHODS = ("ldm", "unet", "cyclegan")  # each is trained twice
+TWINS = (
+    "test_methods.py::test_a_patient_does_not_depend_on_the_batch",
+    "test_data_shards.py::test_order_resumes_by_step",
+    "test_data_shards.py::test_order_is_the_same_with_worker_processes",
+)
 
 
-class Row(NamedTuple):
-    """One comparison with the run on one device."""
+def deterministic(folder: pathlib.Path, quick: bool) -> Outcome:
+    found, control, notes = twins.run(folder, TWINS), _by_place(), []
+    if not quick:
+        more, seed_matters, note = trained(folder)
+        found, control, notes = found | more, control and seed_matters, [note]
+    return tally(found, control, *notes)
 
-    case: str
-    measured: float
-    limit: float
 
-    @property
-    def is_met(self) -> bool:
-        return self.measured <= self.limit
+def _by_place() -> bool:
+    """Negative control: where noise is drawn by the place in the batch, the twin sees it."""
+    import jax
+    import test_methods
 
-    def line(self) -> str:
-        return f"{self.case}: {self.measured:.3g}, at most {self.limit:g} is allowed"
+    from cldm_jax.methods import base
+
+    def keys(rng, batch, ahead=0):
+        return jax.random.split(rng, len(batch["subject"]))
+
+    with mock.patch.object(base, "example_keys", keys):
+        try:
+            test_methods.test_a_patient_does_not_depend_on_the_batch()
+        except AssertionError:
+            return True
+    return False
 
 
 def run(module: str, words: list[str], devices: int = 1) -> str:
@@ -46,97 +72,82 @@ def run(module: str, words: list[str], devices: int = 1) -> str:
     return done.stdout
 
 
-class Study:
-    """A folder of runs on the data and the autoencoder that all promises share; the first run is the one
-    that the others are compared with.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        self.folder = folder
-        self.alone = self.train("devices-1", 1)
-
-    def words(self, workdir: pathlib.Path) -> list[str]:
-        train = dict(num_train_steps=STEPS, save_every=SAVE_EVERY, val_every=SAVE_EVERY)
-        train["batch_size"] = 8  # a row for every device
-        return [
-            "--config=configs/ldm.py:tiny",
-            f"--workdir={workdir}",
-            f"--config.data.root={self.folder.parent / 'data'}",
-            f"--config.autoencoder.workdir={self.folder.parent / 'ae'}",
-            *(f"--config.train.{key}={value}" for key, value in train.items()),
-        ]
-
-    def train(self, name: str, devices: int) -> pathlib.Path:
-        run("cldm_jax.main", self.words(self.folder / name), devices)
-        return self.folder / name
-
-    def row(self, case: str, workdir: pathlib.Path) -> Row:
-        """The largest relative difference of a step's loss."""
-        mine, theirs = losses(workdir), losses(self.alone)
-        if mine.keys() != theirs.keys() or len(mine) != STEPS:
-            raise RuntimeError(f"{workdir}: {len(mine)} steps were logged, not {STEPS}")
-        difference = max(abs(mine[k] - theirs[k]) / abs(theirs[k]) for k in mine)
-        return Row(f"loss, {case}", difference, LOSS_LIMIT)
-
-    def at_half(self, name: str, copy: str) -> pathlib.Path:
-        """A copy of a finished run as it was after SAVE_EVERY steps."""
-        workdir = self.folder / copy
-        shutil.copytree(self.folder / name, workdir)
-        shutil.rmtree(workdir / "checkpoints" / str(STEPS))
-        (workdir / "checkpoints" / f"sha256-{STEPS}.json").unlink()
-        return workdir
+def arguments(workdir: pathlib.Path, name: str = "ldm", seed: int = 0) -> list[str]:
+    """Of a training in a promise's folder."""
+    return hurt.arguments(workdir.parents[1], workdir, {**TRAIN, "seed": seed}, name)
 
 
-def losses(workdir: pathlib.Path) -> dict[int, float]:
-    from cldm_jax.runtime import writers
+def train(workdir: pathlib.Path, devices: int = 1, **given) -> dict:
+    """Its `loss_bits`. One that is there is gone on with."""
+    run("cldm_jax.main", arguments(workdir, **given), devices)
+    return loss_bits(workdir)
 
-    return {r["step"]: r["train/loss"] for r in writers.read_rows(workdir) if "train/loss" in r}
 
-
-def side_by_side(call, items) -> list:
-    """[call(item) for each item], two at a time: a launch alone leaves the second core half idle."""
+def side_by_side(call, items) -> dict:
+    """{item: call(item)}, two at a time: a launch alone leaves the second core half idle."""
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
-        return list(pool.map(call, items))
+        return dict(zip(items, pool.map(call, items), strict=True))
 
 
-# ---- equalities ----
+def farthest(rows: dict, alone: dict) -> float:
+    """The largest relative difference of a step's loss."""
+    keys = [(step, "train") for step in range(1, STEPS + 1)]
+    if not rows.keys() == alone.keys() >= set(keys):
+        raise RuntimeError(f"other lines: {sorted(rows)}")
+    a, b = (np.array([float.fromhex(of[k]["train/loss"]) for k in keys]) for of in (rows, alone))
+    return float((abs(a - b) / abs(b)).max())
 
 
-def order_and_noise(study: Study) -> list[Row]:
-    """Batches and noise of the first PROBED steps, by hash."""
+def order_and_noise(folder: pathlib.Path) -> dict[str, int]:
+    """{case: steps that differ} of batches and noise of the first PROBED, by hash."""
 
     def probed(devices: int) -> dict[str, list]:
-        said = run("faults.devices", study.words(study.folder / "probe"), devices)
+        said = run("faults.devices", arguments(folder / "probe"), devices)
         return json.loads(said.splitlines()[-1])
 
-    alone, *others = side_by_side(probed, (1, *DEVICES))
-    rows = []
-    for devices, found in zip(DEVICES, others, strict=True):
-        for what, hashes in alone.items():
-            differing = sum(a != b for a, b in zip(hashes, found[what], strict=True))
-            rows.append(Row(f"{what}, {devices} devices, steps that differ", differing, 0))
-    return rows
+    found = side_by_side(probed, (1, *DEVICES))
+    return {
+        f"{what}, {n} devices": sum(map(operator.ne, hashes, found[n][what]))
+        for n in DEVICES
+        for what, hashes in found[1].items()
+    }
 
 
-def same_losses(study: Study) -> list[Row]:
-    def trained(devices: int) -> Row:
-        return study.row(f"{devices} devices", study.train(f"devices-{devices}", devices))
+def other_devices(folder: pathlib.Path, alone: dict) -> dict[str, float]:
+    """{case: `farthest`} of runs on many devices, and of those saved on n and gone on with on m."""
 
-    return side_by_side(trained, DEVICES)
-
-
-def restored_elsewhere(study: Study) -> list[Row]:
-    """Saved on n devices, gone on with on m. After `same_losses`, which saves."""
-
-    def go_on(pair: tuple[int, int]) -> Row:
+    def go_on(pair: tuple[int, int]) -> float:
         n, m = pair
-        workdir = study.at_half(f"devices-{n}", f"saved-{n}-restored-{m}")
-        return study.row(f"saved on {n}, restored on {m}", study.train(workdir.name, m))
+        half = folder / f"saved-{n}-restored-{m}"
+        shutil.copytree(folder / f"devices-{n}", half)
+        shutil.rmtree(half / "checkpoints" / str(STEPS))
+        (half / "checkpoints" / f"sha256-{STEPS}.json").unlink()
+        return farthest(train(half, m), alone)
 
-    return side_by_side(go_on, [(n, m) for n in SAVED for m in SAVED])
+    def on_many(devices: int) -> float:
+        return farthest(train(folder / f"devices-{devices}", devices), alone)
+
+    many = side_by_side(on_many, DEVICES)
+    pairs = side_by_side(go_on, [(n, m) for n in SAVED for m in SAVED])
+    return {f"{n} devices": far for n, far in many.items()} | {
+        f"saved on {n}, restored on {m}": far for (n, m), far in pairs.items()
+    }
 
 
-CHECKS = (order_and_noise, same_losses, restored_elsewhere)
+def trained(folder: pathlib.Path) -> tuple[dict[str, str], bool, str]:
+    """({case: why it differs}, whether another seed does, how far losses are): order and noise, losses of
+    every step, and each method once more, to the bit.
+    """
+    alone = train(folder / "devices-1")
+    found = {k: f"{n} steps differ" if n else "" for k, n in order_and_noise(folder).items()}
+    far = other_devices(folder, alone)
+    found |= {f"loss, {k}": "" if x <= LOSS_LIMIT else f"{x:.3g} away" for k, x in far.items()}
+    for name in METHODS:
+        first = alone if name == "ldm" else train(folder / f"{name}-first", name=name)
+        again = train(folder / f"{name}-again", name=name)
+        found[f"{name} twice"] = "" if again == first else "other lines"
+    note = f"losses within {max(far.values()):.1g}, relative, of those on one device, {STEPS} steps"
+    return found, train(folder / "another-seed", seed=1) != alone, note
 
 
 # ---- of one training ----
@@ -179,6 +190,8 @@ def probe(config) -> dict[str, list]:
             found["noise"].append(digest(*(noise[n] for n in sorted(noise))))
     return found
 
+
+PROMISES = [Promise(7, "one seed, one run", deterministic)]
 
 if __name__ == "__main__":
     from absl import app, flags

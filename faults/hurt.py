@@ -1,11 +1,13 @@
 """Faults in a training, as context managers by name: in a child process, or in this one.
 
-`python -m faults.hurt HOOKS ARGUMENTS...` is the real command with faults hooked into it; HOOKS is
-JSON, {name: what}, a name without a module one of this file.
+`python -m faults.hurt HOOKS ARGUMENTS...` is the real command with faults hooked into it, which says
+when its loop begins, for a parent that wants to hurt it then; HOOKS is JSON, {name: what}, a name
+without a module one of this file.
 """
 
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import pathlib
@@ -16,19 +18,24 @@ import subprocess
 import sys
 import threading
 import time
-from collections import namedtuple
 from typing import NamedTuple
 from unittest import mock
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
+from cldm_jax.runtime import device
 from faults import ROOT
-from faults.common import at_file_event, environment, hash_tree, make_config, quiet
+from faults.common import at_file_event, environment, hash_tree, quiet
 
 BEGINS = "faults: the loop begins"
 VALIDATES = "faults: validating"
 EVENTS = "faults: file events"
-Usage = namedtuple("Usage", "total used free")
+SHORT = {  # a training, where nothing else is said
+    "train.num_train_steps": 20,
+    "train.log_every": 1,
+    "train.val_every": 20,
+    "train.save_every": 10,
+}
 TIMEOUT = 300  # seconds for a child on a loaded machine; most take under 20
 
 # ---- something at the n-th call of a function ----
@@ -39,19 +46,11 @@ def _is_of_run(saver, *_) -> bool:
     return (getattr(saver, "folder", None) or saver.directory).name == "checkpoints"
 
 
-def _is_named(prefix: str):
-    return lambda path, *_: pathlib.Path(path).name.startswith(prefix)
-
-
-PLACES = {  # of what, which function, which of its calls are counted
+PLACES = {  # of what, which function, which of its calls are counted; others: of `files.write_json`
     "loop": ("cldm_jax.data.pipeline", "make_train_iterator", lambda *_: True),
     "any save": ("cldm_jax.runtime.checkpoint:Checkpoints", "save", lambda *_: True),
     "save": ("cldm_jax.runtime.checkpoint:Checkpoints", "save", _is_of_run),
     "orbax": ("cldm_jax.runtime.checkpoint:ocp.CheckpointManager", "save", _is_of_run),
-    "manifest": ("cldm_jax.files", "write_json", _is_named("sha256-")),
-    "manifest 10": ("cldm_jax.files", "write_json", _is_named("sha256-10")),
-    "manifest 20": ("cldm_jax.files", "write_json", _is_named("sha256-20")),
-    "record": ("cldm_jax.files", "write_json", _is_named("run.json")),
 }
 
 
@@ -123,9 +122,13 @@ ACTS = {
 
 @contextlib.contextmanager
 def at(what):
-    """[place, number of the call, act, what the act is given...]."""
+    """[place, or how a JSON file's name begins; number of the call; act; what the act is given...]."""
     place, number, act, *given = what
-    owner, name, is_counted = PLACES[place]
+
+    def is_named(path, *_) -> bool:
+        return pathlib.Path(path).name.startswith(place)
+
+    owner, name, is_counted = PLACES.get(place, ("cldm_jax.files", "write_json", is_named))
     owner, count = pkgutil.resolve_name(owner), 0
     plain = getattr(owner, name)
 
@@ -142,32 +145,31 @@ def at(what):
         yield
 
 
-def announce(_):
-    """Says when the loop begins, for a parent that wants to hurt it then."""
-    return at(["loop", 1, "say"])
-
-
 # ---- other faults ----
+
+
+def after_steps(look):
+    """Calls look(state) after every step."""
+    compile_step = device.compile_step
+
+    def compiled(*arguments):
+        call = compile_step(*arguments)
+
+        def looked_at(*arguments):
+            out = call(*arguments)
+            look(out[0])
+            return out
+
+        return looked_at
+
+    return mock.patch.object(device, "compile_step", compiled)
 
 
 @contextlib.contextmanager
 def hash_steps(path):
     """Writes {step: hash of the averaged parameters} of every step to `path`."""
-    from cldm_jax.runtime import device
-
-    compile_step, hashes = device.compile_step, {}
-
-    def compiled(*arguments):
-        call = compile_step(*arguments)
-
-        def hashed(*arguments):
-            out = call(*arguments)
-            hashes[int(out[0].step)] = hash_tree(out[0].ema_params)
-            return out
-
-        return hashed
-
-    with mock.patch.object(device, "compile_step", compiled):
+    hashes = {}
+    with after_steps(lambda state: hashes.update({int(state.step): hash_tree(state.ema_params)})):
         yield
     files.write_json(path, hashes)
 
@@ -203,38 +205,6 @@ def in_validation(what):
     return mock.patch.object(train, "make_validation", made)
 
 
-def beside(_):
-    """Saves go on beside the steps, as on a GPU."""
-    from cldm_jax.runtime import saving
-
-    return mock.patch.object(saving, "pays", lambda: True)
-
-
-def deaf(_):
-    """No signal is handled: what a loop without a StopRequest does."""
-    from cldm_jax.jobs import train
-
-    return mock.patch.object(train.StopRequest, "__enter__", lambda self: self)
-
-
-def first_batches_again(_):
-    """A resumed run that forgot where its reader was."""
-    from cldm_jax.data import pipeline
-
-    make = pipeline.make_train_iterator
-    return mock.patch.object(
-        pipeline, "make_train_iterator", lambda *a, **k: make(*a, **{**k, "start_step": 0})
-    )
-
-
-def other_key(_):
-    """A resumed run that forgot its random key."""
-    import jax
-
-    make = jax.random.key
-    return mock.patch.object(jax.random, "key", lambda seed: make(seed + 1))
-
-
 def free_space(what):
     """From the n-th time it is asked for, the disk has so many bytes left."""
     number, free = what
@@ -244,7 +214,7 @@ def free_space(what):
         nonlocal count
         count += 1
         found = usage(path)
-        return found if count < number else Usage(found[0], 0, free)
+        return found if count < number else found._replace(used=0, free=free)
 
     return mock.patch.object(shutil, "disk_usage", asked)
 
@@ -263,24 +233,46 @@ def obeys_permissions(_):
     yield
 
 
-def unguarded(_):
+def _as_it_comes(guarded):
     """Every update is applied, whatever it holds."""
-    from cldm_jax.runs import steps
 
     def plain(step):
-        def as_it_comes(state, first_bad, batch, rng):
+        def unguarded(state, first_bad, batch, rng):
             state, metrics = step(state, batch, rng)
             return state, first_bad, metrics
 
-        return as_it_comes
+        return unguarded
 
-    return mock.patch.object(steps, "guarded", plain)
+    return plain
+
+
+REPLACED = {  # what, and what takes its place, given what was there
+    # Saves go on beside the steps, as on a GPU.
+    "beside": ("cldm_jax.runtime.saving.pays", lambda pays: lambda: True),
+    # No signal is handled: what a loop without a StopRequest does.
+    "deaf": ("cldm_jax.runtime.signals.StopRequest.__enter__", lambda enter: lambda self: self),
+    # A resumed run that forgot where its reader was, or its random key.
+    "first_batches_again": (
+        "cldm_jax.data.pipeline.make_train_iterator",
+        lambda make: lambda *a, **k: make(*a, **{**k, "start_step": 0}),
+    ),
+    "other_key": ("jax.random.key", lambda make: lambda seed: make(seed + 1)),
+    "unguarded": ("cldm_jax.runs.steps.guarded", _as_it_comes),
+}
+
+
+def replaced(name: str):
+    path, make = REPLACED[name]
+    return mock.patch(path, make(pkgutil.resolve_name(path)))
 
 
 @contextlib.contextmanager
 def hooked(hooks: dict):
     with contextlib.ExitStack() as stack:
         for name, what in hooks.items():
+            if name in REPLACED:
+                stack.enter_context(replaced(name))
+                continue
             hook = pkgutil.resolve_name(name if ":" in name else f"faults.hurt:{name}")
             stack.enter_context(hook(what))
         yield
@@ -289,17 +281,24 @@ def hooked(hooks: dict):
 # ---- running it ----
 
 
-def arguments(shared: pathlib.Path, workdir, name: str = "ldm", **train) -> list[str]:
-    """Of `cldm_jax.main`, for preset tiny of a method on the shared data."""
-    words = [f"--config=configs/{name}.py:tiny", f"--workdir={workdir}"]
-    words += [f"--config.data.root={shared / 'data'}"]
+def settings(shared: pathlib.Path, changes: dict | None, name: str) -> dict:
+    """{dotted name: value} for preset tiny of a method, on the data and the autoencoder that all promises
+    share in a folder: `folder.parent` for `Promise.run(folder, quick)`.
+    """
+    made = {"data.root": str(shared / "data")}
     if name == "ldm":
-        words += [f"--config.autoencoder.workdir={shared / 'ae'}"]
-    return words + [f"--config.train.{key}={value}" for key, value in train.items()]
+        made["autoencoder.workdir"] = str(shared / "ae")
+    return {**made, **SHORT, **(changes or {})}
+
+
+def arguments(shared, workdir, changes: dict | None = None, name: str = "ldm") -> list[str]:
+    """Of `cldm_jax.main`, for a training with `settings`."""
+    words = [f"--config=configs/{name}.py:tiny", f"--workdir={workdir}"]
+    return words + [f"--config.{k}={v}" for k, v in settings(shared, changes, name).items()]
 
 
 def start(words: list[str], hooks: dict) -> subprocess.Popen:
-    command = [sys.executable, "-m", "faults.hurt", json.dumps({"announce": 1, **hooks}), *words]
+    command = [sys.executable, "-m", "faults.hurt", json.dumps(hooks), *words]
     options = dict(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     return subprocess.Popen(command, cwd=ROOT, env=environment(), **options)
 
@@ -335,13 +334,15 @@ def run(words: list[str], hooks: dict | None = None) -> Ended:
     return finish(process, wait_for(process, BEGINS))
 
 
-def run_here(shared, workdir, name: str = "ldm", hooks: dict | None = None, **train) -> str:
+def run_here(shared, workdir, changes: dict | None = None, name="ldm", hooks=None) -> str:
     """The training in this process: "" where it ended well, else its UserError or exit status."""
     from cldm_jax.jobs import make
 
+    config = importlib.import_module(f"configs.{name}").get_config("tiny")
+    config.update_from_flattened_dict(settings(shared, changes, name))
     with quiet(), hooked(hooks or {}):
         try:
-            make.run(make_config(shared, name, **train), str(workdir))
+            make.run(config, str(workdir))
         except UserError as error:
             return str(error)
         except SystemExit as stopped:
@@ -363,7 +364,7 @@ def _child() -> None:
 
     from cldm_jax import main
 
-    with hooked(json.loads(sys.argv[1])):
+    with at(["loop", 1, "say"]), hooked(json.loads(sys.argv[1])):
         try:
             app.run(main.main, argv=["main", *sys.argv[2:]], flags_parser=main.parse_flags)
         except SystemExit as end:

@@ -10,18 +10,16 @@ import pathlib
 import shutil
 import signal
 import sys
-import time
-from unittest import mock
 
-import nibabel as nib
 import numpy as np
 
-from cldm_jax.data import audit, nifti, shards
+from cldm_jax.data import nifti
 from cldm_jax.errors import UserError
-from faults import corpus, inputs, security, twins
-from faults.common import Outcome, Promise, at_file_event, child, command, quiet, tally
+from faults import corpus, inputs, twins
+from faults.common import Outcome, Promise, at_file_event, command, contents, quiet, tally
+from faults.training import uninterrupted
 
-# ---- 12: settings ----
+# ---- 12: settings, by tests/test_faults_inputs.py ----
 
 LDM, PREPARE = "--config=configs/ldm.py:tiny", "--config=configs/prepare.py:tiny"
 TYPOS = [  # flags of main, and what the line must say
@@ -67,70 +65,28 @@ OPTIONS = [  # of cldm_jax.predict
 ]
 
 
-def refused_settings(folder: pathlib.Path, few: bool) -> Outcome:
-    """Every mutant through the real commands: status 2, one line with the nearest valid name or range."""
-    wrong, work = [], folder / "work"
-    cohort = corpus.cohort(folder / "cohort", people=1)
-    cases = [("cldm_jax.main", *case) for case in (TYPOS[::8] if few else TYPOS)]
-    cases += [("cldm_jax.predict", *case) for case in (OPTIONS[:1] if few else OPTIONS)]
-    for module, words, fragment in cases:
-        more = [f"--workdir={work}"] if module == "cldm_jax.main" else []
-        more += [f"--config.cohort={cohort}"] if PREPARE in words else []
-        done = command(module, *words.split(), *more)
-        line = (done.stderr.strip().splitlines() or [""])[-1]
-        ok = done.returncode == 2 and fragment in line and "Traceback" not in done.stderr
-        if module == "cldm_jax.main":
-            ok = ok and inputs.is_one_line(done, fragment) and not work.exists()
-        wrong += [] if ok else [f"{words}: {done.returncode}: {line[-200:]}"]
-    code = (
-        "import sys; from absl import flags; from cldm_jax import main; "
-        "flags.FLAGS(sys.argv); print('taken')"
-    )
-    plain = child([sys.executable, "-c", code, LDM, "--config.train.batch_size=-4"])
-    return tally(len(cases), wrong, "taken" in plain.stdout, lost=0)
-
-
-# ---- 13: leakage ----
-
-
-LEAK_TWINS = (
-    "test_data_audit.py::test_people_in_two_splits",
-    "test_data_audit.py::test_the_same_image_under_two_ids",
-    "test_data_audit.py::test_pixel_digest_ignores_packaging",
-    "test_prepare.py::test_what_concerns_all_is_listed_and_nothing_is_prepared",
-    "test_prepare.py::test_an_external_set_must_fit_and_be_new",
-    "test_prepare.py::test_constants_ignore_the_other_people",
-    "test_faults_inputs.py::TestLeaks",
-)
-
-
-def no_leakage(folder: pathlib.Path, few: bool) -> Outcome:
-    with mock.patch.object(audit, "audit_cohort", lambda *_: []):
-        control = double_is_refused(folder / "control") == "prepared"
-    return twins.added(tally(0, [], control), folder, LEAK_TWINS[:2] if few else LEAK_TWINS)
-
-
-def double_is_refused(folder: pathlib.Path) -> str:
-    """ "" where prepare says no to a person who is another one, turned to other axes and saved anew."""
-    cohort = double(corpus.cohort(folder / "c") / "p0", folder / "c" / "p3")
-    try:
-        with quiet():
-            inputs.prepared(cohort.parent, folder / "w")
-    except UserError as error:
-        is_named = "the same image" in str(error) and not (folder / "w" / shards.INDEX).exists()
-        return "" if is_named else f"another reason: {error}"
-    return "prepared"
-
-
-def double(person: pathlib.Path, other: pathlib.Path) -> pathlib.Path:
-    """The images of `person` in the place of another's: other axes, number type and compression."""
-    for name in ("pet", "ct", "mr"):
-        image = nib.load(person / f"{name}.nii.gz")
-        turned = image.as_reoriented(np.array([[0, -1], [1, -1], [2, 1]]))
-        again = nib.Nifti1Image(np.asarray(turned.dataobj, np.float64), turned.affine)
-        nib.save(again, other / f"{name}.nii.gz")
-    return other
-
+PROMISES = [
+    twins.promise(
+        12,
+        "settings that cannot be meant are refused",
+        ("test_faults_inputs.py::TestSettings::test_through_the_real_command",),
+        ("test_faults_inputs.py::TestSettings::test_absl_alone_takes_them",),
+    ),
+    twins.promise(
+        13,
+        "nothing leaks from test people or targets",
+        (
+            "test_data_audit.py::test_people_in_two_splits",
+            "test_data_audit.py::test_the_same_image_under_two_ids",
+            "test_data_audit.py::test_pixel_digest_ignores_packaging",
+            "test_prepare.py::test_what_concerns_all_is_listed_and_nothing_is_prepared",
+            "test_prepare.py::test_an_external_set_must_fit_and_be_new",
+            "test_prepare.py::test_constants_ignore_the_other_people",
+            "test_faults_inputs.py::TestLeaks",
+        ),
+        ("test_faults_inputs.py::test_without_the_audit_the_double_passes",),
+    ),
+]
 
 # ---- 14: whole or absent ----
 
@@ -171,8 +127,7 @@ def _run_child(job: str, folder: pathlib.Path, event: int, seconds: float = 0.0)
 
 def _finals(out: pathlib.Path) -> dict[str, bytes]:
     """What lies under its final name."""
-    paths = (p for p in sorted(out.rglob("*")) if p.is_file() and ".tmp-" not in p.name)
-    return {str(p.relative_to(out)): p.read_bytes() for p in paths}
+    return {name: data for name, data in contents(out).items() if ".tmp-" not in name}
 
 
 def _broken(found: dict[str, bytes], truth: dict[str, bytes]) -> list[str]:
@@ -220,24 +175,20 @@ def _attempt(job: str, folder: pathlib.Path, truth: dict, event: int, seconds: f
 
 def _set_up(job: str, folder: pathlib.Path) -> None:
     if job == "predict":
-        for number in range(3):
-            own = folder / "bids" / f"sub-{number}" / "pet"
-            own.mkdir(parents=True)
-            corpus.save(own / f"sub-{number}_pet.nii.gz", corpus.head(seed=number)["pet"])
+        corpus.bids(folder / "bids", 3)
     elif job == "prepare":
         corpus.cohort(folder / "cohort")
     else:
-        (folder / "run").symlink_to(security.train_tiny(folder / "model"))
+        (folder / "run").symlink_to(uninterrupted(folder.parents[1]).workdir)
 
 
 def whole_or_absent(folder: pathlib.Path, quick: bool) -> Outcome:
     counts = {"predict": 2, "prepare": 1} if quick else {"predict": 20, "prepare": 6, "export": 4}
-    rng, torn, notes, total = np.random.default_rng(14), [], [], 0
+    rng, found, notes = np.random.default_rng(14), {}, []
     for job, count in counts.items():
         own = folder / job
         own.mkdir()
         _set_up(job, own)
-        began = time.monotonic()
         done = _run_child(job, own, 0)
         assert done.returncode == 0, done.stderr
         truth, events = _finals(own / "out"), int(done.stdout.split()[-1])
@@ -245,12 +196,10 @@ def whole_or_absent(folder: pathlib.Path, quick: bool) -> Outcome:
             event, seconds = int(rng.integers(1, events + 1)), 0.0
             if number % 4 == 3:  # between two events, wherever the clock says
                 event, seconds = 0, float(rng.uniform(0.002, 0.3))
-            why = _attempt(job, own, truth, event, seconds)
-            if why:
-                torn.append(f"{job}, event {event} of {events}, {seconds:.3f} s: {why}")
-        total += count
-        notes.append(f"{job}: {count} kills, {events} events, {time.monotonic() - began:.0f} s")
-    return tally(total, torn, _torn_without(folder / "control"), *notes)
+            case = f"{job}, {number}: event {event} of {events}, {seconds:.3f} s"
+            found[case] = _attempt(job, own, truth, event, seconds)
+        notes.append(f"{job}: {count} kills, {events} events")
+    return tally(found, _torn_without(folder / "control"), *notes)
 
 
 def _torn_without(folder: pathlib.Path) -> bool:
@@ -264,11 +213,7 @@ def _torn_without(folder: pathlib.Path) -> bool:
     return seen
 
 
-PROMISES = [
-    Promise(12, "settings that cannot be meant are refused", refused_settings),
-    Promise(13, "nothing leaks from test people or targets", no_leakage),
-    Promise(14, "outputs are whole or absent", whole_or_absent),
-]
+PROMISES.append(Promise(14, "outputs are whole or absent", whole_or_absent))
 
 if __name__ == "__main__":
     _killed(sys.argv[1], pathlib.Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))

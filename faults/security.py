@@ -1,290 +1,20 @@
-"""Promises 9 to 11: data are not run, paths do not escape, nobody is named in what is written."""
+"""Promises 9 and 10 (tests/test_faults_security.py); 11: nobody is named in what is written."""
 
 import base64
 import contextlib
 import gzip
 import io
-import json
 import pathlib
-import pickle
 import re
 import struct
 import zipfile
 import zlib
-from unittest import mock
 
 import nibabel as nib
-import numpy as np
 
-from cldm_jax import files
-from cldm_jax.data import bids, dicom, nifti, shards
-from cldm_jax.errors import UserError
-from cldm_jax.runtime import weights
-from faults import ROOT, corpus, hurt, inputs, twins
+from faults import ROOT, corpus, inputs, twins
 from faults.common import Outcome, Promise, command, quiet, tally
-
-# ---- 9: no code from data ----
-
-
-class Canary:
-    """Unpickled, it makes a file."""
-
-    def __init__(self, path: pathlib.Path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return open, (self.path, "w")
-
-
-def no_code(folder: pathlib.Path, quick: bool) -> Outcome:
-    """Every place that reads data of others is given an object that would touch a file."""
-    canary, touched, notes = folder / "touched", [], []
-    payload = pickle.dumps(Canary(canary))
-    yaml = f"!!python/object/apply:builtins.open ['{canary}', 'w']\n".encode()
-    jsonpickle = json.dumps({"py/reduce": [{"py/function": "builtins.open"}, [str(canary), "w"]]})
-    objects = np.array([[[Canary(canary)]]], dtype=object)
-    texts = {"pickle": payload, "yaml": yaml, "jsonpickle": jsonpickle.encode()}
-    kinds = {k: inputs.read_mutant for k in ("index", "card", "manifest", "nifti", "dicom")}
-    places = {
-        f"{kind}: {name}": lambda d, r=read, k=kind, v=data: r(k, v, d)
-        for name, data in texts.items()
-        for kind, read in (kinds | {"config.json": _read_config}).items()
-    }
-    npz, head = _saved(np.savez, objects), struct.pack("<Q", len(payload)) + payload
-    for name, data in (("objects", _saved(np.save, objects)), ("npz", npz), ("pickle", payload)):
-        places[f"shard: {name}"] = lambda d, v=data: _read_shard(d, v)
-    for name, data in (("pickle", payload), ("npz", npz), ("pickle as header", head)):
-        places[f"weights: {name}"] = lambda d, v=data: _read_weights(d, v)
-    places["NIfTI extension: pickle"] = lambda d: nifti.read_volume(_extension(d, payload))
-    places["DICOM private tags: pickle"] = lambda d: dicom.read_series(_private(d / "s", payload))
-    for number in range(3 if quick else 30):
-        places[f"checkpoint, file {number}"] = lambda d, n=number: _read_checkpoint(d, payload, n)
-    for number, (name, read) in enumerate(places.items()):
-        own = folder / f"{number:02d}"
-        inputs.seeds(own)
-        try:
-            with quiet():
-                read(own)
-        except StopIteration:  # no such file in the checkpoint
-            continue
-        except Exception as error:  # what is refused, and how, is promise 8's
-            if not isinstance(error, UserError):
-                notes.append(f"{name}: {type(error).__name__}, not a UserError")
-        if canary.exists():
-            touched.append(name)
-            canary.unlink()
-    with contextlib.suppress(Exception):
-        np.load(io.BytesIO(_saved(np.save, objects)), allow_pickle=True)
-    control = canary.exists()
-    return tally(len(places), [f"ran: {name}" for name in touched], control, *notes)
-
-
-def _saved(save, array) -> bytes:
-    buffer = io.BytesIO()
-    save(buffer, array)
-    return buffer.getvalue()
-
-
-def _read_config(name: str, data: bytes, folder) -> None:
-    from cldm_jax.runs.inputs import read_run_config
-
-    corpus.raw(folder / name, data)
-    read_run_config(folder)
-
-
-def _read_shard(folder, data: bytes) -> None:
-    """With hashes that fit, and long enough: whoever writes a shard can write its index."""
-    path = corpus.raw(folder / "prepared" / "pet-00000.npy", data + bytes(300))
-    index = files.read_json(folder / "prepared" / "index.json")
-    index["shards"][path.name]["sha256"] = files.sha256_file(path)
-    shards.write_index(folder / "prepared", index)
-    shards.Prepared(folder / "prepared", verify=True).read(0, "pet")
-
-
-def _read_weights(folder, data: bytes) -> None:
-    exported = folder / "exported"
-    corpus.raw(exported / weights.WEIGHTS, data)
-    card = files.read_json(exported / weights.CARD)
-    for key in ("card_sha256", "files", "sha256"):
-        card.pop(key)
-    weights.write_card(exported, card, [weights.WEIGHTS])
-    weights.load(exported, weights.read_card(exported))
-
-
-def _extension(folder, payload: bytes) -> pathlib.Path:
-    image = nib.Nifti1Image(corpus.head()["pet"], corpus.affine_of())
-    image.header.extensions.append(nib.nifti1.Nifti1Extension("comment", payload))
-    nib.save(image, folder / "pet.nii.gz")
-    return folder / "pet.nii.gz"
-
-
-def _private(folder, payload: bytes) -> pathlib.Path:
-    def edit(ds, z):
-        block = ds.private_block(0x7053, "Philips PET Private Group", create=True)
-        block.add_new(0, "OB", payload + bytes(len(payload) % 2))
-
-    return corpus.series(folder, edit)
-
-
-def _read_checkpoint(folder, payload: bytes, number: int) -> None:
-    """One file of a checkpoint replaced, the manifest made to fit."""
-    from cldm_jax.runtime.checkpoint import Checkpoints, restore_for_inference
-
-    saved = Checkpoints(folder / "checkpoints")
-    saved.save(1, {"ema_params": {"kernel": np.ones((2, 3), np.float32)}, "frozen": {}})
-    saved.close()
-    paths = sorted(p for p in (folder / "checkpoints" / "1").rglob("*") if p.is_file())
-    if number >= len(paths):
-        raise StopIteration
-    corpus.raw(paths[number], payload)
-    root = folder / "checkpoints" / "1"
-    hashes = {str(p.relative_to(root)): files.sha256_file(p) for p in paths}
-    files.write_json(folder / "checkpoints" / "sha256-1.json", hashes)
-    restore_for_inference(folder / "checkpoints")
-
-
-# ---- 10: no path out ----
-
-ID_TWINS = ("test_data_audit.py::test_ids_cannot_leave_the_folder",)
-
-
-def no_escape(folder: pathlib.Path, only_few: bool) -> Outcome:
-    """Whatever names and links data hold, files are written below the output folder only."""
-    outside = folder / "outside"
-    outside.mkdir()
-    (outside / "precious").write_text("mine")
-    tried = {
-        "group ../x": _bad_group,
-        "output subfolder is a link": lambda d: _linked_out(d, outside, "sub-1/ct"),
-        "output of a session is a link": lambda d: _linked_out(d, outside, "sub-1"),
-        "output file is a link": lambda d: _linked_file(d, outside / "precious"),
-        "zip member ../": lambda d: _zip_member(d, "../../outside/{}"),
-        "zip member /abs": lambda d: _zip_member(d, f"{outside}/{{}}"),
-        "BIDS folder is a link": lambda d: _linked_bids(d, outside),
-        "card names ../file": lambda d: _card_names(d, "../outside/precious"),
-        "card names /file": lambda d: _card_names(d, str(outside / "precious")),
-        "index names ../shard": lambda d: _index_names(d, "../pet-00000.npy"),
-        "file called ..nii.gz": lambda d: _named(d, "..nii.gz"),
-        "file called -rf.nii.gz": lambda d: _named(d, "-rf.nii.gz"),
-        "manifest path ../": lambda d: _manifest_path(d, outside),
-    }
-    wrong, notes = [], []
-    for number, (name, attempt) in enumerate(tried.items()):
-        own = folder / f"{number:02d}"
-        own.mkdir()
-        before = _listing(folder, own)
-        try:
-            with corpus.identity_model(), quiet():
-                refused = attempt(own)
-        except Exception as error:
-            refused = True
-            if not isinstance(error, UserError):
-                notes.append(f"{name}: {type(error).__name__}, not a UserError")
-        if _listing(folder, own) != before or refused is False:
-            wrong.append(f"escaped: {name}")
-    outcome = tally(len(tried), wrong, _escapes_unchecked(folder), *notes)
-    return twins.added(outcome, folder, () if only_few else ID_TWINS)
-
-
-def _escapes_unchecked(folder) -> bool:
-    """Whether the link would have been followed without the check."""
-    from cldm_jax.volumes.derivatives import Names
-
-    (folder / "control" / "elsewhere").mkdir(parents=True)
-    with (
-        corpus.identity_model(),
-        mock.patch.object(Names, "_check_inside", lambda self: None),
-        quiet(),
-    ):
-        _linked_out(folder / "control", folder / "control" / "elsewhere", "sub-1/ct")
-    return any((folder / "control" / "elsewhere").iterdir())
-
-
-def _listing(folder, own) -> list:
-    """Everything below `folder` but the attempt's own inputs and outputs, with its content's hash."""
-    paths = sorted(p for p in folder.rglob("*") if not p.is_relative_to(own) or p == own)
-    listed = [(str(p), files.sha256_file(p) if p.is_file() else "") for p in paths]
-    return [*listed, sorted(p.name for p in folder.parent.iterdir())]
-
-
-def _bad_group(folder) -> bool:
-    """False: it was taken."""
-    bids.find_cohort(corpus.raw(folder / "m.csv", b"subject,group,pet\nok,../x,pet.nii.gz\n"))
-    return False
-
-
-def _bids(folder, name: str = "sub-1") -> pathlib.Path:
-    (folder / "bids" / name / "pet").mkdir(parents=True)
-    corpus.save(folder / "bids" / name / "pet" / f"{name}_pet.nii.gz")
-    return folder / "bids"
-
-
-def _linked_out(folder, outside, where: str) -> None:
-    link = folder / "out" / where
-    link.parent.mkdir(parents=True)
-    link.symlink_to(outside)
-    inputs.predicted(_bids(folder), folder / "out")
-
-
-def _linked_file(folder, precious) -> None:
-    """The link is replaced, what it points to is left as it was."""
-    (folder / "out").mkdir()
-    for name in ("pet_desc-synth_ct.nii.gz", "pet_desc-synth_unfinished.json"):
-        (folder / "out" / name).symlink_to(precious)
-    inputs.predicted(corpus.save(folder / "pet.nii.gz"), folder / "out")
-
-
-def _zip_member(folder, name: str) -> None:
-    corpus.series(folder / "s")
-    inputs.predicted(corpus.zipped(folder / "s", folder / "pet.zip", name), folder / "out")
-
-
-def _linked_bids(folder, outside) -> None:
-    """Inputs may be links (git-annex has them); outputs lie where the link's own name says."""
-    real = _bids(folder / "real")
-    (folder / "linked").mkdir()
-    (folder / "linked" / "sub-1").symlink_to(real / "sub-1")
-    inputs.predicted(folder / "linked", folder / "out")
-    assert (folder / "out" / "sub-1" / "ct").is_dir() and not (real / "sub-1" / "ct").exists()
-
-
-def _card_names(folder, name: str) -> bool:
-    inputs.seeds(folder)
-    path = folder / "exported" / weights.CARD
-    card = files.read_json(path)
-    card["files"][name] = {"sha256": "0" * 64, "bytes": 4}
-    files.write_json(path, json.loads(inputs.with_own_hashes("card", json.dumps(card).encode())))
-    weights.read_card(folder / "exported")
-    return False
-
-
-def _index_names(folder, name: str) -> bool:
-    inputs.seeds(folder)
-    (folder / "pet-00000.npy").write_bytes((folder / "prepared" / "pet-00000.npy").read_bytes())
-    index = files.read_json(folder / "prepared" / "index.json")
-    index["shards"][name] = index["shards"].pop("pet-00000.npy")
-    index["subjects"][0]["volumes"]["pet"]["shard"] = name
-    shards.write_index(folder / "prepared", index)
-    shards.Prepared(folder / "prepared")
-    return False
-
-
-def _named(folder, name: str) -> None:
-    inputs.predicted(corpus.save(folder / "pet.nii.gz").rename(folder / name), folder / "out")
-    for path in (folder / "out").iterdir():
-        bids.check_id(path.name.removesuffix(".nii.gz").replace("+", "")[:64], "output")
-
-
-def _manifest_path(folder, outside) -> None:
-    """Inputs may lie anywhere; what is made of them lies in the workdir."""
-    corpus.cohort(folder / "far")
-    (folder / "near").mkdir()
-    manifest = (folder / "far" / "manifest.csv").read_text().replace(",p", ",../far/p")
-    (folder / "near" / "manifest.csv").write_text(manifest)
-    inputs.prepared(folder / "near", folder / "work")
-
-
-# ---- 11: nobody is named ----
+from faults.training import uninterrupted
 
 NAMED = (  # PS3.15 Annex E, the attributes of the basic profile that people are named by
     "PatientName PatientID OtherPatientNames PatientBirthName PatientMotherBirthName "
@@ -395,7 +125,7 @@ def nobody_named(folder: pathlib.Path, only_few: bool) -> Outcome:
         "nifti": (files_of_one / "pet.nii.gz", named_nifti(files_of_one / "pet.nii.gz")),
     }
     given["nifti"][1]["folder"] = "QN6CANARY"
-    model = "" if only_few else str(train_tiny(folder / "model"))
+    model = "" if only_few else str(uninterrupted(folder.parent).workdir)
     seen = {}
     for name, (path, canaries) in given.items():
         out, page = folder / f"out-{name}", name == "dicom" or not only_few
@@ -405,13 +135,17 @@ def nobody_named(folder: pathlib.Path, only_few: bool) -> Outcome:
         seen[name] = leaks(canaries, written(out)) | leaks(unasked, [log.encode()])
         assert len(list(out.rglob("*.nii.gz"))) == 4 and page == bool(list(out.rglob("*.html")))
     seen["prepare"], prepared = _prepared_leaks(folder / "prepare")
-    wrong = [f"{name}: {', '.join(sorted(where))}" for name, where in seen.items() if where]
     control = leaks(of_dicom, written(study)) == set(of_dicom)
     control &= bool(leaks({"png": "QPCANARY"}, _unpack(_html_with_png("QPCANARY"))))
-    count = len(prepared) + sum(len(canaries) for _, canaries in given.values())
-    found = sum(map(len, seen.values()))
-    outcome = Outcome(count, count - found, found, control, wrong)
-    return twins.added(outcome, folder, () if only_few else REFUSALS)
+    looked_for = {"prepare": prepared, **{name: canaries for name, (_, canaries) in given.items()}}
+    found = {
+        f"{name}, {where}": "can be read" if where in seen[name] else ""
+        for name, canaries in looked_for.items()
+        for where in canaries
+    }
+    if not only_few:
+        found |= twins.run(folder, REFUSALS)
+    return tally(found, control)
 
 
 def _html_with_png(text: str) -> bytes:
@@ -425,7 +159,6 @@ def predict_all(path, out, model: str, page: bool) -> str:
     """Images, uncertainty and, if asked, the page; returns all that was printed. Without a model, the
     identity's.
     """
-    asked = dict(mode="onestep", samples=2, uncertainty=True, report=page)
     if model:
         words = ["--mode", "onestep", "--samples", "2", "--uncertainty", *["--report"] * page]
         words += ["-i", str(path), "-o", str(out), "--checkpoint", model]
@@ -434,6 +167,7 @@ def predict_all(path, out, model: str, page: bool) -> str:
         return done.stdout + done.stderr
     from cldm_jax.jobs import predict
 
+    asked = dict(mode="onestep", samples=2, uncertainty=True, report=page)
     with corpus.identity_model(), quiet() as text:
         predict.predict(predict.Request(str(path), str(out), str(ROOT), **asked))
     return text.getvalue()
@@ -455,15 +189,21 @@ def _prepared_leaks(folder: pathlib.Path) -> tuple[set[str], dict[str, str]]:
     return leaks(canaries, [*written(folder / "work"), text.getvalue().encode()]), canaries
 
 
-def train_tiny(folder: pathlib.Path) -> pathlib.Path:
-    """The smallest run of the latent model, through the real command: a minute."""
-    done = command("cldm_jax.main", *hurt.arguments(folder, folder / "ldm"), timeout=900)
-    assert done.returncode == 0, done.stderr
-    return folder / "ldm"
-
-
 PROMISES = [
-    Promise(9, "data are never run", no_code),
-    Promise(10, "no path leads out", no_escape),
+    twins.promise(
+        9,
+        "data are never run",
+        ("test_faults_security.py::test_data_are_never_run",),
+        ("test_faults_security.py::test_a_loader_that_unpickles_runs_them",),
+    ),
+    twins.promise(
+        10,
+        "no path leads out",
+        (
+            "test_faults_security.py::test_no_path_leads_out",
+            "test_data_audit.py::test_ids_cannot_leave_the_folder",
+        ),
+        ("test_faults_security.py::test_without_the_check_a_link_is_followed",),
+    ),
     Promise(11, "nobody is named in what is written", nobody_named),
 ]

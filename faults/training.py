@@ -18,11 +18,18 @@ import numpy as np
 from cldm_jax import files
 from cldm_jax.errors import UserError
 from faults import hurt, twins
-from faults.common import Outcome, Promise, hash_tree, loss_bits, make_config, quiet, tally
+from faults.common import (
+    Outcome,
+    Promise,
+    attempts,
+    hash_tree,
+    loss_bits,
+    quiet,
+    tally,
+)
 
 GRACE = 10  # seconds from a signal to the end of the process
-STEPS, QUICK_STEPS = 120, 20
-CADENCE = dict(log_every=1, val_every=20, save_every=10)
+STEPS, QUICK_STEPS = 120, hurt.SHORT["train.num_train_steps"]
 
 
 # ---- what an uninterrupted run leaves ----
@@ -33,6 +40,7 @@ class Truth(NamedTuple):
     state: str  # hash of everything in the last checkpoint
     best: tuple  # what run.json says of the best step, and the hash of its parameters
     ema: dict[int, str]  # hash of the averaged parameters after every step
+    workdir: pathlib.Path
     seconds: float  # of the loop, with compilation
     events: int  # things done to files, start and end included
 
@@ -50,13 +58,13 @@ def left_by(workdir) -> tuple:
     return loss_bits(workdir), hashes[0], (best["step"], best["psnr"].hex(), hashes[1])
 
 
-def uninterrupted(shared: pathlib.Path, steps: int, name: str = "ldm") -> Truth:
+def uninterrupted(shared: pathlib.Path, steps: int = QUICK_STEPS) -> Truth:
     """Of a training on the shared data, made on first use and kept beside the promises' folders."""
-    folder = shared / f"truth-{name}-{steps}"
+    folder = shared / f"truth-{steps}"
+    workdir = folder / "run"
     if not (folder / "truth.json").exists():
-        hooks = {"hash_steps": str(folder / "ema.json"), "at_event": [0, -1, str(folder / "run")]}
-        words = hurt.arguments(shared, folder / "run", name, num_train_steps=steps, **CADENCE)
-        ended = hurt.run(words, hooks)
+        hooks = {"hash_steps": str(folder / "ema.json"), "at_event": [0, -1, str(workdir)]}
+        ended = hurt.run(hurt.arguments(shared, workdir, {"train.num_train_steps": steps}), hooks)
         if ended.code:
             raise RuntimeError(f"the uninterrupted run failed: {ended.text[-2000:]}")
         events = int(ended.text.split(hurt.EVENTS)[1].split()[0])
@@ -64,7 +72,7 @@ def uninterrupted(shared: pathlib.Path, steps: int, name: str = "ldm") -> Truth:
     kept = files.read_json(folder / "truth.json")
     ema = {int(step): value for step, value in files.read_json(folder / "ema.json").items()}
     with quiet():
-        return Truth(*left_by(folder / "run"), ema, **kept)
+        return Truth(*left_by(workdir), ema, workdir, **kept)
 
 
 def unlike(workdir, truth: Truth) -> str:
@@ -115,7 +123,7 @@ KILLS = (
     "at_event time at_event time"
 ).split()  # 15; two such runs
 STOPS = "time at_once time in_validation time in_save time twice time time".split()  # 10; two runs
-NAMES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+ORDERS = ((signal.SIGTERM, signal.SIGINT), (signal.SIGINT, signal.SIGTERM))
 FROM_OUTSIDE = ("time", "deaf", "at_once", "twice")
 
 
@@ -132,8 +140,8 @@ class Hurt(NamedTuple):
         return {
             "in_save": {"at": ["any save", 2, "signal", self.signum, self.at]},
             "in_validation": {"in_validation": [self.signum, self.at, 0]},
-            "before_manifest": {"at": ["manifest", self.number, *now]},
-            "before_record": {"at": ["record", self.number, *now]},
+            "before_manifest": {"at": ["sha256-", self.number, *now]},
+            "before_record": {"at": ["run.json", self.number, *now]},
             "at_event": {"at_event": [self.signum, self.number, str(workdir)]},
             "twice": {"in_validation": [0, 0, 60]},
             "deaf": {"deaf": 1},
@@ -170,7 +178,7 @@ def _session(words, one: Hurt, workdir, done: float, truth: Truth) -> hurt.Ended
 def ill_ended(one: Hurt, ended: hurt.Ended, workdir, truth: Truth) -> tuple[int, str]:
     """(step of the newest checkpoint, why the session did not end as it should)."""
     step, wrong = sound(workdir, truth)
-    code = -one.signum if one.kind == "twice" or one.signum == signal.SIGKILL else NAMES[one.signum]
+    code = -one.signum if one.kind == "twice" or one.signum == signal.SIGKILL else 128 + one.signum
     if wrong:
         return step, wrong
     if ended.seconds > GRACE and one.kind in FROM_OUTSIDE:
@@ -183,59 +191,60 @@ def ill_ended(one: Hurt, ended: hurt.Ended, workdir, truth: Truth) -> tuple[int,
     return step, ""
 
 
-def _again_and_again(folder: pathlib.Path, steps: int, planned: list[Hurt], truth: Truth):
-    """(seconds of the slowest end, [why each was lost]) of one run, hurt and resumed until the plan is
-    used up, then left alone.
+def _again_and_again(workdir: pathlib.Path, shared, planned: list[Hurt], truth: Truth):
+    """(seconds of the slowest end, {case: why it was lost}) of one run, hurt and resumed as planned,
+    then left alone.
     """
-    workdir, why, step, slowest = folder / "run", [], 0, 0.0
-    words = hurt.arguments(folder.parent.parent, workdir, num_train_steps=steps, **CADENCE)
-    for one in planned:
+    found, step, slowest, steps = {}, 0, 0.0, max(truth.ema)
+    words = hurt.arguments(shared, workdir, {"train.num_train_steps": steps})
+    for number, one in enumerate(planned):
         while (ended := _session(words, one, workdir, step / steps, truth)).code == 0:
             # It came to its end before the signal, which was not injected: once more, from the start.
             shutil.rmtree(workdir)
             step, one = 0, one._replace(at=one.at / 2)
-        step, wrong = ill_ended(one, ended, workdir, truth)
+        case = f"{workdir.name}, {number}: {one}"
+        step, found[case] = ill_ended(one, ended, workdir, truth)
         slowest = max(slowest, ended.seconds if one.kind in FROM_OUTSIDE else 0)
-        why += [f"{one}: {wrong}"] if wrong else []
-    wrong = _went_through(hurt.run(words), workdir, truth)
-    return slowest, [*why, f"the finished run: {wrong}"] if wrong else why
+    found[case] = found[case] or _went_through(hurt.run(words), workdir, truth)
+    return slowest, found
 
 
 def _went_through(ended: hurt.Ended, workdir, truth: Truth) -> str:
     return unlike(workdir, truth) if ended.code == 0 else ended.text[-500:]
 
 
-def _chains(folder: pathlib.Path, steps: int, plans: list[list[Hurt]], truth: Truth):
-    """(slowest, why) of one run for each plan, side by side."""
+def _side_by_side(folder: pathlib.Path, truth: Truth, rng, kinds: list[str], orders):
+    """The same of several runs, one for each order of signals."""
+    plans = [hurts(rng, kinds, order, truth.events) for order in orders]
+
+    def one(number: int):
+        return _again_and_again(folder / str(number), folder.parent, plans[number], truth)
+
     with concurrent.futures.ThreadPoolExecutor(len(plans)) as pool:
-        folders = [folder / str(number) for number in range(len(plans))]
-        found = list(
-            pool.map(lambda f, plan: _again_and_again(f, steps, plan, truth), folders, plans)
-        )
-    return max(slowest for slowest, _ in found), sum((why for _, why in found), [])
+        seconds, found = zip(*pool.map(one, range(len(plans))), strict=True)
+    return max(seconds), {case: why for cases in found for case, why in cases.items()}
 
 
 def exact_resume(folder: pathlib.Path, quick: bool) -> Outcome:
     steps = QUICK_STEPS if quick else STEPS
     truth, rng = uninterrupted(folder.parent, steps), np.random.default_rng(1)
     kinds = ["before_manifest"] if quick else KILLS
-    plans = [hurts(rng, kinds, [signal.SIGKILL], truth.events) for _ in range(2 - quick)]
-    _, wrong = _chains(folder, steps, plans, truth)
+    _, found = _side_by_side(folder, truth, rng, kinds, [[signal.SIGKILL]] * (2 - quick))
     note = (
         f"{steps} steps of ldm tiny; {len(truth.rows)} lines; kills {', '.join(sorted(set(kinds)))}"
     )
-    return tally(sum(map(len, plans)), wrong, _forgetful(folder, steps, truth, quick), note)
+    return tally(found, _forgetful(folder, steps, truth, quick), note)
 
 
 def _forgetful(folder: pathlib.Path, steps: int, truth: Truth, quick: bool) -> bool:
     """Negative control: resumed without the reader's place, or without the key, a run is another."""
-    stopped, train = folder / "stopped", dict(num_train_steps=steps, **CADENCE)
-    killed = {"at": ["record", 2, "signal", signal.SIGKILL, 0]}
-    hurt.run(hurt.arguments(folder.parent, stopped, **train), killed)
+    stopped, train = folder / "stopped", {"train.num_train_steps": steps}
+    killed = {"at": ["run.json", 2, "signal", signal.SIGKILL, 0]}
+    hurt.run(hurt.arguments(folder.parent, stopped, train), killed)
     seen = []
     for hook in ("first_batches_again",) if quick else ("first_batches_again", "other_key"):
         workdir = shutil.copytree(stopped, folder / hook)
-        why = hurt.run_here(folder.parent, workdir, hooks={hook: 1}, **train)
+        why = hurt.run_here(folder.parent, workdir, train, hooks={hook: 1})
         seen.append(not why and "lines differ" in unlike(workdir, truth))
     return all(seen)
 
@@ -243,18 +252,16 @@ def _forgetful(folder: pathlib.Path, steps: int, truth: Truth, quick: bool) -> b
 def saved_on_request(folder: pathlib.Path, quick: bool) -> Outcome:
     steps = QUICK_STEPS if quick else STEPS
     truth, rng = uninterrupted(folder.parent, steps), np.random.default_rng(2)
-    kinds, orders = ["time"] if quick else STOPS, (list(NAMES), list(NAMES)[::-1])
-    plans = [hurts(rng, kinds, order, truth.events) for order in orders[: 2 - quick]]
-    slowest, wrong = _chains(folder, steps, plans, truth)
+    kinds = ["time"] if quick else STOPS
+    slowest, found = _side_by_side(folder, truth, rng, kinds, ORDERS[: 2 - quick])
     control = None if quick else _unheard(folder, steps, truth)
-    note = f"slowest from signal to end: {slowest:.1f} s"
-    return tally(sum(map(len, plans)), wrong, control, note)
+    return tally(found, control, f"slowest from signal to end: {slowest:.1f} s")
 
 
 def _unheard(folder: pathlib.Path, steps: int, truth: Truth) -> bool:
     """Negative control: a loop that hears no signal loses its step, and the check sees it."""
     workdir, deaf = folder / "deaf", Hurt("deaf", int(signal.SIGTERM), 0.5)
-    words = hurt.arguments(folder.parent, workdir, num_train_steps=steps, **CADENCE)
+    words = hurt.arguments(folder.parent, workdir, {"train.num_train_steps": steps})
     return bool(ill_ended(deaf, _session(words, deaf, workdir, 0, truth), workdir, truth)[1])
 
 
@@ -273,22 +280,19 @@ NAN_TWINS = (
 
 
 def no_nan(folder: pathlib.Path, quick: bool) -> Outcome:
-    nodes = GUARD_TWINS if quick else NAN_TWINS
-    return twins.added(tally(0, [], _learnt_unguarded(folder)), folder, nodes)
+    found = twins.run(folder, GUARD_TWINS if quick else NAN_TWINS)
+    return tally(found, _learnt_unguarded(folder))
 
 
 def _learnt_unguarded(folder: pathlib.Path) -> bool:
     """Negative control: a rate that overflows float32; without the guard what is saved is not finite."""
     import jax
 
-    from cldm_jax.jobs import make
     from cldm_jax.runtime.checkpoint import restore_for_inference
 
-    config = make_config(folder.parent, "unet")
-    config.recipe.optim.learning_rate = 1e30
-    with quiet(), hurt.hooked({"unguarded": 1}), contextlib.suppress(UserError):
-        make.run(config, str(folder / "control"))
-    _, params, _ = restore_for_inference(folder / "control" / "checkpoints")
+    control, rate = folder / "control", {"recipe.optim.learning_rate": 1e30}
+    hurt.run_here(folder.parent, control, rate, "unet", {"unguarded": 1})
+    _, params, _ = restore_for_inference(control / "checkpoints")
     return not all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
@@ -300,26 +304,26 @@ WRITER_TWINS = (
 )
 
 
-def _holder_killed(workdir, words, truth) -> str:
-    killed = hurt.run(words, {"at": ["record", 1, "signal", signal.SIGKILL, 0]})
-    if killed.code != -signal.SIGKILL or not (workdir / ".lock").read_text():
+def _holder_killed(own: pathlib.Path, truth: Truth) -> str:
+    words = hurt.arguments(own.parent.parent, own)
+    killed = hurt.run(words, {"at": ["run.json", 1, "signal", signal.SIGKILL, 0]})
+    if killed.code != -signal.SIGKILL or not (own / ".lock").read_text():
         return f"not killed holding the lock: {killed.code}"
-    return _went_through(hurt.run(words), workdir, truth)
+    return _went_through(hurt.run(words), own, truth)
 
 
-def _stale(workdir, words, truth) -> str:
+def _stale(own: pathlib.Path, truth: Truth) -> str:
     """What a lock file says is for people; it holds nobody back."""
-    workdir.mkdir(parents=True)
-    (workdir / ".lock").write_text("process 1 on elsewhere since 2020-01-01 00:00:00 +0000\n")
-    return _went_through(hurt.run(words), workdir, truth)
+    (own / ".lock").write_text("process 1 on elsewhere since 2020-01-01 00:00:00 +0000\n")
+    return _went_through(hurt.run(hurt.arguments(own.parent.parent, own)), own, truth)
 
 
-def _at_once(workdir, words, truth) -> str:
-    both = [hurt.start(words, {}) for _ in range(2)]
+def _at_once(own: pathlib.Path, truth: Truth) -> str:
+    both = [hurt.start(hurt.arguments(own.parent.parent, own), {}) for _ in range(2)]
     with concurrent.futures.ThreadPoolExecutor(2) as pool:
         first, second = sorted(pool.map(hurt.finish, both), key=lambda e: e.code)
     winner = next((p.pid for p in both if p.returncode == 0), 0)
-    wrong = _went_through(first, workdir, truth)
+    wrong = _went_through(first, own, truth)
     return wrong or hurt.refused(second, f"process {winner} on ")
 
 
@@ -328,18 +332,16 @@ WRITERS = {
     "a lock file left by somebody": _stale,
     "two started at once": _at_once,
 }
+QUICK_WRITERS = ("a lock file left by somebody",)
 
 
 def one_writer(folder: pathlib.Path, quick: bool) -> Outcome:
-    names = ("a lock file left by somebody",) if quick else tuple(WRITERS)
-    truth, wrong = uninterrupted(folder.parent, QUICK_STEPS), []
-    for number, name in enumerate(names):
-        workdir = folder / str(number) / "run"
-        words = hurt.arguments(folder.parent, workdir, num_train_steps=QUICK_STEPS, **CADENCE)
-        why = WRITERS[name](workdir, words, truth)
-        wrong += [f"{name}: {why}"] if why else []
-    outcome = tally(len(names), wrong, _lock_matters(folder))
-    return twins.added(outcome, folder, () if quick else WRITER_TWINS)
+    truth = uninterrupted(folder.parent)
+    writers = {name: WRITERS[name] for name in QUICK_WRITERS} if quick else WRITERS
+    found = attempts(folder, lambda own, writer: writer(own, truth), writers)
+    if not quick:
+        found |= twins.run(folder, WRITER_TWINS)
+    return tally(found, _lock_matters(folder))
 
 
 def _lock_matters(folder: pathlib.Path) -> bool:

@@ -5,37 +5,46 @@ import sys
 import xml.etree.ElementTree
 from collections.abc import Iterable
 
-from faults.common import Outcome, child
+from faults.common import Outcome, Promise, child, tally
 
 
-def run(folder: pathlib.Path, nodes: Iterable[str], **environment: str) -> tuple[int, list[str]]:
-    """(cases that ran, why each that failed did) of pytest's nodes ("test_x.py::test_y") in tests/.
+def run(
+    folder: pathlib.Path, nodes: Iterable[str], quick=False, **environment: str
+) -> dict[str, str]:
+    """{case: why it failed, "" where it did not} of pytest's nodes ("test_x.py::test_y") in tests/;
+    `quick`: without what is marked slow.
 
     A skipped case is not counted. RuntimeError where a node is unknown, or none of its cases ran.
     """
-    report, nodes = folder / "twins.xml", list(nodes)
+    report = folder / "twins.xml"
     paths = [node if pathlib.Path(node).is_absolute() else f"tests/{node}" for node in nodes]
-    words = ["-p", "no:cacheprovider", "-m", "", f"--junitxml={report}", *paths]  # slow ones too
-    done = child([sys.executable, "-m", "pytest", *words], timeout=3600, **environment)
+    words = ["-p", "no:cacheprovider", "-m", "not slow" if quick else "", f"--junitxml={report}"]
+    done = child([sys.executable, "-m", "pytest", *words, *paths], timeout=3600, **environment)
     if done.returncode not in (0, 1):
         raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-1000:]}")
-    cases = list(xml.etree.ElementTree.parse(report).iter("testcase"))
-    ran = [case for case in cases if case.find("skipped") is None]
-    names = [case.get("name").partition("[")[0] for case in ran]
-    wanted = {node.rpartition("::")[2].partition("[")[0] for node in nodes if "::test_" in node}
-    if not ran or wanted - set(names):
-        raise RuntimeError(f"no case ran of {sorted(wanted - set(names)) or nodes}")
-    wrong = [(c.get("name"), x) for c in ran for x in c if x.tag in ("failure", "error")]
-    return len(ran), [f"{name}: {why.get('message', '')[:300]}" for name, why in wrong]
+    found = {}
+    for case in xml.etree.ElementTree.parse(report).iter("testcase"):
+        if case.find("skipped") is None:
+            why = [x.get("message", "")[:300] for x in case if x.tag in ("failure", "error")]
+            found[f"{case.get('classname')}.{case.get('name')}"] = "; ".join(why)
+    missing = {_test(node) for node in nodes if "::test_" in node} - set(map(_test, found))
+    if missing or not found:
+        raise RuntimeError(f"no case ran of {sorted(missing) or nodes}")
+    return found
 
 
-def added(outcome: Outcome, folder: pathlib.Path, nodes: Iterable[str], **environment) -> Outcome:
-    """The outcome with the cases of these nodes; as it was where there are none (`--quick`)."""
-    if not nodes:
-        return outcome
-    count, wrong = run(folder, nodes, **environment)
-    return outcome._replace(
-        injected=outcome.injected + count,
-        survived=outcome.survived + count - len(wrong),
-        notes=[*outcome.notes, *wrong, f"{count} of them by tests of tests/"],
-    )
+def _test(name: str) -> str:
+    """The function's, of a node or a case."""
+    return name.partition("[")[0].replace("::", ".").rpartition(".")[2]
+
+
+def promise(number: int, name: str, nodes: tuple, controls: tuple, **environment: str) -> Promise:
+    """A promise that is tests only. `controls` are those of what comes without the protection."""
+
+    def kept(folder: pathlib.Path, quick: bool) -> Outcome:
+        found = run(folder, [*nodes, *controls], quick, **({} if quick else environment))
+        of_controls = {case for case in found if _test(case) in map(_test, controls)}
+        blind = [why for why in map(found.pop, of_controls) if why]
+        return tally(found, not blind)
+
+    return Promise(number, name, kept)

@@ -18,7 +18,6 @@ sys.path.insert(0, str(ROOT))  # faults is no package of the installation
 from faults import __main__ as runner  # noqa: E402
 from faults import (  # noqa: E402
     checkpoints,
-    determinism,
     devices,
     hurt,
     inputs,
@@ -54,7 +53,7 @@ SLOW = {
     4: checkpoints.failed_saves,
     5: training.no_nan,
     6: training.one_writer,
-    7: determinism.deterministic,
+    7: devices.deterministic,
     15: soak.long_runs,
 }
 
@@ -81,10 +80,9 @@ def test_slow_promise(shared, number):
 @pytest.mark.slow
 def test_a_kill_in_a_save_beside_the_steps_repeats_itself(shared, tmp_path):
     """Before the manifest of the second save, while later steps are done: it goes on from the first."""
-    truth = training.uninterrupted(shared, training.QUICK_STEPS)
-    cadence = {**training.CADENCE, "save_every": 5, "num_train_steps": training.QUICK_STEPS}
-    words = hurt.arguments(shared, tmp_path / "run", **cadence)
-    hooks = {"beside": 1, "at": ["manifest 10", 1, "signal", signal.SIGKILL, 0]}
+    truth = training.uninterrupted(shared)
+    words = hurt.arguments(shared, tmp_path / "run", {"train.save_every": 5})
+    hooks = {"beside": 1, "at": ["sha256-10", 1, "signal", signal.SIGKILL, 0]}
     assert hurt.run(words, hooks).code == -signal.SIGKILL
     assert training.sound(tmp_path / "run", truth) == (5, "")
     ended = hurt.run(words, {"beside": 1})
@@ -117,19 +115,32 @@ class TestTwins:
         path = tmp_path / "test_x.py"
         path.write_text(
             "import pytest\ndef test_a(): pass\ndef test_b(): assert 1 == 2\n"
-            "@pytest.mark.skip\ndef test_c(): pass\n"
+            "@pytest.mark.skip\ndef test_c(): pass\n@pytest.mark.slow\ndef test_d(): pass\n"
         )
-        outcome = twins.added(Outcome(3, 3, 0, True, []), tmp_path, [str(path)])
-        assert (outcome.injected, outcome.survived) == (5, 4) and "test_b" in outcome.notes[0]
+        found = twins.run(tmp_path, [str(path)], quick=True)
+        assert [bool(why) for why in found.values()] == [False, True]
         with pytest.raises(RuntimeError, match="pytest ended with 4"):
             twins.run(tmp_path, ["test_runtime.py::test_that_is_not_there"])
 
-    def test_every_node_is_there(self):
-        nodes = {*checkpoints.TWINS, *determinism.TWINS, *inputs.TWINS, *outputs.LEAK_TWINS}
-        nodes |= {*security.ID_TWINS, *security.REFUSALS, *training.NAN_TWINS}
-        for node in nodes | {*training.WRITER_TWINS}:
+    @pytest.mark.parametrize("why", ["", "it was not seen"])
+    def test_controls_are_not_counted(self, monkeypatch, why):
+        found = {"tests.test_x.test_a[1]": "", "tests.test_x.TestX.test_b": why}
+        monkeypatch.setattr(twins, "run", lambda *_: dict(found))
+        kept = twins.promise(1, "x", ("test_x.py::test_a",), ("test_x.py::TestX::test_b",)).run
+        assert kept(None, True) == Outcome(1, 1, 0, not why, [])
+
+    def test_every_node_is_there(self, monkeypatch):
+        """Of promises that are tests, and of those that run some as well."""
+        nodes = {*checkpoints.TWINS, *devices.TWINS, *security.REFUSALS}
+        nodes |= {*training.NAN_TWINS, *training.WRITER_TWINS}
+        monkeypatch.setattr(twins, "run", lambda folder, given, *_, **__: nodes.update(given) or {})
+        for promise in (*inputs.PROMISES, *outputs.PROMISES[:2], *security.PROMISES[:2]):
+            promise.run(None, False)
+        assert len(nodes) > 40
+        for node in nodes:
             path, _, name = node.partition("::")
             text = (ROOT / "tests" / path).read_text()
+            name = name.rpartition("::")[2]
             assert f"def {name}(" in text or f"class {name}:" in text, node
 
 
@@ -149,27 +160,25 @@ class TestDevices:
                 hashes = [f"{step} {drift}" for step in range(devices.PROBED)]
                 return json.dumps({"order": [[h] for h in hashes], "noise": hashes})
             workdir = pathlib.Path(words[1].partition("=")[2])
-            for step in (devices.SAVE_EVERY, devices.STEPS):
+            for step in (devices.HALF, devices.STEPS):
                 (workdir / "checkpoints" / str(step)).mkdir(parents=True, exist_ok=True)
                 (workdir / "checkpoints" / f"sha256-{step}.json").touch()
-            steps = range(1, devices.STEPS + 1)
-            rows = [json.dumps({"step": k, "train/loss": 1 / k + drift}) for k in steps]
+            steps, seed = range(1, devices.STEPS + 1), int("--config.seed=1" in words)
+            rows = [json.dumps({"step": k, "train/loss": 1 / k + drift + seed}) for k in steps]
             (workdir / "metrics.jsonl").write_text("\n".join(rows) + "\n")
 
         monkeypatch.setattr(devices, "run", run)
-        monkeypatch.setattr(determinism, "_again", lambda study, config, seed=0: {config: seed})
         return request.param
 
     def test_what_differs_is_counted(self, is_kept, tmp_path):
-        outcome = determinism._trained(devices.Study(tmp_path), True)
-        assert outcome.injected == 2 * 3 + 3 + 4 + 3 and outcome.negative_control
+        found, seed_matters, _ = devices.trained(tmp_path)
+        assert len(found) == 2 * 3 + 3 + 4 + 3 and seed_matters
         kept = 3 + 2  # the methods, and what one device goes on with
-        assert outcome.survived == (outcome.injected if is_kept else kept), outcome.notes
+        assert list(found.values()).count("") == (len(found) if is_kept else kept), found
 
-    def test_a_run_that_ends_early_is_no_comparison(self, is_kept, tmp_path, monkeypatch):
-        monkeypatch.setattr(devices, "losses", lambda workdir: {1: 1.0})
-        with pytest.raises(RuntimeError, match="1 steps were logged"):
-            devices.same_losses(devices.Study(tmp_path))
+    def test_a_run_that_ends_early_is_no_comparison(self):
+        with pytest.raises(RuntimeError, match="other lines"):
+            devices.farthest({(1, "train"): {"train/loss": "0x1p0"}}, {})
 
     def test_order_and_noise_are_probed(self, study):
         found = devices.probe(study.config("ldm", batch_size=8))
@@ -203,13 +212,12 @@ class TestSlope:
 
 @pytest.mark.slow  # of the harness, with a training of its own, as TestStopped
 def test_a_lost_line_is_seen(shared):
-    truth = training.uninterrupted(shared, training.QUICK_STEPS)
-    workdir = shared / f"truth-ldm-{training.QUICK_STEPS}" / "run"
-    assert training.sound(workdir, truth) == (training.QUICK_STEPS, "")
+    truth = training.uninterrupted(shared)
+    assert training.sound(truth.workdir, truth) == (training.QUICK_STEPS, "")
     short = truth._replace(rows={**truth.rows, (3, "train"): {"train/loss": "0x1p0"}})
-    assert "lines wrong" in training.sound(workdir, short)[1]
-    assert "differ" in training.unlike(workdir, short)
-    assert training.unlike(workdir, truth) == ""
+    assert "lines wrong" in training.sound(truth.workdir, short)[1]
+    assert "differ" in training.unlike(truth.workdir, short)
+    assert training.unlike(truth.workdir, truth) == ""
 
 
 @pytest.mark.slow
@@ -219,10 +227,9 @@ class TestStopped:
     STOP = training.Hurt("time", int(signal.SIGTERM), 0.5)
 
     def why(self, shared, code: int, text: str, seconds: float = 1.0) -> str:
-        truth = training.uninterrupted(shared, training.QUICK_STEPS)
-        workdir = shared / f"truth-ldm-{training.QUICK_STEPS}" / "run"
+        truth = training.uninterrupted(shared)
         ended = hurt.Ended(code, text, seconds)
-        return training.ill_ended(self.STOP, ended, workdir, truth)[1]
+        return training.ill_ended(self.STOP, ended, truth.workdir, truth)[1]
 
     def test_it_can_pass(self, shared):
         assert self.why(shared, 143, "stopped by signal 15; the same command resumes") == ""
@@ -243,7 +250,6 @@ class TestStopped:
 class TestRunner:
     def test_there_are_fifteen(self):
         assert [p.id for p in runner.PROMISES] == list(range(1, 16))
-        assert set(runner.MINUTES) == {p.id for p in runner.PROMISES}
 
     def test_unknown_promise_is_refused(self, capsys):
         with pytest.raises(SystemExit):
@@ -289,7 +295,7 @@ class TestRunner:
         }  # fmt: skip
         assert "NOT MEASURED" in summary["promises"][1]["notes"][0]
         assert "--quick" in summary["command"] and summary["versions"]["jax"]
-        assert "about" in capsys.readouterr().err
+        assert "2/2  broken" in capsys.readouterr().err
         assert runner.main([*words, "--only", "1"]) == 0
 
 
