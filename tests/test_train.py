@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import struct
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 from cldm_jax import files, settings
-from cldm_jax.data import pipeline
+from cldm_jax.data import pipeline, shards
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import encode, make, train
 from cldm_jax.runs import inputs, latents, record
@@ -73,6 +74,24 @@ def test_another_config_is_refused_with_the_difference(study):
     config.recipe.loss = "l1"
     with pytest.raises(UserError, match="recipe.loss: 'l2' -> 'l1'"):
         train.run(config, str(study.unet))
+
+
+def test_a_run_is_not_resumed_on_other_data_nor_another_split(study, tmp_path):
+    """People it is scored on later could be among those that it has learned from."""
+    index = shards.Prepared(study.prepared).json
+    folder = shutil.copytree(study.prepared, tmp_path / "moved")
+    config = study.config("unet")
+    config.data.prepared = str(folder)
+    train.check(config, str(study.unet))  # the same data elsewhere are the same data
+    train_ids, test_ids = index["splits"]["train"], index["splits"]["test"]
+    swapped = {"train": [*train_ids[1:], *test_ids], "test": train_ids[:1], "hash": "other"}
+    for change in (
+        {"splits": {**index["splits"], **swapped}},
+        {"subjects": [{**index["subjects"][0], "keep": [True] * 24}, *index["subjects"][1:]]},
+    ):
+        shards.write_index(folder, {**index, **change})
+        with pytest.raises(UserError, match="other data, or another split"):
+            train.run(config, str(study.unet))
 
 
 def test_sigkill_then_the_same_command_repeats_every_loss_bit(study, tmp_path):

@@ -57,7 +57,7 @@ def ensure_latents(
                 sums[name] = sums[name] + _sums(z[prepared.keep(i, name)])
                 if name not in writers:
                     writers[name] = ShardWriter(folder, name, "float16", z.shape[1:], SHARD_ITEMS)
-                shard, offset = writers[name].add(z.astype(np.float16))
+                shard, offset = writers[name].add(z)
                 volumes[name] = {**subject["volumes"][name], "shard": shard, "offset": offset}
             subjects.append({**subject, "volumes": volumes})
             if i in train:

@@ -65,6 +65,7 @@ def check(config, workdir: str) -> None:
     config, prepared = inputs_lib.settled(config)
     inputs_lib.check_fit(config, prepared)
     record.check_same_config(workdir, record.comparable(config))
+    record.check_same_data(workdir, prepared)
 
 
 @contextlib.contextmanager

@@ -13,8 +13,9 @@ import numpy as np
 
 from cldm_jax import __version__, files
 from cldm_jax.data import pet_ranges
+from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.runs.manifest import Data, Manifest
+from cldm_jax.runs.manifest import Data, Manifest, parse
 from cldm_jax.runtime import device, processes, weights
 from cldm_jax.runtime.checkpoint import BEST, Checkpoints
 
@@ -40,10 +41,8 @@ MUTABLE = {
     "train.calibrate_people",
 }
 
-SECTIONS = (
-    "",
-    "autoencoder.train.",
-)  # of a latent method's config: itself, and what it trains first
+# Of a latent method's config: itself, and what it trains first.
+SECTIONS = ("", "autoencoder.train.")
 # Settings that came later -> what runs made before them had.
 ADDED = {
     f"{section}{name}": value
@@ -61,14 +60,10 @@ ADDED = {
         "init.weights": "",
         "init.key": "",
         "data.source": "pet",
-        "data.simulate.mr_target": "acquired",
-        "data.simulate.ct_target": "acquired",
-        "data.simulate.pets_per_person": 1,
-        "data.simulate.nac": False,
     }.items()
 }
-# Settings of a mode that came later: they had no say.
-NO_SAY = tuple(f"{section}data.simulate.randomised" for section in SECTIONS)
+# How data are made: it is the data that must be the same (`check_same_data`).
+MADE_OF = tuple(f"{section}data.{how}." for section in SECTIONS for how in ("simulate", "prepare"))
 
 
 class Clock:
@@ -122,18 +117,33 @@ def check_same_config(workdir, resolved: dict) -> None:
     if not path.is_file():
         return
     old, new = flatten(files.read_json(path)), flatten(resolved)
-    later = {k: v for k, v in new.items() if k.startswith(NO_SAY)}
-    old = {**{k: v for k, v in ADDED.items() if k in new}, **later, **old}
+    old = {**{k: v for k, v in ADDED.items() if k in new}, **old}
     differing = [
         f"{k}: {old.get(k)!r} -> {new.get(k)!r}"
         for k in sorted(old.keys() | new.keys())
-        if old.get(k) != new.get(k) and k not in MUTABLE
+        if old.get(k) != new.get(k) and k not in MUTABLE and not k.startswith(MADE_OF)
     ]
     if differing:
         raise UserError(
             workdir,
             "holds a run with another config (" + "; ".join(itertools.islice(differing, 8)) + ")",
             "Give another --workdir, or delete this one to start over.",
+        )
+
+
+def check_same_data(workdir, prepared: Prepared) -> None:
+    """UserError where `workdir` holds a run on other data or another split: people it is scored on later
+    could be among those that it has learned from.
+    """
+    path = pathlib.Path(workdir) / "run.json"
+    if not path.is_file():
+        return
+    old, index = parse(path, files.read_json(path)).data, prepared.index
+    if (old.fingerprint, old.split_hash) != (index.fingerprint, index.splits.hash):
+        raise UserError(
+            workdir,
+            f"holds a run on other data, or another split, than {prepared.folder}",
+            "Give the folder that it was trained on, or another --workdir.",
         )
 
 
