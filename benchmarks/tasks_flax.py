@@ -99,7 +99,7 @@ def read_out(unet, autoencoder, variables, source, start, code, steps: int = 0):
         z = ddim(unet, own, start, source, code, alphas_bar, steps)
     else:
         one = lambda zt, t: unet.apply(own, zt, t, code, source)  # noqa: E731
-        z = samplers.onestep(one, source, alphas_bar, target="v")
+        z = samplers.onestep(one, jnp.zeros_like(source), alphas_bar, target="v")
     z = z * variables["std"][None, None, None] + variables["mean"][None, None, None]
     return decode(autoencoder, {"params": params["autoencoder"]}, z)
 

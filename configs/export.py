@@ -19,5 +19,6 @@ def get_config(preset: str = "a6000"):
     c.run = ""  # workdir of a training, or an exported folder
     c.format = "cldm_jax"  # cldm_jax | monai (state dicts under MONAI's names)
     c.dtype = "float32"  # float32 (predictions keep every bit) | float16 (half the size)
+    c.steps = 0  # DDIM steps of a sample, fewer: smoother; 0: the training's own
     c.overwrite = False  # replace a model that the workdir holds already
     return c

@@ -32,7 +32,9 @@ job prepare "$runs/prepared" "--config.cohort=$runs/cohort" \
 job ae "$runs/ae" "--config.data.prepared=$runs/prepared" --config.recipe.model.base_channels=24
 job ldm "$runs/ldm" "--config.data.prepared=$runs/prepared" "--config.autoencoder.workdir=$runs/ae" \
   --config.data.context=5 --config.recipe.model.unet.base_channels=24 \
-  --config.train.num_train_steps=20000 --config.recipe.optim.ema_decay=0.999 \
-  --config.train.val_every=20000 --config.train.log_every=200  # the last step is the one exported
-job export "$out" "--config.run=$runs/ldm" --config.dtype=float16 --config.overwrite=True
+  --config.train.num_train_steps=36000 --config.recipe.optim.ema_decay=0.999 \
+  --config.train.val_every=36000 --config.train.log_every=200  # the last step is the one exported
+job calibrate "$runs/ldm" "--config.run=$runs/ldm" --config.people=20
+job export "$out" "--config.run=$runs/ldm" --config.dtype=float16 --config.steps=3 \
+  --config.overwrite=True
 say "" "Finished in $(clock $SECONDS): $out"

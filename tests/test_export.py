@@ -121,6 +121,20 @@ def test_sampling_can_be_replaced(study, models):
         assert "mean2" in run.method.predict and run.method.evaluations["mean2"] == 4
 
 
+def test_steps_of_a_sample_are_handed_on(study, models, tmp_path):
+    """What an evaluation with so many steps draws; no other read-out changes."""
+    folder = exported(study.ldm, tmp_path / "two", steps=2)
+    own = readouts.open_run(str(study.ldm)).config["recipe"]["sampling"]
+    assert own["num_sampling_steps"] != 2
+    asked = readouts.open_run(str(study.ldm), {**own, "num_sampling_steps": 2})
+    made = readouts.open_run(str(folder))
+    for mode in ("onestep", "sample"):
+        np.testing.assert_array_equal(images(made, mode, study), images(asked, mode, study))
+    assert files.read_json(folder / weights.CARD)["read_outs"]["sample"] == 2
+    with pytest.raises(UserError, match="draws no samples"):
+        exported(study.unet, tmp_path / "unet", steps=2)
+
+
 def test_reports_find_the_learning_curve(study, models):
     entrants = [
         readouts.make_entrants([readouts.open_run(str(f))], ("ct",))[0]

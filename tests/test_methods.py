@@ -269,10 +269,31 @@ def test_sdedit_starts_from_the_source_and_concat_does_not():
     assert float(jnp.abs(out - source["source"][..., 1:2]).mean()) < 0.1
 
 
+def test_the_mean_of_a_bridge_is_its_first_step():
+    """At t = T - 1 a bridge is at its source, without noise: a sample of one step is the mean."""
+    bridge = {**READINGS["bridge"], "onestep_share": (0.5, 0.5)}
+    settings = recipe("ldm", **bridge)
+    settings["sampling"]["num_sampling_steps"] = 1
+    method = make_method("ldm", **settings)
+    batch, frozen = ldm_parts("latent")
+    state = method.init(jax.random.key(0), batch, frozen)
+    state, metrics = jax.jit(method.train_step)(state, batch, jax.random.key(0))
+    assert float(metrics["onestep_share"]) == 0.5 and float(metrics["loss_onestep"]) > 0
+    one, sample = (
+        jax.jit(method.predict[mode])(state, images(), jax.random.key(1)).image
+        for mode in ("onestep", "sample")
+    )
+    np.testing.assert_allclose(one, sample, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     "bad, message",
     [
         ({"conditioning": "sdedit"}, "source_encoding 'latent'"),
+        (
+            {**PLAIN, "conditioning": "sdedit", "onestep_share": (1.0, 0.5)},
+            "'sdedit' has no onestep rows",
+        ),
         ({**PLAIN, "conditioning": "bridge"}, "predicts x0"),
         ({**PLAIN, "conditioning": "bridge", "target": "x0"}, "has no sigma"),
         (

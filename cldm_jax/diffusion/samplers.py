@@ -57,14 +57,14 @@ def ddim(
     return x0
 
 
-def onestep(denoise_fn: DenoiseFn, like, alphas_bar, *, target: str):
-    """The x0 prediction at t = T - 1 from a zero input: one evaluation, the posterior mean.
+def onestep(denoise_fn: DenoiseFn, xt, alphas_bar, *, target: str):
+    """The x0 prediction at t = T - 1 of an `xt` without noise: one evaluation, the posterior mean.
 
-    Zero is an input the sampler never uses, so a network trained on such rows has a regression mode of
-    its own. At zero terminal SNR x0_hat = -v (v target) or the prediction itself (x0 target).
+    Of a diffusion that is zero, an input the sampler never uses, so a network trained on such rows has a
+    regression mode of its own; of a bridge the source. At zero terminal SNR x0_hat = a xt - s v = -v (v
+    target) or the prediction itself (x0 target).
     """
-    t = jnp.full(like.shape[:1], alphas_bar.shape[0] - 1, jnp.int32)
-    xt = jnp.zeros_like(like)
+    t = jnp.full(xt.shape[:1], alphas_bar.shape[0] - 1, jnp.int32)
     x0, _ = to_x0_eps(target, denoise_fn(xt, t), xt, jnp.float32(0.0), jnp.float32(1.0))
     return x0
 

@@ -54,6 +54,7 @@ def run(config, workdir: str) -> None:
     if stored.config["method"] == "autoencoder":
         remedy = "Export the latent method trained on it: the autoencoder travels inside."
         raise UserError(config.run, "is an autoencoder, which predicts nothing by itself", remedy)
+    stored = _with_steps(config.run, stored, config.steps)
     method, _ = stored_method(stored)
     stored = _with_pet_ranges(config.run, stored)
     (folder / weights.CARD).unlink(missing_ok=True)  # from here on, nothing that looks whole
@@ -67,6 +68,17 @@ def run(config, workdir: str) -> None:
     for name, entry in card["files"].items():
         print(f"wrote {folder / name} ({entry['bytes'] / 1e6:.2f} MB)")
     print(f"exported {card['name']}, step {card['step']}, in {time.monotonic() - began:.1f} s")
+
+
+def _with_steps(run: str, stored: Stored, steps: int) -> Stored:
+    """`stored` with so many steps in its samplers; 0: as it is."""
+    if not steps:
+        return stored
+    recipe = stored.config["recipe"]
+    if "sampling" not in recipe:
+        raise UserError(run, f"draws no samples, and config.steps is {steps}", "Leave it at 0.")
+    sampling = {**recipe["sampling"], "num_sampling_steps": steps}
+    return stored._replace(config={**stored.config, "recipe": {**recipe, "sampling": sampling}})
 
 
 def _with_pet_ranges(run: str, stored: Stored) -> Stored:

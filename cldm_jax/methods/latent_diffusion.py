@@ -182,7 +182,9 @@ class _Cldm:
         t = jnp.where(is_onestep, d["num_timesteps"] - 1, t)
         zs = None if source is None else self.centre(source)
         zt, target = self.reading.add_noise(d, z0, zs, t, eps)
-        return jnp.where(is_onestep[:, None, None, None], 0.0, zt), t, target
+        if self.reading.blank is not None:
+            zt = jnp.where(is_onestep[:, None, None, None], self.reading.blank(zs, zt), zt)
+        return zt, t, target
 
     def draw(self, rng, batch):
         """Step, noise and the two lots of every row."""
@@ -248,9 +250,10 @@ class _Cldm:
         return guidance.with_guidance(with_code(label), with_code(null), scale)
 
     def predict_onestep(self, state, batch, rng):
-        """The conditional mean: one evaluation at t = T - 1 from a zero latent."""
+        """The conditional mean: one evaluation at t = T - 1 of a latent without noise."""
         source, label = self.image_source(state.frozen, batch["source"]), batch["label"]
-        start = jnp.zeros((*source.shape[:3], self.codec.latent_channels))
+        like = jnp.zeros((*source.shape[:3], self.codec.latent_channels))
+        start = self.reading.blank(self.centre(source), like)
         denoise_fn = self.denoiser(state, source, label)
         target = self.diffusion["target"]
         z = samplers.onestep(denoise_fn, start, self.alphas_bar(), target=target)

@@ -25,6 +25,9 @@ class Reading(NamedTuple):
     sees_source: bool  # beside the noisy latent, and so at every step
     check: Callable  # (d) -> None; ValueError for settings that cannot work
     add_noise: Callable  # (d, z0, zs, t [B], eps) -> (zt, regression target)
+    # (zs, like) -> the latent at t = T - 1 without noise, like `like` [B, h, w, C], from which one
+    # evaluation gives the mean; None: there is none
+    blank: Callable | None
     # (d, s, denoise_fn, zs, start, noise_fn) -> z0; start: standard normal [B, h, w, C]; noise_fn(i): of
     # step i
     sample: Callable
@@ -43,7 +46,7 @@ def _check_gaussian(d) -> None:
 def _check_concat(d) -> None:
     _check_gaussian(d)
     if max(d["onestep_share"]) > 0 and d["target"] == "eps":
-        raise ValueError("onestep rows need conditioning 'concat' and a v or x0 target")
+        raise ValueError("onestep rows need a v or x0 target")
     if max(d["onestep_share"]) > 0 and d["schedule"] not in ZERO_SNR:
         raise ValueError(f"onestep rows need zero terminal SNR: schedule {' or '.join(ZERO_SNR)}")
 
@@ -52,8 +55,14 @@ def _check_from_source(d) -> None:
     _check_gaussian(d)
     if d["source_encoding"] != "latent":
         raise ValueError(f"conditioning {d['conditioning']!r} needs source_encoding 'latent'")
+
+
+def _check_sdedit(d) -> None:
+    _check_from_source(d)
     if max(d["onestep_share"]) > 0:
-        raise ValueError("onestep rows need conditioning 'concat' and a v or x0 target")
+        raise ValueError(
+            "conditioning 'sdedit' has no onestep rows: set onestep_share to (0.0, 0.0)"
+        )
 
 
 def _check_bridge(d) -> None:
@@ -80,6 +89,14 @@ def _bridged(d, z0, zs, t, eps):
     m, delta = samplers.bridge_coefficients(t, d["num_timesteps"], d["bridge_variance"])
     m, delta = (v[:, None, None, None] for v in (m, delta))
     return (1 - m) * z0 + m * zs + jnp.sqrt(delta) * eps, z0
+
+
+def _zero(zs, like):
+    return jnp.zeros_like(like)
+
+
+def _source(zs, like):
+    return zs
 
 
 def _ddim(d, s, denoise_fn, start, noise_fn, t_start=None):
@@ -118,7 +135,7 @@ def _sample_bridge(d, s, denoise_fn, zs, start, noise_fn):
 
 
 READINGS = {
-    "concat": Reading(True, _check_concat, _diffused, _sample_concat),
-    "sdedit": Reading(False, _check_from_source, _diffused, _sample_sdedit),
-    "bridge": Reading(True, _check_bridge, _bridged, _sample_bridge),
+    "concat": Reading(True, _check_concat, _diffused, _zero, _sample_concat),
+    "sdedit": Reading(False, _check_sdedit, _diffused, None, _sample_sdedit),
+    "bridge": Reading(True, _check_bridge, _bridged, _source, _sample_bridge),
 }
