@@ -233,6 +233,12 @@ READINGS = {
     "sdedit": {**PLAIN, "conditioning": "sdedit"},
     "direct": {"gaussian_denoiser": False},
     "bridge": {**PLAIN, "conditioning": "bridge", "target": "x0", "noise_weight_power": 0.0},
+    # Its network sees pixels; it begins at the middle slice's latent all the same.
+    "bridge on pixels": {
+        "conditioning": "bridge",
+        "gaussian_denoiser": False,
+        "noise_weight_power": 0.0,
+    },
 }
 
 
@@ -246,7 +252,7 @@ def test_every_reading_trains_and_predicts(reading):
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, new.params)
     assert max(jax.tree.leaves(moved)) > 0
     assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), state.frozen, new.frozen))
-    assert ("onestep" in method.predict) == (reading in ("concat", "direct"))
+    assert ("onestep" in method.predict) == (READINGS[reading].get("onestep_share") is None)
     source = images()
     # Which read-out does not matter to a reading: one of each kind, all of the default's.
     modes = method.predict if reading == "concat" else {"mean4": method.predict["mean4"]}
@@ -269,13 +275,13 @@ def test_sdedit_starts_from_the_source_and_concat_does_not():
     assert float(jnp.abs(out - source["source"][..., 1:2]).mean()) < 0.1
 
 
-def test_the_mean_of_a_bridge_is_its_first_step():
+@pytest.mark.parametrize("reading, source", [("bridge", "latent"), ("bridge on pixels", "s2d")])
+def test_the_mean_of_a_bridge_is_its_first_step(reading, source):
     """At t = T - 1 a bridge is at its source, without noise: a sample of one step is the mean."""
-    bridge = {**READINGS["bridge"], "onestep_share": (0.5, 0.5)}
-    settings = recipe("ldm", **bridge)
+    settings = recipe("ldm", **{**READINGS[reading], "onestep_share": (0.5, 0.5)})
     settings["sampling"]["num_sampling_steps"] = 1
     method = make_method("ldm", **settings)
-    batch, frozen = ldm_parts("latent")
+    batch, frozen = ldm_parts(source)
     state = method.init(jax.random.key(0), batch, frozen)
     state, metrics = jax.jit(method.train_step)(state, batch, jax.random.key(0))
     assert float(metrics["onestep_share"]) == 0.5 and float(metrics["loss_onestep"]) > 0

@@ -46,6 +46,10 @@ def run(config, workdir: str) -> None:
     if not config.run:
         raise UserError("config.run", "empty", "Give --config.run=<workdir of a training>.")
     folder = pathlib.Path(workdir)
+    if config.format not in FORMATS:
+        raise UserError(
+            f"config.format={config.format}", "not known", f"Known: {', '.join(FORMATS)}."
+        )
     _check_folder(folder, config.overwrite)
     stored = read_stored(config.run)
     if config.format == "monai":

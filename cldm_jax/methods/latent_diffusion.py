@@ -134,12 +134,6 @@ class _Cldm:
         mean, std = (jnp.tile(stats[k][code], slices) for k in ("mean", "std"))
         return (z - mean[None, None, None]) / std[None, None, None]
 
-    def centre(self, z):
-        """The middle slice's latent of a [B, h, w, C*S] stack."""
-        channels = self.codec.latent_channels
-        start = (z.shape[-1] // channels // 2) * channels
-        return z[..., start : start + channels]
-
     def training_source(self, frozen, batch):
         if self.diffusion["source_encoding"] == "latent":
             return self.source_latents(frozen, batch["source"])
@@ -149,12 +143,29 @@ class _Cldm:
         """The same representation from PET slices [B, H, W, S], at prediction time."""
         if self.diffusion["source_encoding"] == "s2d":
             return space_to_depth(source, self.codec.factor)
+        return self.encoded(frozen, source)
+
+    def encoded(self, frozen, source):
+        """Standardised latents [B, h, w, C*S] of PET slices [B, H, W, S]."""
         b, h, w, slices = source.shape
         flat = source.transpose(0, 3, 1, 2).reshape(b * slices, h, w, 1)
         code = jnp.full((b * slices,), self.diffusion["source_code"], jnp.int32)
         z = self.codec.encode(frozen["autoencoder"], flat, code)
         z = z.reshape(b, slices, *z.shape[1:]).transpose(0, 2, 3, 1, 4)
         return self.source_latents(frozen, z.reshape(*z.shape[:3], -1))
+
+    def middle(self, frozen, images, source):
+        """The middle source slice's latent, where the reading begins there: of the stack of latents
+        `source` [B, h, w, C*S], or of PET slices `images` [B, H, W, S] that come as pixels.
+        """
+        if not self.reading.from_source:
+            return None
+        if self.diffusion["source_encoding"] == "s2d":
+            i = images.shape[-1] // 2
+            return self.encoded(frozen, images[..., i : i + 1])
+        channels = self.codec.latent_channels
+        start = (source.shape[-1] // channels // 2) * channels
+        return source[..., start : start + channels]
 
     def condition(self, source):
         """What is concatenated to the noisy latent, if anything."""
@@ -176,11 +187,10 @@ class _Cldm:
 
     # Training
 
-    def noisy_input(self, z0, source, t, is_onestep, eps):
+    def noisy_input(self, z0, zs, t, is_onestep, eps):
         """(network input zt, step t, regression target) of each row."""
         d = self.diffusion
         t = jnp.where(is_onestep, d["num_timesteps"] - 1, t)
-        zs = None if source is None else self.centre(source)
         zt, target = self.reading.add_noise(d, z0, zs, t, eps)
         if self.reading.blank is not None:
             zt = jnp.where(is_onestep[:, None, None, None], self.reading.blank(zs, zt), zt)
@@ -209,12 +219,15 @@ class _Cldm:
     def loss(self, params, state, batch, noise):
         d, label, frozen = self.diffusion, batch["label"], state.frozen
         z0 = self.standardise(frozen, batch["target"], label)
-        source = self.training_source(frozen, batch) if "source" in self.reads else None
+        source = zs = None
+        if "source" in self.reads:
+            source = self.training_source(frozen, batch)
+            zs = self.middle(frozen, batch["source"], source)
         share = ramp(state.step, self.num_train_steps, *d["onestep_share"], *d["onestep_ramp"])
         is_onestep = noise["onestep_lot"] < share
         is_dropped = noise["drop_lot"] < d["class_dropout_prob"]
         code = jnp.where(is_dropped & ~is_onestep, d["null_code"], label)
-        zt, t, target = self.noisy_input(z0, source, noise["t"], is_onestep, noise["eps"])
+        zt, t, target = self.noisy_input(z0, zs, noise["t"], is_onestep, noise["eps"])
         prediction = self.denoise(params, zt, t, code, self.condition(source))
         std = frozen["statistics"]["std"][label]
         noisy_weights = channel_weights(std, d["noisy_weight_power"])
@@ -253,13 +266,13 @@ class _Cldm:
         """The conditional mean: one evaluation at t = T - 1 of a latent without noise."""
         source, label = self.image_source(state.frozen, batch["source"]), batch["label"]
         like = jnp.zeros((*source.shape[:3], self.codec.latent_channels))
-        start = self.reading.blank(self.centre(source), like)
+        start = self.reading.blank(self.middle(state.frozen, batch["source"], source), like)
         denoise_fn = self.denoiser(state, source, label)
         target = self.diffusion["target"]
         z = samplers.onestep(denoise_fn, start, self.alphas_bar(), target=target)
         return Prediction(self.decode(state, z, label))
 
-    def sample_latents(self, state, source, label, noise_fn):
+    def sample_latents(self, state, source, zs, label, noise_fn):
         """One standardised latent per row. noise_fn(i, shape) -> standard normal [rows, *shape]: the
         start's for i = 0, sampling step i - 1's where eta > 0.
         """
@@ -268,7 +281,7 @@ class _Cldm:
             self.diffusion,
             self.sampling,
             self.denoiser(state, source, label),
-            self.centre(source),
+            zs,
             noise_fn(0, shape),
             lambda i: noise_fn(i + 1, shape),
         )
@@ -276,9 +289,11 @@ class _Cldm:
     def predict_samples(self, state, batch, rng, *, num_samples: int):
         """Mean and SD of K *decoded* samples (the decoder is not linear), K folded into the batch."""
         label = batch["label"]
-        source = jnp.repeat(self.image_source(state.frozen, batch["source"]), num_samples, axis=0)
-        labels = jnp.repeat(label, num_samples)
+        source = self.image_source(state.frozen, batch["source"])
+        zs = self.middle(state.frozen, batch["source"], source)
+        repeat = functools.partial(jnp.repeat, repeats=num_samples, axis=0)
+        source, zs, labels = jax.tree.map(repeat, (source, zs, label))
         weights = through_plane_weights(self.sampling["noise_slices"])
         noise_fn = sample_noise(batch, rng, num_samples, weights)
-        latents = self.sample_latents(state, source, labels, noise_fn)
+        latents = self.sample_latents(state, source, zs, labels, noise_fn)
         return mean_of_samples(self.decode(state, latents, labels), num_samples)

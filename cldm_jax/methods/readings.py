@@ -6,8 +6,7 @@
   bridge  a Brownian bridge from the source latent to the target latent, with the class code
 
 `d` are the diffusion's settings and `s` the sampling's (`latent_diffusion.make`); `zs` is the middle
-source slice's standardised latent, [B, h, w, C] like the target's `z0`; concat, whose source may come as
-pixels, does not look at it.
+source slice's standardised latent, [B, h, w, C] like the target's `z0`.
 """
 
 from collections.abc import Callable
@@ -23,6 +22,7 @@ class Reading(NamedTuple):
     """What tells one reading from another."""
 
     sees_source: bool  # beside the noisy latent, and so at every step
+    from_source: bool  # begins at zs; elsewhere zs is None
     check: Callable  # (d) -> None; ValueError for settings that cannot work
     add_noise: Callable  # (d, z0, zs, t [B], eps) -> (zt, regression target)
     # (zs, like) -> the latent at t = T - 1 without noise, like `like` [B, h, w, C], from which one
@@ -51,14 +51,10 @@ def _check_concat(d) -> None:
         raise ValueError(f"onestep rows need zero terminal SNR: schedule {' or '.join(ZERO_SNR)}")
 
 
-def _check_from_source(d) -> None:
+def _check_sdedit(d) -> None:
     _check_gaussian(d)
     if d["source_encoding"] != "latent":
-        raise ValueError(f"conditioning {d['conditioning']!r} needs source_encoding 'latent'")
-
-
-def _check_sdedit(d) -> None:
-    _check_from_source(d)
+        raise ValueError("conditioning 'sdedit' needs source_encoding 'latent'")
     if max(d["onestep_share"]) > 0:
         raise ValueError(
             "conditioning 'sdedit' has no onestep rows: set onestep_share to (0.0, 0.0)"
@@ -66,7 +62,7 @@ def _check_sdedit(d) -> None:
 
 
 def _check_bridge(d) -> None:
-    _check_from_source(d)
+    _check_gaussian(d)
     if d["target"] != "x0":
         raise ValueError("conditioning 'bridge' predicts x0: set target to 'x0'")
     if d["min_snr_gamma"] > 0:
@@ -135,7 +131,7 @@ def _sample_bridge(d, s, denoise_fn, zs, start, noise_fn):
 
 
 READINGS = {
-    "concat": Reading(True, _check_concat, _diffused, _zero, _sample_concat),
-    "sdedit": Reading(False, _check_sdedit, _diffused, None, _sample_sdedit),
-    "bridge": Reading(True, _check_bridge, _bridged, _source, _sample_bridge),
+    "concat": Reading(True, False, _check_concat, _diffused, _zero, _sample_concat),
+    "sdedit": Reading(False, True, _check_sdedit, _diffused, None, _sample_sdedit),
+    "bridge": Reading(True, True, _check_bridge, _bridged, _source, _sample_bridge),
 }
