@@ -417,6 +417,7 @@ def test_the_sd_of_a_read_out_covers_the_truth(samples):
     drawn = jnp.asarray(rng.normal(size=(size[0] * samples, *size[1:])), jnp.float32)
     model = types.SimpleNamespace(
         image_source=lambda frozen, source: source,
+        middle=lambda frozen, images, source: None,
         sampling={"noise_slices": 0.0},
         sample_latents=lambda *args: drawn,
         decode=lambda state, z, label: z,
