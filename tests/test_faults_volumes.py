@@ -267,7 +267,7 @@ def test_scaled_integers_are_exact(tmp_path):
     np.testing.assert_array_equal(nifti.read_volume(path).array, expected)
 
 
-# ---- files of others, to be mutated (tests/test_faults_py) ----
+# ---- files of others, to be mutated ----
 
 
 def seeds(folder: pathlib.Path) -> dict[str, bytes]:
