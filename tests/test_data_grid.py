@@ -179,3 +179,19 @@ def test_resample_between_scanners():
 def test_from_index():
     value = {"size": [112, 96], "spacing_mm": [2.0, 2.0], "slice_spacing_mm": None, "center": "pet"}
     assert ModelGrid.from_index(value) == ModelGrid((112, 96), (2.0, 2.0), None)
+
+
+def test_whole_voxels_are_copied_one_by_one():
+    """Crop, pad, flip and permute against the definition, fields of view that miss the image included."""
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        array = rng.normal(size=rng.integers(1, 6, 3)).astype(np.float32)
+        index_map = np.zeros((4, 4))
+        index_map[rng.permutation(3), range(3)] = rng.choice([-1, 1], 3)
+        index_map[:, 3] = *rng.integers(-7, 8, 3), 1
+        shape = tuple(rng.integers(1, 7, 3))
+        out = grid.resample(array, np.eye(4), shape, index_map, fill=-9.0)
+        for index in np.ndindex(shape):
+            at = (index_map @ (*index, 1))[:3].astype(int)
+            inside = (at >= 0).all() and (at < array.shape).all()
+            assert out[index] == (array[tuple(at)] if inside else -9.0)

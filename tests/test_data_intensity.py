@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from data_heads import make_head
+from scipy import ndimage
 
 from cldm_jax.data import intensity, mask
 from cldm_jax.errors import UserError
@@ -146,3 +147,11 @@ def test_otsu_splits_two_classes():
     rng = np.random.default_rng(0)
     values = np.concatenate([rng.normal(10, 3, 6000), rng.normal(100, 10, 4000)])
     assert 20 < mask.otsu(values) < 75
+
+
+def test_holes_are_filled_as_by_scipy_slice_by_slice():
+    rng = np.random.default_rng(0)
+    for share in np.linspace(0.2, 0.8, 40):
+        tissue = mask.piece(rng.random((3, *rng.integers(1, 20, 2))) < share)
+        filled = [ndimage.binary_fill_holes(s) for s in tissue]
+        np.testing.assert_array_equal(mask.largest(tissue), filled)

@@ -154,10 +154,13 @@ def _copy(array, index_map, shape, fill) -> np.ndarray:
     perm = np.abs(index_map[:3, :3]).argmax(0)  # input axis that each output axis walks along
     moved, take, put = array.transpose(perm), [], []
     for axis, n in enumerate(shape):
-        at = index_map[perm[axis], 3] + index_map[perm[axis], axis] * np.arange(n)
-        inside = (at >= 0) & (at < moved.shape[axis])
-        take.append(at[inside])
-        put.append(inside)
+        step, size = index_map[perm[axis], axis], moved.shape[axis]  # 1 or -1
+        first = index_map[perm[axis], 3] if step > 0 else size - 1 - index_map[perm[axis], 3]
+        low, high = max(0, -first), max(0, min(n, size - first))  # of the output, inside the input
+        put.append(slice(low, max(low, high)))
+        take.append(slice(first + low, first + max(low, high)))
+        if step < 0:
+            moved = np.flip(moved, axis)
     out = np.full(shape, fill, np.float32)
-    out[np.ix_(*put)] = moved[np.ix_(*take)]
+    out[tuple(put)] = moved[tuple(take)]
     return out

@@ -55,7 +55,18 @@ def otsu(values: np.ndarray) -> float:
 
 
 def _fill(tissue: np.ndarray) -> np.ndarray:
-    return np.stack([ndimage.binary_fill_holes(s) for s in tissue])
+    """Holes filled within each slice: background that no path along rows and columns joins to its border.
+
+    As `ndimage.binary_fill_holes` slice by slice, whose repeated dilation was a fifth of `prepare`.
+    """
+    in_plane = np.zeros((3, 3, 3), bool)
+    in_plane[1] = ndimage.generate_binary_structure(2, 1)
+    labels, count = ndimage.label(~tissue, in_plane)
+    is_hole = np.ones(count + 1, bool)
+    for border in (labels[:, 0], labels[:, -1], labels[:, :, 0], labels[:, :, -1]):
+        is_hole[border] = False
+    is_hole[0] = False
+    return tissue | is_hole[labels]
 
 
 def piece(tissue: np.ndarray) -> np.ndarray:
