@@ -103,13 +103,13 @@ def lay_out(folder: pathlib.Path, run: pathlib.Path, prepared) -> int:
     there are fewer. Returns how many they have.
     """
     from cldm_jax.jobs import export
-    from cldm_jax.runs import readouts
+    from cldm_jax.runs import stored as stored_lib
     from configs import export as export_config
 
     wanted = export_config.get_config()
     wanted.run, wanted.format, wanted.overwrite = str(run), "monai", True
     export.run(wanted, str(folder))
-    stored = readouts.open_run(str(run))
+    stored = stored_lib.open_run(str(run))
     frozen = stored.state.frozen
     found = {"pet": [], "ct": [], "mask": []}
     for person in prepared.subjects("test"):

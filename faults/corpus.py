@@ -374,7 +374,7 @@ def identity_model():
     from cldm_jax.data.grid import ModelGrid
     from cldm_jax.data.index import Modality
     from cldm_jax.methods.base import Method, Prediction
-    from cldm_jax.runs import readouts
+    from cldm_jax.runs import stored
     from cldm_jax.runs.manifest import Data
     from cldm_jax.volumes import derivatives, opened
 
@@ -403,7 +403,7 @@ def identity_model():
 
     readings = {"onestep": identity, "sample": identity, "mean2": mean}
     method = Method(None, None, readings, {name: 1 for name in readings})
-    run = readouts.Run("", "identity", config, manifest, 0, method, (), None)
+    run = stored.Run("", "identity", config, manifest, 0, method, (), None)
     with (
         mock.patch.object(opened, "open_run", lambda *_: run),
         mock.patch.object(derivatives, "model_identity", lambda *_: "0" * 64),

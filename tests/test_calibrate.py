@@ -19,7 +19,8 @@ from cldm_jax.metrics import ensemble
 from cldm_jax.metrics.regions import REGIONS
 from cldm_jax.runs import calibration, spread
 from cldm_jax.runs.inputs import image_source
-from cldm_jax.runs.readouts import Predictor, open_run
+from cldm_jax.runs.readouts import Predictor
+from cldm_jax.runs.stored import open_run
 from cldm_jax.volumes import derivatives, synthesis
 from cldm_jax.volumes.opened import CPU_BATCH, open_model
 from configs import calibrate as calibrate_config

@@ -14,7 +14,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.jobs import evaluate
 from cldm_jax.methods.base import Method, Prediction
 from cldm_jax.metrics.scores import METRICS
-from cldm_jax.runs import inputs, readouts, validation
+from cldm_jax.runs import inputs, readouts, stored, validation
 from cldm_jax.scoring import controls, references
 from cldm_jax.scoring.scorer import Scorer, main_methods
 from configs import eval as eval_config
@@ -114,7 +114,7 @@ def test_what_makes_another_evaluation(study, tmp_path, monkeypatch, capsys, cha
 
 
 def test_a_read_out_is_compiled_once_per_run(study):
-    run = readouts.open_run(str(study.unet))
+    run = stored.open_run(str(study.unet))
     scorer = Scorer(eval_config.get_config("tiny"), Prepared(study.prepared), {1: "ct"})
     source, compiled = scorer.source(run.config["data"]["context"]), []
 
@@ -219,7 +219,7 @@ def test_the_best_validation_is_scored(study):
         best = max(psnr, key=psnr.get)
         record = files.read_json(workdir / "run.json")["best"]
         assert record == {"step": best, "psnr": pytest.approx(psnr[best])}
-        assert readouts.open_run(str(workdir)).step == best
+        assert stored.open_run(str(workdir)).step == best
 
 
 def test_tests_compare_the_read_outs_chosen_on_validation_people(study):
@@ -252,7 +252,7 @@ def test_validation_draws_every_class_from_what_it_has_predicted(study, monkeypa
     method = Method(None, None, {"predict": predict}, {"predict": 1})
     config, prepared = study.config("unet", val_slice_stride=1), Prepared(study.prepared)
     validate = validation.make_validation(config, prepared, method)
-    state = readouts.open_run(str(study.unet)).state
+    state = stored.open_run(str(study.unet)).state
     _, images = validate(state, types.SimpleNamespace(is_asked=lambda: False))
     shown = images["val/source_ct_mr"]
     width = shown.shape[2] // 3

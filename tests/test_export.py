@@ -13,7 +13,7 @@ from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import evaluate, export
 from cldm_jax.kernels import library
-from cldm_jax.runs import inputs, readouts
+from cldm_jax.runs import inputs, readouts, stored
 from cldm_jax.runtime import device, weights
 from cldm_jax.volumes import opened
 from configs import eval as eval_config
@@ -66,14 +66,14 @@ def images(run, mode, study):
 
 @pytest.mark.parametrize("name, mode", [("unet", "predict"), ("ldm", "onestep"), ("ldm", "mean4")])
 def test_predictions_keep_every_bit(study, models, name, mode):
-    trained, opened = (readouts.open_run(str(f)) for f in (getattr(study, name), models[name]))
+    trained, opened = (stored.open_run(str(f)) for f in (getattr(study, name), models[name]))
     assert (trained.name, trained.step) == (opened.name, opened.step)
     assert trained.manifest.data == opened.manifest.data
     np.testing.assert_array_equal(images(trained, mode, study), images(opened, mode, study))
 
 
 def test_the_stored_arrays_are_the_checkpoints(study, models):
-    trained, opened = (readouts.read_stored(str(f)) for f in (study.ldm, models["ldm"]))
+    trained, opened = (stored.read_stored(str(f)) for f in (study.ldm, models["ldm"]))
     for ours, theirs in ((opened.params, trained.params), (opened.frozen, trained.frozen)):
         assert jax.tree.structure(ours) == jax.tree.structure(theirs)
         jax.tree.map(np.testing.assert_array_equal, ours, theirs)
@@ -105,29 +105,29 @@ def test_float16_is_smaller_and_close(study, models, tmp_path):
     half = exported(study.ldm, tmp_path, dtype="float16")
     sizes = [(f / weights.WEIGHTS).stat().st_size for f in (half, models["ldm"])]
     assert sizes[0] < 0.65 * sizes[1]  # names and small arrays weigh much in a tiny model
-    run = readouts.open_run(str(half))
+    run = stored.open_run(str(half))
     assert {a.dtype for a in jax.tree.leaves(run.state.ema_params)} == {np.dtype("float32")}
     for mode in ("onestep", "sample"):
-        full = images(readouts.open_run(str(models["ldm"])), mode, study)
+        full = images(stored.open_run(str(models["ldm"])), mode, study)
         error = np.abs(images(run, mode, study) - full).max()
         assert 0 < error < 1e-3
 
 
 def test_sampling_can_be_replaced(study, models):
-    sampling = {**readouts.open_run(str(models["ldm"])).config["recipe"]["sampling"]}
+    sampling = {**stored.open_run(str(models["ldm"])).config["recipe"]["sampling"]}
     sampling |= {"num_samples": [2], "num_sampling_steps": 2}
     for workdir in (study.ldm, models["ldm"]):
-        run = readouts.open_run(str(workdir), sampling)
+        run = stored.open_run(str(workdir), sampling)
         assert "mean2" in run.method.predict and run.method.evaluations["mean2"] == 4
 
 
 def test_steps_of_a_sample_are_handed_on(study, models, tmp_path):
     """What an evaluation with so many steps draws; no other read-out changes."""
     folder = exported(study.ldm, tmp_path / "two", steps=2)
-    own = readouts.open_run(str(study.ldm)).config["recipe"]["sampling"]
+    own = stored.open_run(str(study.ldm)).config["recipe"]["sampling"]
     assert own["num_sampling_steps"] != 2
-    asked = readouts.open_run(str(study.ldm), {**own, "num_sampling_steps": 2})
-    made = readouts.open_run(str(folder))
+    asked = stored.open_run(str(study.ldm), {**own, "num_sampling_steps": 2})
+    made = stored.open_run(str(folder))
     for mode in ("onestep", "sample"):
         np.testing.assert_array_equal(images(made, mode, study), images(asked, mode, study))
     assert files.read_json(folder / weights.CARD)["read_outs"]["sample"] == 2
@@ -137,7 +137,7 @@ def test_steps_of_a_sample_are_handed_on(study, models, tmp_path):
 
 def test_reports_find_the_learning_curve(study, models):
     entrants = [
-        readouts.make_entrants([readouts.open_run(str(f))], ("ct",))[0]
+        readouts.make_entrants([stored.open_run(str(f))], ("ct",))[0]
         for f in (study.ldm, models["ldm"])
     ]
     curve, ours = (readouts.learning_curves(e)["ct"] for e in entrants)
@@ -174,7 +174,7 @@ def test_the_machines_kernels_leave_no_trace(study, models, tmp_path, monkeypatc
         pytest.skip("no C++ compiler on this machine")
     monkeypatch.setattr(library, "is_enabled", lambda: library._mode == "native")
     monkeypatch.setattr(library, "_mode", "native")
-    opened = readouts.open_run(str(study.unet))
+    opened = stored.open_run(str(study.unet))
     assert any("winograd" in k for k in weights.flatten(opened.state.ema_params))
     for kernels in ("native", "xla"):
         device.choose_kernels(kernels)
@@ -239,7 +239,7 @@ def test_a_flipped_bit_is_found(copy, place):
     data[place] ^= 1
     (copy / weights.WEIGHTS).write_bytes(data)
     with pytest.raises(UserError, match="damaged") as refused:
-        readouts.open_run(str(copy))
+        stored.open_run(str(copy))
     assert weights.WEIGHTS in refused.value.what and refused.value.remedy
 
 
@@ -247,20 +247,20 @@ def test_a_truncated_file_is_found(copy):
     data = (copy / weights.WEIGHTS).read_bytes()
     (copy / weights.WEIGHTS).write_bytes(data[:-8])
     with pytest.raises(UserError, match=f"{len(data) - 8} bytes, {len(data)} expected"):
-        readouts.open_run(str(copy))
+        stored.open_run(str(copy))
 
 
 @pytest.mark.parametrize("name", [weights.WEIGHTS, "metrics.jsonl"])
 def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()
     with pytest.raises(UserError, match=rf"{name}: cannot be read"):
-        readouts.open_run(str(copy))
+        stored.open_run(str(copy))
 
 
 def test_without_its_card_a_folder_is_nothing(copy):
     (copy / weights.CARD).unlink()
     with pytest.raises(UserError, match="not a run folder"):
-        readouts.open_run(str(copy))
+        stored.open_run(str(copy))
 
 
 def test_an_edited_card_is_found(copy):
@@ -269,7 +269,7 @@ def test_an_edited_card_is_found(copy):
     card["training"]["data"]["modalities"]["ct"]["normaliser"]["high"] = 2000.0
     files.write_json(copy / weights.CARD, card)
     with pytest.raises(UserError, match="was changed after the export"):
-        readouts.open_run(str(copy))
+        stored.open_run(str(copy))
 
 
 @pytest.mark.parametrize(
@@ -287,7 +287,7 @@ def test_an_edited_card_is_found(copy):
 def test_a_file_that_is_no_card_is_refused(copy, text, message):
     (copy / weights.CARD).write_text(text)
     with pytest.raises(UserError, match=message):
-        readouts.open_run(str(copy))
+        stored.open_run(str(copy))
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/b", "..\\x", "..", ""])
@@ -297,7 +297,7 @@ def test_a_card_cannot_point_outside_its_folder(copy, name):
 
     reseal(copy, escape)
     with pytest.raises(UserError, match="outside its folder"):
-        readouts.open_run(str(copy))
+        stored.open_run(str(copy))
 
 
 def drop_section(card):
@@ -328,7 +328,7 @@ def drop_file(card):
 def test_an_incomplete_card_is_refused(copy, change, message):
     reseal(copy, change)
     with pytest.raises(UserError, match=message):
-        readouts.open_run(str(copy))
+        stored.open_run(str(copy))
 
 
 def lack(tensors):
@@ -354,14 +354,14 @@ def reshape(tensors):
 def test_arrays_must_be_those_of_the_card(copy, change, message):
     reseal(copy, lambda card: change(card["weights"]["tensors"]))
     with pytest.raises(UserError, match=message):
-        readouts.open_run(str(copy))
+        stored.open_run(str(copy))
 
 
 def test_another_versions_network_is_refused(copy):
     """Sound files whose settings make other networks than the arrays are for."""
     reseal(copy, lambda card: card["config"]["recipe"]["model"]["unet"].update(base_channels=16))
     with pytest.raises(UserError, match="does not fit this version"):
-        readouts.open_run(str(copy))
+        stored.open_run(str(copy))
 
 
 def test_a_file_that_is_no_safetensors_is_refused(copy):
@@ -370,7 +370,7 @@ def test_a_file_that_is_no_safetensors_is_refused(copy):
     weights.write_card(copy, card, list(card["files"]))
     reseal(copy, lambda card: None)
     with pytest.raises(UserError, match="not a safetensors file"):
-        readouts.open_run(str(copy))
+        stored.open_run(str(copy))
 
 
 @pytest.mark.parametrize(
@@ -450,7 +450,7 @@ def test_a_model_is_overwritten_only_on_demand(study, copy):
     assert (copy / weights.CARD).read_bytes() == before
     (copy / "old.stablehlo").touch()
     exported(study.unet, copy, overwrite=True)
-    assert readouts.open_run(str(copy)).name == "unet"
+    assert stored.open_run(str(copy)).name == "unet"
     assert not (copy / "old.stablehlo").exists()
 
 

@@ -20,7 +20,7 @@ from cldm_jax.models import build, monai_names
 from cldm_jax.models.conv import prepare_params
 from cldm_jax.models.init import init_params
 from cldm_jax.models.monai import AutoencoderKL, DiffusionModelUNet
-from cldm_jax.runs import inputs, readouts, record
+from cldm_jax.runs import fit, inputs, monai_import, readouts, record, stored
 from cldm_jax.runtime import foreign
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from configs import ae, ldm, monai_ae, monai_ldm
@@ -313,7 +313,7 @@ def imported(state, tmp_path, monkeypatch, content=None, key: str = ""):
     model = config.recipe.model.to_dict()
     net = build.make_autoencoder(model)
     params = init_params(net, jax.random.key(0), *images(net))
-    return inputs.import_weights(config, params)
+    return monai_import.import_weights(config, params)
 
 
 def test_state_dicts_are_found_in_checkpoints(tmp_path, monkeypatch):
@@ -432,7 +432,7 @@ def test_an_import_is_a_finished_run(runs, study, capsys):
 
 def test_the_imported_networks_answer(runs, study):
     """The codec of the opened run computes what the network does with the file's weights."""
-    run = readouts.open_run(str(runs / "ldm"))
+    run = stored.open_run(str(runs / "ldm"))
     assert list(run.method.predict) == ["sample", "mean4"] and run.step == 0
     stats = run.state.frozen["statistics"]
     assert (np.asarray(stats["mean"]) == 0).all() and (np.asarray(stats["std"]) == 2).all()
@@ -485,7 +485,7 @@ def test_the_usual_export_takes_imported_runs_too(runs, tmp_path):
     export.run(config, str(tmp_path))
     card = files.read_json(tmp_path / "model.json")
     assert card["training"]["imported"]["file"] == "unet.safetensors"
-    opened = readouts.open_run(str(tmp_path))
+    opened = stored.open_run(str(tmp_path))
     assert opened.config["recipe"]["model"]["architecture"] == "monai"
     assert exported(tmp_path, tmp_path / "monai")["autoencoder"]["file"]
 
@@ -560,9 +560,9 @@ def test_class_codes_need_their_rows(runs, study, tmp_path):
 
 def test_images_must_suit_the_levels():
     config = monai_ldm.get_config("tiny")
-    inputs.check_size(config, (40, 32))
+    fit.check_size(config, (40, 32))
     with pytest.raises(UserError, match="multiples of 4"):
-        inputs.check_size(config, (42, 32))
+        fit.check_size(config, (42, 32))
 
 
 @pytest.mark.parametrize("module", [ae, ldm])

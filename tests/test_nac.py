@@ -12,7 +12,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.jobs import export, prepare, simulate, train
 from cldm_jax.phantom import cohort, osem, pet, tissue
 from cldm_jax.phantom.fields import Grid
-from cldm_jax.runs import inputs, readouts, record
+from cldm_jax.runs import inputs, record, stored
 from cldm_jax.scoring import scorer
 from cldm_jax.uses import attenuation
 from cldm_jax.volumes import opened, synthesis
@@ -169,7 +169,7 @@ def test_a_training_reads_it_and_prediction_takes_it(data, tmp_path):
     config.data.source = "pet"
     with pytest.raises(UserError, match="data.source: 'nac' -> 'pet'"):
         record.check_same_config(tmp_path / "run", record.comparable(config))
-    runs = [readouts.open_run(str(tmp_path / "run"))]
+    runs = [stored.open_run(str(tmp_path / "run"))]
     assert scorer.shared_source(runs) == "nac"
     older = runs[0]._replace(config={"data": {}}, workdir="older")
     with pytest.raises(UserError, match="older reads pet"):

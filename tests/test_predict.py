@@ -20,7 +20,8 @@ from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import predict
 from cldm_jax.runs import inputs
-from cldm_jax.runs.readouts import open_run, predict_rows
+from cldm_jax.runs.readouts import predict_rows
+from cldm_jax.runs.stored import open_run
 from cldm_jax.volumes import derivatives
 from configs import predict as predict_config
 

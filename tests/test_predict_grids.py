@@ -19,7 +19,7 @@ from cldm_jax.data.index import Modality
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import predict
 from cldm_jax.methods.base import Method, Prediction
-from cldm_jax.runs import readouts
+from cldm_jax.runs import stored
 from cldm_jax.runs.manifest import Data
 from cldm_jax.volumes import derivatives, opened, synthesis
 
@@ -53,7 +53,7 @@ def identity_model():
     data = Data("identity", "", "", 0, "simulated", GRID, "pet", modalities)
     config = {"recipe": {}, "data": {"context": 3, "targets": ["ct"]}}
     method = Method(None, None, {"onestep": _identity}, {"onestep": 1})
-    made = readouts.Run(
+    made = stored.Run(
         "",
         "identity",
         config,

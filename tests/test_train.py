@@ -21,7 +21,7 @@ from cldm_jax import files, settings
 from cldm_jax.data import pipeline, shards
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import encode, make, train
-from cldm_jax.runs import inputs, latents, record
+from cldm_jax.runs import fit, inputs, latents, record
 from cldm_jax.runs import manifest as manifest_lib
 from cldm_jax.runs.latents import latents_folder
 from cldm_jax.runtime.checkpoint import restore_for_inference
@@ -147,8 +147,8 @@ def test_sigterm_saves_the_step_and_resumes_exactly(study, tmp_path, monkeypatch
 def test_sizes_that_cannot_be_halved_are_refused(name, size, multiple):
     config = importlib.import_module(f"configs.{name}").get_config("tiny")
     with pytest.raises(UserError, match=f"multiples of {multiple}.*config.size"):
-        inputs.check_size(config, size)
-    inputs.check_size(config, (40, 32))
+        fit.check_size(config, size)
+    fit.check_size(config, (40, 32))
 
 
 def test_what_is_missing_is_refused_with_the_command_that_makes_it_there(tmp_path):

@@ -16,7 +16,7 @@ from cldm_jax.metrics import ensemble, regions
 from cldm_jax.runs import calibration, spread
 from cldm_jax.runs.calibration import Calibration, TargetCalibration
 from cldm_jax.runs.inputs import data_of, image_source
-from cldm_jax.runs.readouts import Run, open_run, stored_method
+from cldm_jax.runs.stored import Run, open_run, stored_method
 from cldm_jax.runtime import processes, weights
 from cldm_jax.runtime.progress import Progress
 

@@ -14,6 +14,7 @@ import numpy as np
 from cldm_jax.errors import UserError
 from cldm_jax.methods.codec import make_codec
 from cldm_jax.methods.registry import make_method
+from cldm_jax.runs import fit
 from cldm_jax.runs import inputs as inputs_lib
 from cldm_jax.runs.steps import make_step
 from cldm_jax.runtime import sharding
@@ -49,7 +50,7 @@ def example(config):
     h, w = config.data.prepare.size
     if config.data.prepared:
         h, w = inputs_lib.open_prepared(config.data).index.grid.size
-    inputs_lib.check_size(config, (h, w))
+    fit.check_size(config, (h, w))
     recipe, frozen = inputs_lib.method_recipe(config), {}
     batch = images(4, h, w, config.data.context)
     if config.data.kind == "latents":

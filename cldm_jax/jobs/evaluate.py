@@ -21,13 +21,12 @@ from cldm_jax.report.tables import text_table
 from cldm_jax.runs import spread
 from cldm_jax.runs.readouts import (
     ReadOut,
-    Run,
     learning_curves,
     make_entrants,
-    open_run,
     predict_entrant,
     predict_rows,
 )
+from cldm_jax.runs.stored import Run, open_run
 from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.scoring import controls, coverage, references

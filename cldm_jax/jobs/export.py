@@ -1,6 +1,6 @@
 """A trained run as a folder to hand on: weights and a card.
 
-`predict` and `evaluate` take the folder in place of the training's (see `readouts.open_run`). It holds
+`predict` and `evaluate` take the folder in place of the training's (see `stored.open_run`). It holds
 nothing about single people, and no paths, commands or host names: the card is made of listed fields.
 """
 
@@ -19,7 +19,7 @@ from cldm_jax.methods.base import Method
 from cldm_jax.runs import calibration, monai_export
 from cldm_jax.runs.inputs import prepared_folder
 from cldm_jax.runs.latents import source_of
-from cldm_jax.runs.readouts import Stored, read_stored, stored_calibration, stored_method
+from cldm_jax.runs.stored import Stored, read_stored, stored_calibration, stored_method
 from cldm_jax.runtime import weights
 from cldm_jax.runtime.writers import METRICS, read_rows
 

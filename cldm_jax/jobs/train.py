@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import calibrate
 from cldm_jax.methods.registry import make_method
+from cldm_jax.runs import fit, monai_import, record
 from cldm_jax.runs import inputs as inputs_lib
-from cldm_jax.runs import record
 from cldm_jax.runs.feed import make_feed
 from cldm_jax.runs.loop import Loop, is_due
 from cldm_jax.runs.steps import init_batch, make_step
@@ -63,7 +63,7 @@ def check(config, workdir: str) -> None:
     _check_has_work(config)
     sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
     config, prepared = inputs_lib.settled(config)
-    inputs_lib.check_fit(config, prepared)
+    fit.check(config, prepared)
     record.check_same_config(workdir, record.comparable(config))
     record.check_same_data(workdir, prepared)
 
@@ -193,7 +193,7 @@ def _import(config, workdir, state, manifest, checkpoints: Checkpoints):
     """
     if not _imports(config):
         return state
-    params, facts = inputs_lib.import_weights(config, state.params)
+    params, facts = monai_import.import_weights(config, state.params)
     print(f"{config.name}: begins with {facts['file']} ({facts['sha256'][:12]})", flush=True)
     params, average = (jax.tree.map(jnp.array, params) for _ in range(2))  # both are donated
     state = state._replace(**sharding.replicate({"params": params, "ema_params": average}))

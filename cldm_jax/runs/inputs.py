@@ -11,16 +11,14 @@ import numpy as np
 
 from cldm_jax import console, files
 from cldm_jax.data import pipeline
-from cldm_jax.data.index import Index
 from cldm_jax.data.intensity import SOURCES
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.models import monai_names
+from cldm_jax.runs import fit
 from cldm_jax.runs import latents as latents_lib
 from cldm_jax.runs import manifest as manifest_lib
 from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.manifest import Manifest
-from cldm_jax.runtime import foreign
 from cldm_jax.runtime.checkpoint import restore_for_inference
 
 TARGETS = ("ct", "mr")
@@ -161,61 +159,12 @@ def scheduled(recipe: Mapping[str, Any], num_train_steps: int) -> dict[str, Any]
     return {**recipe, "optim": {**recipe["optim"], "num_train_steps": max(1, num_train_steps)}}
 
 
-def check_size(config, size) -> None:
-    """UserError where images of `size` (rows, columns) cannot be halved as often as the networks do."""
-    recipe = config.recipe.to_dict()
-    multiple = _multiple(recipe.get("model") or recipe["generator"])
-    if config.data.kind == "latents":
-        multiple *= _multiple(config.autoencoder.train.recipe.model.to_dict())
-    if any(n % multiple for n in size):
-        fitting = ",".join(str(-(-n // multiple) * multiple) for n in size)
-        raise UserError(
-            f"images of {size[0]} x {size[1]}",
-            f"the networks of these settings need multiples of {multiple}",
-            f'Prepare them with --config.size="({fitting})", or give fewer levels (channel_mult, of '
-            "MONAI's networks channels).",
-        )
-
-
-def _check_codes(config, index: Index) -> None:
-    """UserError where a class code that MONAI's U-Net is asked for has no row in its embedding: JAX would
-    take the last one without a word.
-    """
-    recipe = config.recipe.to_dict()
-    rows = recipe.get("model", {}).get("num_class_embeds")
-    if rows is None:
-        return
-    asked = {name: index.code(name) for name in config.data.targets}
-    if rows == 0 and len(asked) > 1:
-        reason = f"cannot tell {' from '.join(asked)} without class embeddings"
-        raise UserError("num_class_embeds=0", reason, "Give one of them as config.data.targets.")
-    diffusion, scale = recipe["diffusion"], recipe["sampling"]["guidance_scale"]
-    if diffusion["class_dropout_prob"] > 0 or scale != 1.0:
-        asked["no class (null_code)"] = diffusion["null_code"]
-    missing = [f"{name}: {code}" for name, code in asked.items() if code >= rows > 0]
-    if missing:
-        raise UserError(
-            f"num_class_embeds={rows}",
-            f"has no row for the class code of {', '.join(missing)}",
-            "Give as many as the highest code and one; for no class, class_dropout_prob=0 will do.",
-        )
-
-
-def _multiple(model: dict) -> int:
-    """Pixels that become one at the network's lowest level, along a side."""
-    levels = model.get("channel_mult") or model.get("unet", {}).get("channel_mult")
-    levels = levels or model.get("channels")  # MONAI's networks
-    if levels is None:  # CycleGAN's generator
-        return 4
-    return model.get("stem_block", 1) * 2 ** (len(levels) - 1)
-
-
 def open_inputs(config) -> Inputs:
     """Opens everything that training `config` reads. UserError where something is missing or does not
     fit: `jobs/make.py` makes what is missing.
     """
     config, prepared = settled(config)
-    check_fit(config, prepared)
+    fit.check(config, prepared)
     recipe = method_recipe(config)
     if config.data.kind == "images":
         return Inputs(prepared, None, {}, recipe)
@@ -229,15 +178,6 @@ def open_inputs(config) -> Inputs:
     return Inputs(prepared, latents, frozen, {"autoencoder": model, **recipe})
 
 
-def check_fit(config, prepared: Prepared) -> None:
-    """UserError where the networks of training `config` cannot take these images or class codes."""
-    check_size(config, prepared.index.grid.size)
-    _check_codes(config, prepared.index)
-    if "autoencoder" in config and config.autoencoder.scale_factor < 0:
-        what = f"config.autoencoder.scale_factor={config.autoencoder.scale_factor:g}"
-        raise UserError(what, "negative", "Give MONAI's scale_factor, or 0 for none.")
-
-
 def _latent_statistics(latents: Prepared, scale_factor: float) -> dict[str, np.ndarray]:
     """{"mean", "std"} [classes, C] that latents are standardised by: each class's and channel's own, or
     MONAI's multiplication by one factor where that is not 0.
@@ -247,54 +187,6 @@ def _latent_statistics(latents: Prepared, scale_factor: float) -> dict[str, np.n
         return statistics
     ones = np.ones_like(statistics["std"])
     return {"mean": 0 * ones, "std": ones / np.float32(scale_factor)}
-
-
-def import_weights(config, params) -> tuple[dict, dict]:
-    """(a tree like `params` with the weights of `config.init`, facts about the file for run.json).
-
-    Raises UserError for networks that are not MONAI's, and a file that cannot be read or does not fit.
-    """
-    path, key = config.init.weights, config.init.key
-    if config.recipe.model.to_dict().get("architecture") != "monai":
-        raise UserError(
-            f"config.init.weights={path}",
-            "is for networks of MONAI's architecture, and these are cldm_jax's own",
-            "Use configs/monai_ae.py or configs/monai_ldm.py.",
-        )
-    expected = monai_names.expected_shapes(params)
-    states = {k: monai_names.split_qkv(s) for k, s in foreign.read_states(path).items()}
-    key, state = _choose_state(path, key, states, expected)
-    arrays = foreign.to_float32(path, state)
-    facts = {"file": pathlib.Path(path).name, "sha256": files.sha256_file(path), "key": key}
-    return monai_names.to_params(arrays, params), facts
-
-
-def _choose_state(path, key: str, states: dict, expected: dict) -> tuple[str, dict]:
-    """(key, state dict) of the one named or, without a name, of the only one that fits."""
-    shapes = {k: {n: tuple(v.shape) for n, v in s.items()} for k, s in states.items()}
-    listed = ", ".join(k or "(the file itself)" for k in states)
-    if key and key not in states:
-        raise UserError(path, f"holds no state dict {key!r}", f"It holds: {listed}.")
-    candidates = [key] if key else list(states)
-    fitting = [k for k in candidates if not monai_names.explain(shapes[k], expected)]
-    if len(fitting) > 1:
-        remedy = "Say which one: --config.init.key=NAME."
-        raise UserError(path, f"holds several state dicts that fit ({', '.join(fitting)})", remedy)
-    if fitting:
-        return fitting[0], states[fitting[0]]
-    nearest = max(candidates, key=lambda k: len(shapes[k].keys() & expected.keys()))
-    reason = monai_names.explain(shapes[nearest], expected)
-    if len(candidates) > 1:
-        reason = f"holds the state dicts {listed}, and none fits; {nearest or 'the file itself'} {reason}"
-    remedy = "Set config.recipe.model to the keywords it was trained with."
-    if reason.endswith(monai_names.LEGACY):
-        remedy = (
-            "Where it was trained: net.load_old_state_dict(torch.load(OLD)), then "
-            "torch.save(net.state_dict(), NEW)."
-        )
-    elif len(candidates) > 1:
-        remedy = f"{remedy} If another one is meant: --config.init.key=NAME."
-    raise UserError(path, reason, remedy)
 
 
 def train_source(config, inputs: Inputs):

@@ -8,7 +8,7 @@ import numpy as np
 from cldm_jax import __version__, files
 from cldm_jax.errors import UserError
 from cldm_jax.models import monai_names
-from cldm_jax.runs.readouts import Stored
+from cldm_jax.runs.stored import Stored
 from cldm_jax.runtime import weights
 
 CARD = "monai.json"

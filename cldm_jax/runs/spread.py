@@ -9,7 +9,8 @@ import numpy as np
 from cldm_jax.data import intensity, mask
 from cldm_jax.metrics import ensemble, regions
 from cldm_jax.runs.calibration import TargetCalibration
-from cldm_jax.runs.readouts import Predictor, Rows, Run
+from cldm_jax.runs.readouts import Predictor, Rows
+from cldm_jax.runs.stored import Run
 
 RECENTRED = "recentred"  # read-out: RECENTRED + K
 NORMAL_90 = 1.6449  # SDs of a normal distribution about its mean that hold 90 %

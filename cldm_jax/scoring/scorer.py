@@ -11,7 +11,8 @@ from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
 from cldm_jax.metrics.scores import Context
 from cldm_jax.runs.inputs import TARGETS, data_of, image_source
 from cldm_jax.runs.latents import source_of
-from cldm_jax.runs.readouts import Entrant, Run
+from cldm_jax.runs.readouts import Entrant
+from cldm_jax.runs.stored import Run
 from cldm_jax.scoring import references
 
 HEADLINE = "psnr"  # decides "best mode" and the shown patients

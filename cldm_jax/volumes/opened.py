@@ -13,7 +13,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.runs import spread
 from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.manifest import Data
-from cldm_jax.runs.readouts import Run, open_run
+from cldm_jax.runs.stored import Run, open_run
 from cldm_jax.volumes import derivatives, synthesis
 
 WEIGHTS = pathlib.Path(__file__).resolve().parent.parent / "weights"

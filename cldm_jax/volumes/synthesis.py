@@ -9,8 +9,9 @@ import numpy as np
 from cldm_jax.data import convert, coverage, grid, intensity, nifti
 from cldm_jax.runs import spread
 from cldm_jax.runs.latents import source_of
-from cldm_jax.runs.readouts import ReadOut, Run, predict_rows
+from cldm_jax.runs.readouts import ReadOut, predict_rows
 from cldm_jax.runs.spread import RECENTRED
+from cldm_jax.runs.stored import Run
 from cldm_jax.volumes import uncertainty
 
 CALIBRATED = "calibrated"  # the SD of the ensemble that `uncertainty` puts together

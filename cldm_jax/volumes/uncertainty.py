@@ -8,7 +8,8 @@ from cldm_jax.data import intensity
 from cldm_jax.metrics import ensemble, regions
 from cldm_jax.runs import spread
 from cldm_jax.runs.calibration import Calibration
-from cldm_jax.runs.readouts import Rows, Run
+from cldm_jax.runs.readouts import Rows
+from cldm_jax.runs.stored import Run
 
 COLUMNS = {
     "region": "what is asked, see Regions",

@@ -1,0 +1,63 @@
+"""Whether images and class codes fit the networks of a training config."""
+
+from cldm_jax.data.index import Index
+from cldm_jax.data.shards import Prepared
+from cldm_jax.errors import UserError
+
+
+def check(config, prepared: Prepared) -> None:
+    """UserError where the networks of training `config` cannot take these images or class codes."""
+    check_size(config, prepared.index.grid.size)
+    _check_codes(config, prepared.index)
+    if "autoencoder" in config and config.autoencoder.scale_factor < 0:
+        what = f"config.autoencoder.scale_factor={config.autoencoder.scale_factor:g}"
+        raise UserError(what, "negative", "Give MONAI's scale_factor, or 0 for none.")
+
+
+def check_size(config, size) -> None:
+    """UserError where images of `size` (rows, columns) cannot be halved as often as the networks do."""
+    recipe = config.recipe.to_dict()
+    multiple = _multiple(recipe.get("model") or recipe["generator"])
+    if config.data.kind == "latents":
+        multiple *= _multiple(config.autoencoder.train.recipe.model.to_dict())
+    if any(n % multiple for n in size):
+        fitting = ",".join(str(-(-n // multiple) * multiple) for n in size)
+        raise UserError(
+            f"images of {size[0]} x {size[1]}",
+            f"the networks of these settings need multiples of {multiple}",
+            f'Prepare them with --config.size="({fitting})", or give fewer levels (channel_mult, of '
+            "MONAI's networks channels).",
+        )
+
+
+def _check_codes(config, index: Index) -> None:
+    """UserError where a class code that MONAI's U-Net is asked for has no row in its embedding: JAX would
+    take the last one without a word.
+    """
+    recipe = config.recipe.to_dict()
+    rows = recipe.get("model", {}).get("num_class_embeds")
+    if rows is None:
+        return
+    asked = {name: index.code(name) for name in config.data.targets}
+    if rows == 0 and len(asked) > 1:
+        reason = f"cannot tell {' from '.join(asked)} without class embeddings"
+        raise UserError("num_class_embeds=0", reason, "Give one of them as config.data.targets.")
+    diffusion, scale = recipe["diffusion"], recipe["sampling"]["guidance_scale"]
+    if diffusion["class_dropout_prob"] > 0 or scale != 1.0:
+        asked["no class (null_code)"] = diffusion["null_code"]
+    missing = [f"{name}: {code}" for name, code in asked.items() if code >= rows > 0]
+    if missing:
+        raise UserError(
+            f"num_class_embeds={rows}",
+            f"has no row for the class code of {', '.join(missing)}",
+            "Give as many as the highest code and one; for no class, class_dropout_prob=0 will do.",
+        )
+
+
+def _multiple(model: dict) -> int:
+    """Pixels that become one at the network's lowest level, along a side."""
+    levels = model.get("channel_mult") or model.get("unet", {}).get("channel_mult")
+    levels = levels or model.get("channels")  # MONAI's networks
+    if levels is None:  # CycleGAN's generator
+        return 4
+    return model.get("stem_block", 1) * 2 ** (len(levels) - 1)
