@@ -376,7 +376,7 @@ def identity_model():
     from cldm_jax.methods.base import Method, Prediction
     from cldm_jax.runs import stored
     from cldm_jax.runs.manifest import Data
-    from cldm_jax.volumes import derivatives, opened
+    from cldm_jax.volumes import opened, sidecars
 
     rules = {
         "pet": ("volume_percentile", 0, 1.5, 99),
@@ -406,6 +406,6 @@ def identity_model():
     run = stored.Run("", "identity", config, manifest, 0, method, (), None)
     with (
         mock.patch.object(opened, "open_run", lambda *_: run),
-        mock.patch.object(derivatives, "model_identity", lambda *_: "0" * 64),
+        mock.patch.object(sidecars, "model_identity", lambda *_: "0" * 64),
     ):
         yield

@@ -21,7 +21,8 @@ from cldm_jax.runs import calibration, spread
 from cldm_jax.runs.inputs import image_source
 from cldm_jax.runs.readouts import Predictor
 from cldm_jax.runs.stored import open_run
-from cldm_jax.volumes import derivatives, synthesis
+from cldm_jax.volumes import names as names_lib
+from cldm_jax.volumes import sidecars, synthesis
 from cldm_jax.volumes.opened import CPU_BATCH, open_model
 from configs import calibrate as calibrate_config
 from configs import eval as eval_config
@@ -190,9 +191,9 @@ class TestTheFile:
             str(pet), str(tmp_path), checkpoint=str(run), steps=5, uncertainty=True
         )
         model = open_model(request)
-        assert model.sd_mode == synthesis.CALIBRATED and derivatives._steps(model) == 2
+        assert model.sd_mode == synthesis.CALIBRATED and sidecars._steps(model) == 2
         assert model.evaluations() == 2 + SAMPLES * 2
-        assert derivatives._steps(open_model(request._replace(mode="sample"))) == 5
+        assert sidecars._steps(open_model(request._replace(mode="sample"))) == 5
 
     def test_an_export_takes_it_along(self, run, pet, tmp_path):
         config = export_config.get_config("tiny")
@@ -355,11 +356,9 @@ def test_names_of_a_dataset_with_regions(tmp_path):
     class Found:
         name, folder = "sub-1", "sub-1"
 
-    names = derivatives.Names(
-        tmp_path, Found, SimpleNamespace(targets=("ct",), sd_mode="calibrated")
-    )
+    names = names_lib.Names(tmp_path, Found, SimpleNamespace(targets=("ct",), sd_mode="calibrated"))
     assert names.regions().name == "sub-1_desc-synth_regions.tsv"
-    assert derivatives.sidecar(names.regions()).name == "sub-1_desc-synth_regions.json"
+    assert names_lib.sidecar(names.regions()).name == "sub-1_desc-synth_regions.json"
     assert names.regions() in names.all(with_report=False)
-    plain = derivatives.Names(tmp_path, Found, SimpleNamespace(targets=("ct",), sd_mode="mean4"))
+    plain = names_lib.Names(tmp_path, Found, SimpleNamespace(targets=("ct",), sd_mode="mean4"))
     assert plain.regions() not in plain.all(with_report=True)

@@ -18,7 +18,7 @@ from cldm_jax import main
 from cldm_jax import settings as law
 from cldm_jax.data import audit, dicom, pet_inputs, shards
 from cldm_jax.errors import UserError
-from cldm_jax.volumes import derivatives
+from cldm_jax.volumes import names as names_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # faults is no package of the installation
@@ -123,7 +123,7 @@ def test_what_a_killed_prediction_left_is_swept(tmp_path):
         left.write_bytes(b"half")
     inputs.predicted(path, out)
     assert not dead.exists() and len(list(out.glob(".tmp-*"))) == 3
-    assert derivatives.sidecar(out / "pet_desc-synth_ct.nii.gz").is_file()
+    assert names_lib.sidecar(out / "pet_desc-synth_ct.nii.gz").is_file()
 
 
 class TestNames:
@@ -275,5 +275,5 @@ def test_sidecars_say_what_was_noted(tmp_path):
     """Burned-in text reaches the person who might share the images."""
     edit = corpus._set(BurnedInAnnotation="YES")
     (path, *_) = inputs.predicted(corpus.series(tmp_path / "s", edit), tmp_path / "out")
-    found = json.loads(derivatives.sidecar(path).read_text())
+    found = json.loads(names_lib.sidecar(path).read_text())
     assert any("burned" in check["Warning"] for check in found["InputChecks"])

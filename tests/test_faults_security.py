@@ -18,7 +18,7 @@ from cldm_jax import files
 from cldm_jax.data import bids, dicom, nifti, shards
 from cldm_jax.errors import UserError
 from cldm_jax.runtime import weights
-from cldm_jax.volumes import derivatives
+from cldm_jax.volumes import names
 from faults import corpus, inputs, security
 
 
@@ -272,7 +272,7 @@ def test_no_path_leads_out(tmp_path, outside, name):
 
 
 def test_without_the_check_a_link_is_followed(tmp_path, outside, monkeypatch):
-    monkeypatch.setattr(derivatives.Names, "_check_inside", lambda self: None)
+    monkeypatch.setattr(names.Names, "_check_inside", lambda self: None)
     linked_out(tmp_path, outside, "sub-0/ct")
     assert len(list(outside.iterdir())) > 1
 

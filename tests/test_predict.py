@@ -22,7 +22,7 @@ from cldm_jax.jobs import predict
 from cldm_jax.runs import inputs
 from cldm_jax.runs.readouts import predict_rows
 from cldm_jax.runs.stored import open_run
-from cldm_jax.volumes import derivatives
+from cldm_jax.volumes import names
 from configs import predict as predict_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -106,7 +106,7 @@ class TestOutputs:
             out = tmp_path / str(steps)
             paths = run(study, pet_path(bids), out, mode="sample", steps=steps, targets=("ct",))
             arrays.append(nifti.read_volume(paths[0]).array)
-            assert json.loads(derivatives.sidecar(paths[0]).read_text())["SamplingSteps"] == steps
+            assert json.loads(names.sidecar(paths[0]).read_text())["SamplingSteps"] == steps
         assert np.abs(arrays[0] - arrays[1]).max() > 1
 
     def test_seed_changes_the_samples(self, study, bids, tmp_path):
@@ -342,7 +342,7 @@ class TestNothingIsLost:
         assert not list(tmp_path.glob("*_ct.json"))  # no sidecar calls it whole
         monkeypatch.setattr(nifti, "write_volume", real)
         paths = run(study, pet_path(bids), tmp_path, mode="onestep")
-        assert all(derivatives.sidecar(p).is_file() for p in paths)
+        assert all(names.sidecar(p).is_file() for p in paths)
         assert not list(tmp_path.glob("*unfinished*"))
 
 
@@ -375,7 +375,7 @@ def test_impossible_requests_are_refused(study, bids, tmp_path, fields, message)
 
 def test_a_unet_has_one_readout_and_no_uncertainty(study, bids, tmp_path):
     paths = run(study, pet_path(bids), tmp_path, checkpoint=str(study.unet), mode="predict")
-    sidecar = json.loads(derivatives.sidecar(paths[0]).read_text())
+    sidecar = json.loads(names.sidecar(paths[0]).read_text())
     assert (sidecar["Method"], sidecar["Samples"], sidecar["SamplingSteps"]) == ("unet", None, None)
     for fields in ({"uncertainty": True}, {"steps": 5}):
         with pytest.raises(UserError, match="samples|sample"):

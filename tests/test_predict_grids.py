@@ -21,7 +21,7 @@ from cldm_jax.jobs import predict
 from cldm_jax.methods.base import Method, Prediction
 from cldm_jax.runs import stored
 from cldm_jax.runs.manifest import Data
-from cldm_jax.volumes import derivatives, opened, synthesis
+from cldm_jax.volumes import names, opened, sidecars, synthesis
 
 CT_WINDOW = (-1024.0, 3071.0)
 GRID = ModelGrid((112, 96), (2.0, 2.0), 2.0)
@@ -65,7 +65,7 @@ def identity_model():
     )
     patch = pytest.MonkeyPatch()
     patch.setattr(opened, "open_run", lambda *args: made)
-    patch.setattr(derivatives, "model_identity", lambda *args: "0" * 64)
+    patch.setattr(sidecars, "model_identity", lambda *args: "0" * 64)
     yield
     patch.undo()
 
@@ -270,7 +270,7 @@ class TestDicom:
         third = nifti.canonical(nifti.read_volume(c))
         ras = nifti.canonical(first)
         assert np.abs(ras.array - third.array).max() <= 2  # HU: steps of uint16, rounding
-        sidecar = json.loads(derivatives.sidecar(a).read_text())
+        sidecar = json.loads(names.sidecar(a).read_text())
         assert sidecar["InputFacts"]["units"] == "SUVbw"
         assert sidecar["InputFacts"]["tracer"] == "FDG"
         pages = [next(x.parent.glob("*report.html")).read_text() for x in (a, b)]

@@ -6,8 +6,6 @@ Slice -> patient -> mean +- SD; references (floor, ceilings) and controls are sc
 import pathlib
 from importlib.metadata import version
 
-import numpy as np
-
 from cldm_jax import __version__, files
 from cldm_jax.errors import UserError
 from cldm_jax.metrics import aggregate
@@ -24,7 +22,6 @@ from cldm_jax.runs.readouts import (
     learning_curves,
     make_entrants,
     predict_entrant,
-    predict_rows,
 )
 from cldm_jax.runs.stored import Run, open_run
 from cldm_jax.runtime import device, processes
@@ -32,7 +29,6 @@ from cldm_jax.runtime.progress import Progress
 from cldm_jax.scoring import controls, coverage, references
 from cldm_jax.scoring.gallery import make_gallery
 from cldm_jax.scoring.scorer import (
-    HEADLINE,
     Scorer,
     choose_targets,
     is_cldm,
@@ -40,7 +36,7 @@ from cldm_jax.scoring.scorer import (
     shared_data,
     shared_source,
 )
-from cldm_jax.scoring.summary import REFERENCE, make_summary
+from cldm_jax.scoring.summary import make_summary
 
 
 def run(config, workdir: str) -> None:
@@ -143,8 +139,8 @@ def _evaluate(config, runs: list[Run], prepared, stamp: str):
                 scorer.add(e.name, mode, made[1].images, targets=e.runs)
             if e is main:
                 first = readouts[e.name, next(iter(e.first.method.predict))]
-                controlled += _controls(scorer, e.first, source, first.images, progress)
-    _add_references(scorer, runs, rows)
+                controlled += controls.measure(scorer, e.first, source, first.images, progress)
+    references.add(scorer, runs, rows)
     drawers = coverage.open_calibrated(scorer, entrants)
     summary = make_summary(
         scorer.scores,
@@ -213,60 +209,6 @@ def _check_protocol(config, targets: tuple[str, ...]) -> None:
             f"protocol {protocol.name} scores whole volumes",
             "Give --config.slice_stride=1.",
         )
-
-
-def _add_references(scorer: Scorer, runs: list[Run], rows) -> None:
-    """Scores the rows that give the others their meaning, as methods named REFERENCE."""
-    prepared, batch_size = scorer.prepared, scorer.config.batch_size
-    images = {"source_identity": references.sources(rows, batch_size)}
-    if prepared.subjects("train"):
-        images["floor_mean_image"] = references.population_mean(prepared, rows, scorer.names)
-    for i, r in enumerate(references.one_per_autoencoder(runs)):
-        whose = f":{r.name}" if i else ""
-        linear = references.linear_patches(scorer.real, rows.keys["label"], r)
-        if linear is not None:
-            images[f"linear_ceiling{whose}"] = linear
-        images[f"ae_ceiling{whose}"] = references.autoencoded(r, rows, batch_size)
-    again = references.reacquired(prepared, rows, scorer.names)
-    if again is not None:
-        images["reacquired_ceiling"] = again
-    for name, value in images.items():
-        scorer.add(REFERENCE, name, value)
-
-
-def _controls(scorer: Scorer, run: Run, source, images, progress) -> list[dict]:
-    """`images`: the run's first read-out, as asked for."""
-    prepared, names = scorer.prepared, scorer.names
-    mode = next(iter(run.method.predict))
-    common = dict(**scorer.options, progress=progress)
-    who = {"method": run.name, "mode": mode}
-    out = []
-    shuffled = controls.shuffled_rows(prepared, source)
-    if shuffled is not None:
-        wrong = predict_rows(run, mode, source, source_rows=shuffled, **common).images
-        scorer.add("control", "source_shuffle", wrong)
-        for target in names.values():
-            before = scorer.mean(run.name, mode, target, HEADLINE)
-            after = scorer.mean("control", "source_shuffle", target, HEADLINE)
-            row = {"psnr": {"mean": after}, "drop_db": before - after}
-            out.append({"name": "source_shuffle", **who, "target": target, **row})
-        scorer.scores = [s for s in scorer.scores if s["method"] != "control"]
-    if len(names) == 2 and prepared.subjects("train"):
-        codes = np.array(list(names), np.int32)
-        own = source.keys["label"]
-        flipped = np.where(own == codes[0], codes[1], codes[0]).astype(np.int32)
-        other = predict_rows(run, mode, source, labels=flipped, **common).images
-        train = scorer.source(1, split="train")
-        classifier = controls.ModalityClassifier(
-            references.targets(train, scorer.config.batch_size)[0], train.keys["label"]
-        )
-        row = {"accuracy": classifier.accuracy(other, flipped)}
-        row["accuracy_real"] = classifier.accuracy(scorer.real, own)
-        out.append({"name": "class_flip", **who, **row})
-        scores = controls.both_codes(images, other, scorer.real, scorer.masks, own)
-        for code, target in names.items():
-            out.append({"name": "both_codes", **who, "target": target, **scores[code]})
-    return out
 
 
 def _costs(entrants, readouts) -> dict[tuple, dict]:

@@ -17,7 +17,8 @@ from cldm_jax.data import layout, pet_inputs
 from cldm_jax.errors import UserError
 from cldm_jax.runtime import processes
 from cldm_jax.runtime.progress import Progress
-from cldm_jax.volumes import core, derivatives
+from cldm_jax.volumes import core, derivatives, sidecars
+from cldm_jax.volumes.names import Names
 from cldm_jax.volumes.opened import Model, Request, open_model
 
 LEFT_ASIDE = "left_aside.json"
@@ -117,7 +118,7 @@ def _each(request: Request, model: Model, inputs: list, without=()) -> list[path
 
 def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool) -> list:
     """Predicts one PET and writes its images, sidecars and report; nothing where that was done."""
-    names = derivatives.Names(request.out, found, model)
+    names = Names(request.out, found, model)
     if found.kind == "nifti" and _is_done(request, model, names, pet_inputs.sha256(found)):
         return names.images()
     began = time.monotonic()
@@ -143,7 +144,7 @@ def _is_done(request: Request, model: Model, names, input_sha256: str) -> bool:
     present = [p for p in names.all(request.report) if p.exists()]
     if request.overwrite or not present or names.partial().exists():
         return False
-    if names.is_whole(derivatives.run_key(request, model, input_sha256), request.report):
+    if names.is_whole(sidecars.run_key(request, model, input_sha256), request.report):
         print(f"{names.found.name}: done before, skipped", flush=True)
         return True
     reason = "exists already, of another input, model or setting"

@@ -20,8 +20,8 @@ from cldm_jax.runs.readouts import Predictor, Rows, make_entrants
 from cldm_jax.runs.spread import RECENTRED
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.scoring import references
+from cldm_jax.scoring.references import REFERENCE
 from cldm_jax.scoring.scorer import Scorer, choose_targets, main_methods, shared_data, shared_source
-from cldm_jax.scoring.summary import REFERENCE
 from cldm_jax.uses import attenuation, normalisation, tissue
 from cldm_jax.uses.base import AGAIN, FLOOR, REAL, Case, Cohort, Use
 

@@ -1,6 +1,6 @@
 """The rows that give a score its meaning: floor, autoencoder ceiling, re-acquired ceiling.
 
-All return images [N, H, W] in model range for the rows of a source, to be scored like a method.
+Images [N, H, W] in model range for the rows of a source, scored like a method (`add`).
 """
 
 import jax
@@ -8,6 +8,27 @@ import numpy as np
 
 from cldm_jax.data.pipeline import SliceSource, eval_batches
 from cldm_jax.data.shards import Prepared
+
+REFERENCE = "reference"  # method name of the rows that give scores their meaning
+
+
+def add(scorer, runs, rows: SliceSource) -> None:
+    """Scores these rows, as methods named REFERENCE, with the others of `scorer`."""
+    prepared, batch_size = scorer.prepared, scorer.config.batch_size
+    images = {"source_identity": sources(rows, batch_size)}
+    if prepared.subjects("train"):
+        images["floor_mean_image"] = population_mean(prepared, rows, scorer.names)
+    for i, r in enumerate(one_per_autoencoder(runs)):
+        whose = f":{r.name}" if i else ""
+        linear = linear_patches(scorer.real, rows.keys["label"], r)
+        if linear is not None:
+            images[f"linear_ceiling{whose}"] = linear
+        images[f"ae_ceiling{whose}"] = autoencoded(r, rows, batch_size)
+    again = reacquired(prepared, rows, scorer.names)
+    if again is not None:
+        images["reacquired_ceiling"] = again
+    for name, value in images.items():
+        scorer.add(REFERENCE, name, value)
 
 
 def depth_below_vertex_mm(prepared: Prepared, subject: int, z) -> np.ndarray:

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 
 from cldm_jax.metrics import aggregate
 from cldm_jax.report.record import Reference, Row, Summary, Test
+from cldm_jax.scoring.references import REFERENCE
 from cldm_jax.scoring.scorer import HEADLINE
 
-REFERENCE = "reference"  # method name of the rows that give scores their meaning
 COSTS = (
     *("params", "train_steps", "train_seconds", "train_cpu_seconds"),
     *("network_evaluations", "seconds_per_slice"),

@@ -14,7 +14,7 @@ from cldm_jax.runs import spread
 from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.manifest import Data
 from cldm_jax.runs.stored import Run, open_run
-from cldm_jax.volumes import derivatives, synthesis
+from cldm_jax.volumes import sidecars, synthesis
 
 WEIGHTS = pathlib.Path(__file__).resolve().parent.parent / "weights"
 SHIPPED = WEIGHTS / "heads"  # answers where no model is named
@@ -122,7 +122,7 @@ def open_model(request: Request) -> Model:
         sd_mode,
         samples,
         sampling,
-        derivatives.model_identity(checkpoint, opened),
+        sidecars.model_identity(checkpoint, opened),
         max(1, batch_size // (samples or 1)),  # a slice of a mean is K images in memory
         max(1, batch_size),
         why,

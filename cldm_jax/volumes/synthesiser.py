@@ -13,7 +13,8 @@ from cldm_jax.data import nifti, pet_inputs
 from cldm_jax.errors import UserError
 from cldm_jax.runtime import device
 from cldm_jax.runtime.progress import Progress
-from cldm_jax.volumes import core, derivatives
+from cldm_jax.volumes import core, derivatives, sidecars
+from cldm_jax.volumes.names import Names
 from cldm_jax.volumes.opened import Request, open_model
 
 MEMORY = "the PET"  # what errors call one that has no file
@@ -39,7 +40,7 @@ class Synthesis(dict):
 
     def __init__(self, request: Request, model, answer: core.Answer, found: pet_inputs.PetInput):
         self._made = request, model, answer, found
-        about, _ = derivatives.describe(request, model, answer)
+        about, _ = sidecars.describe(request, model, answer)
         looked = answer.looked
         self.warnings = looked.warnings()
         if model.uncalibrated:
@@ -64,7 +65,7 @@ class Synthesis(dict):
         """
         request, model, answer, found = self._made
         found = found._replace(name=name or found.name)
-        names = derivatives.Names(os.path.expanduser(folder), found, model)
+        names = Names(os.path.expanduser(folder), found, model)
         there = [path for path in names.all(report) if path.exists()]
         if there and not overwrite:
             raise UserError(there[0], "exists already", "Say overwrite=True, or give another name")
