@@ -492,7 +492,7 @@ def test_the_volumes_networks_are_the_products(tiny, study, tmp_path, monkeypatc
 
     monkeypatch.setattr(volume_case, "set_steps", imported)
     volume_case.train(config, tmp_path / "ldm", minutes=0.0)
-    volume_case.lay_out(tmp_path, tmp_path / "ldm", volume_case.opened(config))
+    volume_case.lay_out(tmp_path, tmp_path / "ldm", make.prepared(config.data))
     settings, request = race.Settings(1, 0.0, 1, False), {"folder": str(tmp_path), "steps": 0}
     taken, images = volume.measure("flax", 1, settings, **request)
     case = volume_case.load_case(tmp_path)
