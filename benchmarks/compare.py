@@ -2,10 +2,10 @@
 
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import torch
 
+from benchmarks.flops import count_parameters, shapes_of
 from cldm_jax.models import monai_names
 
 TOLERANCE = 1e-4  # of outputs: largest difference over the largest value of the reference
@@ -57,15 +57,6 @@ def numpy_state(net) -> dict[str, np.ndarray]:
 
 def nhwc(x) -> np.ndarray:
     return x.detach().numpy().transpose(0, 2, 3, 1)
-
-
-def shapes_of(module, *args):
-    """The parameters of a Flax module as shapes; nothing is computed."""
-    return jax.eval_shape(lambda *a: module.init(jax.random.key(0), *a), *args)["params"]
-
-
-def count_parameters(tree) -> int:
-    return sum(p.size for p in jax.tree.leaves(tree))
 
 
 def carried(module, net, *args) -> dict:

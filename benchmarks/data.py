@@ -4,7 +4,7 @@ import pathlib
 import shutil
 import statistics
 
-from benchmarks.race import Settings, Taken, alone, judged, side_values
+from benchmarks.race import Settings, Taken, against, alone, judged
 from benchmarks.tasks import DATA_BOUND, RACES
 
 STEP = "ldm_train_b8"
@@ -35,23 +35,7 @@ def data_row(name: str, threads: int, taken: Taken, needed: float) -> dict:
     """needed: seconds of the step for one slice."""
     n = taken.facts["slices"]
     taken = taken._replace(samples=[s.scaled(1 / n) for s in taken.samples])
-    ours, ratios = (
-        statistics.median(taken.times(threads)),
-        [t / needed for t in taken.times(threads)],
-    )
-    row = {
-        "name": name,
-        "threads": threads,
-        "peer": f"our {STEP} step",
-        "peer_variant": "",
-        "ours_s": ours,
-        "peer_s": needed,
-        "ratio": ours / needed,
-        "ratio_range": [min(ratios), max(ratios)],
-        "compared": "cpu" if threads == 1 else "wall",
-        "ours_slices_per_s": 1 / ours,
-        "peer_slices_per_s": 1 / needed,
-        **dict.fromkeys(("mfu", "peer_rss_mb", "peer_cores")),
-        **side_values("ours", taken, threads),
-    }
-    return judged(row, DATA_BOUND)
+    ratios = [seconds / needed for seconds in taken.times(threads)]
+    row = against(name, threads, f"our {STEP} step", taken, needed, ratios)
+    row |= {"ours_slices_per_s": 1 / row["ours_s"], "peer_slices_per_s": 1 / needed}
+    return judged(row | dict.fromkeys(("mfu", "peer_rss_mb", "peer_cores")), DATA_BOUND)

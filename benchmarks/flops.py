@@ -1,8 +1,8 @@
-"""Floating-point operations of a Flax forward pass, counted from its modules.
+"""Parameters of a Flax module and floating-point operations of its forward pass; nothing is computed.
 
-Two per multiply-add of convolutions, dense layers and attention; norms and activations are left out, as
-PyTorch's counter leaves them out. Counting modules and not the compiled program keeps the number that
-of the *direct* convolution, however `Conv` computes it.
+Operations: two per multiply-add of convolutions, dense layers and attention; norms and activations are
+left out, as PyTorch's counter leaves them out. Counting modules and not the compiled program keeps the
+number that of the *direct* convolution, however `Conv` computes it.
 """
 
 import math
@@ -35,8 +35,17 @@ def attention_size(shape) -> int:
     return b * (h * w) ** 2 * c
 
 
+def shapes_of(module: nn.Module, *args) -> dict:
+    """The parameters of a module called with such arguments, as shapes."""
+    return jax.eval_shape(lambda *a: module.init(jax.random.key(0), *a), *args)["params"]
+
+
+def count_parameters(tree) -> int:
+    return sum(p.size for p in jax.tree.leaves(tree))
+
+
 def forward_flops(module: nn.Module, *args, method=None) -> int:
-    """Of module.apply on arguments with these shapes; nothing is computed."""
+    """Of module.apply on arguments with these shapes."""
     total = 0
 
     def interceptor(call, call_args, call_kwargs, context):

@@ -59,14 +59,11 @@ def make_optimizer(net, capturable: bool = False):
     return torch.optim.AdamW(net.parameters(), fused=True, **settings)
 
 
-def set_schedule(scheduler, alphas_bar):
-    """Replaces MONAI's noise schedule; alphas_bar [T] float32. Returns the scheduler."""
+def training_scheduler(alphas_bar) -> DDPMScheduler:
+    """MONAI's DDPM with another noise schedule, float32 [T]."""
+    scheduler = DDPMScheduler(num_train_timesteps=len(alphas_bar))
     scheduler.alphas_cumprod = torch.as_tensor(alphas_bar)
     return scheduler
-
-
-def training_scheduler(alphas_bar) -> DDPMScheduler:
-    return set_schedule(DDPMScheduler(num_train_timesteps=len(alphas_bar)), alphas_bar)
 
 
 def sampling_scheduler(alphas_bar, num_sampling_steps: int, device="cpu") -> DDIMScheduler:
@@ -82,12 +79,11 @@ def sampling_scheduler(alphas_bar, num_sampling_steps: int, device="cpu") -> DDI
     scheduler = DDIMScheduler(
         num_train_timesteps=total, clip_sample=False, prediction_type="v_prediction"
     )
-    set_schedule(scheduler, alphas_bar)
     scheduler.num_inference_steps = num_sampling_steps
     # The steps twice: on the device for the network, as numbers for `step`, which looks at their values.
     scheduler.steps = list(range(total - 1, -1, -(total // num_sampling_steps)))
     scheduler.timesteps = torch.tensor(scheduler.steps, device=device)
-    scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(device)
+    scheduler.alphas_cumprod = torch.as_tensor(alphas_bar, device=device)
     scheduler.final_alpha_cumprod = scheduler.final_alpha_cumprod.to(device)
     return scheduler
 

@@ -17,7 +17,8 @@ import torch
 from monai.networks.nets import AutoencoderKL, DiffusionModelUNet
 
 from benchmarks import cases
-from benchmarks.compare import Row, carried, check_sizes, nhwc, normal, randomise, shapes_of
+from benchmarks.compare import Row, carried, check_sizes, nhwc, normal, randomise
+from benchmarks.flops import shapes_of
 from cldm_jax.models import monai_names
 from cldm_jax.runtime import foreign, weights
 

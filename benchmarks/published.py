@@ -9,7 +9,8 @@ import torch
 from diffusers import DDIMScheduler
 from monai.networks.nets.attentionunet import AttentionBlock
 
-from benchmarks.compare import Row, count_parameters, shapes_of
+from benchmarks.compare import Row
+from benchmarks.flops import count_parameters, shapes_of
 from cldm_jax.diffusion import samplers, schedule
 from cldm_jax.models import unet
 from cldm_jax.models.discriminator import PatchDiscriminator

@@ -1,17 +1,17 @@
 """Workers of both sides taking turns on the same processors, and the rows that come out of it."""
 
-import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
+from collections.abc import Callable
 from typing import NamedTuple
 
-from benchmarks import proc, stats
-from benchmarks.stats import Sample
+from benchmarks import proc
+from benchmarks.gpu import lines
+from benchmarks.gpu.lines import WorkerError
 from benchmarks.tasks import VARIANTS, Spec, bound
+from benchmarks.worker import Sample
 from cldm_jax.runtime.device import HUGE_PAGES
 
 OURS = "ours"
@@ -19,10 +19,6 @@ DISTURBED = 0.15  # cores' worth of other processes on our CPUs above which a sa
 COUNTS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NPROC", "PJRT_NPROC")
 GEMM_SIZES = (1024, 2048, 4096)
 GEMMS = (("torch", "float32"), ("numpy", "float32"), ("flax", "float32"), ("torch", "bfloat16"))
-
-
-class WorkerError(Exception):
-    """A worker could not do what it was asked; one line."""
 
 
 class Settings(NamedTuple):
@@ -39,49 +35,26 @@ class Taken(NamedTuple):
     facts: dict  # of its setup, peak_mb, disturbed
 
     def times(self, threads: int) -> list[float]:
-        return [stats.seconds(s, threads) for s in self.samples]
+        """What is compared: CPU time on one thread, where neighbours only cost wall time; else wall."""
+        return [s.cpu_s if threads == 1 else s.wall_s for s in self.samples]
 
 
-class Worker:
-    """A process of one side, confined to `threads` processors. Use as a context manager."""
+class Worker(lines.Worker):
+    """A process of one side, confined to `threads` processors."""
 
     def __init__(self, side: str, threads: int):
-        cpus = proc.pick_cpus(threads)
-        env = {**os.environ, **dict.fromkeys(COUNTS, str(threads))}
-        env |= {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
+        cpus = self.cpus = proc.pick_cpus(threads)
+        env = {**dict.fromkeys(COUNTS, str(threads)), "JAX_PLATFORMS": "cpu"}
+        env["TF_CPP_MIN_LOG_LEVEL"] = "3"
         if side == "flax":  # as cldm_jax.main starts itself
             env["GLIBC_TUNABLES"] = HUGE_PAGES
-        self.side, self.cpus = side, cpus
         self._log = tempfile.TemporaryFile("w+")
-        self._process = subprocess.Popen(
-            [sys.executable, "-u", "-m", "benchmarks.worker", side],
-            cwd=proc.ROOT,
-            env=env,
-            text=True,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._log,
-            preexec_fn=lambda: os.sched_setaffinity(0, cpus),
-        )
+        options = {"stderr": self._log, "preexec_fn": lambda: os.sched_setaffinity(0, cpus)}
+        super().__init__("benchmarks.worker", side, env=env, **options)
 
-    def ask(self, op: str, **request) -> dict:
-        """The worker's answer; WorkerError if it reports an error or has died."""
-        line = self.send(json.dumps({"op": op, **request}))
-        if not line:
-            raise WorkerError(f"the {self.side} worker died: {self._last_words()}")
-        reply = json.loads(line)
-        if "error" in reply:
-            raise WorkerError(reply["error"])
-        return reply
-
-    def send(self, line: str) -> str:
-        """Its answering line; empty where it has died."""
-        try:
-            self._process.stdin.write(line + "\n")
-            self._process.stdin.flush()
-            return self._process.stdout.readline()
-        except BrokenPipeError:
-            return ""
+    def last_words(self) -> str:
+        self._log.seek(0)
+        return " ".join(self._log.read().split()[-30:]) or super().last_words()
 
     def take(self, settings: Settings) -> tuple[Sample, int]:
         """A sample and how many disturbed ones were seen on the way."""
@@ -90,26 +63,20 @@ class Worker:
             wait_quiet(self.cpus)
             return Sample(**self.ask("time", wall=settings.wall))
 
-        return stats.take_clean(measure, DISTURBED, settings.tries)
+        return take_clean(measure, DISTURBED, settings.tries)
 
-    def _last_words(self) -> str:
-        self._log.seek(0)
-        return " ".join(self._log.read().split()[-30:]) or f"status {self._process.poll()}"
 
-    def close(self) -> None:
-        self._process.stdin.close()
-        try:
-            self._process.wait(20)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._log.close()
+def take_clean(measure: Callable[[], Sample], limit: float, tries: int) -> tuple[Sample, int]:
+    """The first sample with at most `limit` cores taken by others, or the least disturbed of `tries`.
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        self.close()
+    Returns it with the number of disturbed samples seen, a kept one included.
+    """
+    seen = []
+    for _ in range(tries):
+        seen.append(measure())
+        if seen[-1].others <= limit:
+            return seen[-1], len(seen) - 1
+    return min(seen, key=lambda s: s.others), len(seen)
 
 
 def wait_quiet(cpus, patience: float = 3.0) -> None:
@@ -198,22 +165,26 @@ def race_rows(name: str, threads: int, taken: dict, failed: dict, limit: float) 
 
 def versus(name, threads: int, best: str, ours: Taken, theirs: Taken, ratios, limit) -> dict:
     """The keys of a row against the variant `best` of a peer; ratios: ours / theirs by round."""
-    ours_s, peer_s = (statistics.median(taken.times(threads)) for taken in (ours, theirs))
-    peer, variant = best.split("/")
+    row = against(name, threads, best, ours, statistics.median(theirs.times(threads)), ratios)
+    flops = ours.facts["flops"]
+    row |= {"mfu": flops / row["ours_s"] / (limit * 1e9), "flops": flops}
+    return row | side_values("peer", theirs, threads)
+
+
+def against(name: str, threads: int, best: str, ours: Taken, peer_s: float, ratios) -> dict:
+    """The keys of every row; best: the peer, and its variant behind a slash."""
+    peer, _, variant = best.partition("/")
     return {
         "name": name,
         "threads": threads,
         "peer": peer,
         "peer_variant": variant,
-        "ours_s": ours_s,
+        "ours_s": statistics.median(ours.times(threads)),
         "peer_s": peer_s,
         "ratio": statistics.median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
-        "mfu": ours.facts["flops"] / ours_s / (limit * 1e9),
         "compared": "cpu" if threads == 1 else "wall",
-        "flops": ours.facts["flops"],
         **side_values("ours", ours, threads),
-        **side_values("peer", theirs, threads),
     }
 
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from cldm_jax.data import intensity, pipeline, shards
 from cldm_jax.data.grid import ModelGrid
+from cldm_jax.data.index import Modality
 from configs import common
 
 CODES = {"pet": 0, "ct": 1, "mr": 2}
@@ -23,42 +24,40 @@ def generate(folder, slices: int, size: int, images=None) -> shards.Prepared:
         return shards.Prepared(folder)
     folder.mkdir(parents=True, exist_ok=True)
     people = max(1, slices // SLICES)
-    kind, dtype, item = ("images", "uint16", (size, size))
+    kind, dtype, shape = "images", "uint16", (people * SLICES, size, size)
+    types = {"mask": "uint8"}
     if images is not None:
-        kind, dtype, item = ("latents", "float16", (size, size, 4))
-    types = dict.fromkeys(CODES, dtype) | ({"mask": "uint8"} if images is None else {})
-    entries, shape = {}, (people * SLICES, *item)
+        kind, dtype, shape, types = "latents", "float16", (*shape, 4), {}
+    types |= dict.fromkeys(CODES, dtype)
     for name, stored in types.items():
         np.save(folder / f"{name}.npy", np.zeros(shape, stored))
-        entries[f"{name}.npy"] = {"sha256": "", "shape": [*shape], "dtype": stored}
-    subjects = []
-    for i in range(people):
-        place = {"offset": i * SLICES, "scale": 1.0}
-        volumes = {name: {"shard": f"{name}.npy", **place} for name in types}
-        person = {
+    subjects = [
+        {
             "id": f"sub-{i:06d}",
             "group": f"g{i}",
             "n_slices": SLICES,
             "grid_affine": np.eye(4).tolist(),
+            "keep": [z > 4 for z in range(SLICES)],
+            "volumes": {n: {"shard": f"{n}.npy", "offset": i * SLICES} for n in types},
         }
-        subjects.append({**person, "keep": [z > 4 for z in range(SLICES)], "volumes": volumes})
+        for i in range(people)
+    ]
+    modalities = {name: Modality(code, "HU", SPEC) for name, code in CODES.items()}
     index = {
         "kind": kind,
         "name": "generated",
         "contrast": "simulated",
         "config": {},
         "grid": ModelGrid((size, size), (1.0, 1.0), 2.0).to_index("fov"),
-        "modalities": {
-            name: {"code": code, "units": "HU", "normaliser": SPEC.to_json()}
-            for name, code in CODES.items()
-        },
+        "modalities": {name: modality.to_json() for name, modality in modalities.items()},
         "encoding": shards.ENCODINGS[dtype],
         "subjects": subjects,
         "splits": {"train": [s["id"] for s in subjects], "val": [], "test": [], "hash": ""},
-        "shards": entries,
+        "shards": {
+            f"{n}.npy": {"sha256": "", "shape": [*shape], "dtype": t} for n, t in types.items()
+        },
+        "images_fingerprint": images.index.fingerprint if images is not None else "",
     }
-    if images is not None:
-        index["images_fingerprint"] = images.index.fingerprint
     shards.write_index(folder, index)
     return shards.Prepared(folder)
 

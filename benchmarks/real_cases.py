@@ -28,6 +28,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy import ndimage
 
+from cldm_jax.data.mask import piece
 from cldm_jax.metrics.anatomy import mu_511
 from cldm_jax.metrics.image import dice
 
@@ -104,7 +105,7 @@ def scores(pet, made, real, spacing) -> dict[str, float]:
     brain, that of what is finer than 8 mm SD (and the PET's own), and the share of voxels over 10 mm
     outside the real head that the synthetic MR fills.
     """
-    brain = largest(filled(ndimage.binary_opening(pet > 0.25 * np.percentile(pet, 99))))
+    brain = piece(filled(ndimage.binary_opening(pet > 0.25 * np.percentile(pet, 99))))
     brain &= ndimage.distance_transform_edt(brain, sampling=spacing) > 3
     outline, truth = head(made), head(real)
     far = ndimage.distance_transform_edt(~truth, sampling=spacing) > 10
@@ -129,12 +130,7 @@ def head(image):
     """Outline; closed with the edge slices repeated, so that a head cut off there stays whole."""
     inside = np.pad(image > TISSUE * np.percentile(image, 99), 3, mode="edge")
     closed = ndimage.binary_closing(inside, iterations=3)[3:-3, 3:-3, 3:-3]
-    return largest(filled(closed))
-
-
-def largest(mask):
-    labels, n = ndimage.label(mask)
-    return labels == 1 + np.argmax(ndimage.sum(mask, labels, range(1, n + 1))) if n else mask
+    return piece(filled(closed))
 
 
 def filled(mask):

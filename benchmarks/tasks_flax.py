@@ -1,8 +1,10 @@
-"""What the JAX worker times: one function of no arguments per task, ready compiled."""
+"""What the JAX worker times: one function of no arguments per task, ready compiled, finished when it
+returns. Its facts: parameters, FLOPs of a call (direct convolutions), seconds of tracing and compiling.
+"""
 
+import functools
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +19,6 @@ from cldm_jax.models.monai import AutoencoderKL, DiffusionModelUNet
 from cldm_jax.runtime import device
 
 OPTIMIZER = optax.adamw(tasks.LEARNING_RATE, weight_decay=tasks.WEIGHT_DECAY)
-
-
-class Task(NamedTuple):
-    call: Callable[[], None]  # one step, sample or pass, finished when it returns
-    params: int
-    flops: int  # of one call, direct convolutions
-    compile_s: float  # tracing and compiling
 
 
 def make_autoencoder() -> AutoencoderKL:
@@ -45,16 +40,6 @@ def latent_shape(net, images) -> tuple[int, ...]:
     """Of the latents of images [B, H, W, 1]."""
     b, h, w, _ = images.shape
     return b, h // net.factor, w // net.factor, net.latent_channels
-
-
-def encode(net, variables, images):
-    """images [B, H, W, 1] -> posterior mean, log-variance [B, h, w, 4]."""
-    return net.apply(variables, images, None, None, method="encode")
-
-
-def decode(net, variables, z):
-    """z [B, h, w, 4] -> images [B, H, W, 1]."""
-    return net.apply(variables, z, None, None, method="decode")
 
 
 def autoencoder_loss(net, params, images, key):
@@ -101,7 +86,7 @@ def read_out(unet, autoencoder, variables, source, start, code, steps: int = 0):
         one = lambda zt, t: unet.apply(own, zt, t, code, source)  # noqa: E731
         z = samplers.onestep(one, jnp.zeros_like(source), alphas_bar, target="v")
     z = z * variables["std"][None, None, None] + variables["mean"][None, None, None]
-    return decode(autoencoder, {"params": params["autoencoder"]}, z)
+    return autoencoder.apply({"params": params["autoencoder"]}, z, None, None, method="decode")
 
 
 def read_out_flops(unet, autoencoder, z, steps: int) -> int:
@@ -112,8 +97,8 @@ def read_out_flops(unet, autoencoder, z, steps: int) -> int:
     return max(1, steps) * evaluation + decoding
 
 
-def make_task(spec: tasks.Spec) -> Task:
-    """Raises KeyError for an unknown kind."""
+def make_task(spec: tasks.Spec) -> tuple[Callable, dict]:
+    """(one step, sample or pass; its facts). Raises KeyError for an unknown kind."""
     return _MAKERS[spec.kind](spec)
 
 
@@ -124,11 +109,7 @@ def _compiled(function, *args, **options):
     return compiled, time.perf_counter() - began
 
 
-def _count(params) -> int:
-    return sum(p.size for p in jax.tree.leaves(params))
-
-
-def _training(loss, params, data, forward: int) -> Task:
+def _training(loss, params, data, forward: int):
     """One step of AdamW; loss(params, *data, key) -> scalar."""
 
     def update(params, opt_state, key, *data):
@@ -139,7 +120,7 @@ def _training(loss, params, data, forward: int) -> Task:
 
     params = jax.tree.map(jnp.asarray, params)
     state = [params, OPTIMIZER.init(params), jax.random.key(1)]
-    count = _count(params)
+    facts = {"params": flops.count_parameters(params), "flops": flops.TRAINING_FACTOR * forward}
     compiled, compile_s = _compiled(update, *state, *data, donate_argnums=(0, 1, 2))
 
     def call():
@@ -147,79 +128,53 @@ def _training(loss, params, data, forward: int) -> Task:
         value.block_until_ready()
         return np.asarray(value)
 
-    return Task(call, count, flops.TRAINING_FACTOR * forward, compile_s)
+    return call, {**facts, "compile_s": compile_s}
 
 
-def _inference(function, variables, data, forward: int) -> Task:
+def _inference(function, params, data, forward: int):
     """function(variables, *data)."""
-    count = _count(variables["params"])
-    variables = prepare_variables(jax.tree.map(jnp.asarray, variables))
+    count = flops.count_parameters(params)
+    variables = prepare_variables({"params": jax.tree.map(jnp.asarray, params)})
     compiled, compile_s = _compiled(function, variables, *data)
 
     def call():
         return jax.block_until_ready(compiled(variables, *data))
 
-    return Task(call, count, forward, compile_s)
+    return call, {"params": count, "flops": forward, "compile_s": compile_s}
 
 
 def _autoencoder(spec: tasks.Spec):
-    """The network, its parameters, images and noise of the posterior."""
     net, key = make_autoencoder(), jax.random.key(0)
     images = jax.random.uniform(key, (spec.batch, spec.size, spec.size, 1))
     eps = jnp.zeros(latent_shape(net, images))
-    return net, init_params(net, key, images, None, None, eps), images, eps
+    params = init_params(net, key, images, None, None, eps)
+    if spec.kind == "ae_train":
+        forward = flops.forward_flops(net, images, None, None, eps)
+        return _training(functools.partial(autoencoder_loss, net), params, (images,), forward)
+    half = {"method": spec.kind.removeprefix("ae_")}
+    given = images if spec.kind == "ae_encode" else jax.random.normal(jax.random.key(2), eps.shape)
+    forward = flops.forward_flops(net, given, None, None, **half)
+    return _inference(lambda v, x: net.apply(v, x, None, None, **half), params, (given,), forward)
 
 
-def _unet_and(spec: tasks.Spec):
-    """The network, its parameters, (latents, source latents, class codes), FLOPs of an evaluation."""
+def _unet(spec: tasks.Spec):
     net, rng = make_unet(), np.random.default_rng(0)
     shape = (2, spec.batch, spec.size, spec.size, tasks.LATENT_CHANNELS)
     latents, source = jnp.asarray(rng.standard_normal(shape).astype(np.float32))
     code = jnp.zeros(spec.batch, jnp.int32)
     args = (latents, code, code, latents)
-    params = init_params(net, jax.random.key(0), *args)
-    return net, params, (latents, source, code), flops.forward_flops(net, *args)
-
-
-def _ae_train(spec: tasks.Spec) -> Task:
-    net, params, images, eps = _autoencoder(spec)
-    forward = flops.forward_flops(net, images, None, None, eps)
-    return _training(lambda *args: autoencoder_loss(net, *args), params, (images,), forward)
-
-
-def _ae_encode(spec: tasks.Spec) -> Task:
-    net, params, images, _ = _autoencoder(spec)
-    forward = flops.forward_flops(net, images, None, None, method="encode")
-    return _inference(lambda v, x: encode(net, v, x), {"params": params}, (images,), forward)
-
-
-def _ae_decode(spec: tasks.Spec) -> Task:
-    net, params, _, eps = _autoencoder(spec)
-    latents = jax.random.normal(jax.random.key(2), eps.shape)
-    forward = flops.forward_flops(net, latents, None, None, method="decode")
-    return _inference(lambda v, z: decode(net, v, z), {"params": params}, (latents,), forward)
-
-
-def _ldm_train(spec: tasks.Spec) -> Task:
-    net, params, data, forward = _unet_and(spec)
-    return _training(lambda *args: ldm_loss(net, *args), params, data, forward)
-
-
-def _ddim(spec: tasks.Spec) -> Task:
-    net, params, (_, source, code), forward = _unet_and(spec)
+    params, forward = init_params(net, jax.random.key(0), *args), flops.forward_flops(net, *args)
+    if spec.kind == "ldm_train":
+        loss = functools.partial(ldm_loss, net)
+        return _training(loss, params, (latents, source, code), forward)
 
     def sample(variables, key, source, code):
         start, alphas_bar = jax.random.normal(key, source.shape), schedule.cosine(tasks.TIMESTEPS)
         return ddim(net, variables, start, source, code, alphas_bar, spec.steps)
 
     data = (jax.random.key(1), source, code)
-    return _inference(sample, {"params": params}, data, spec.steps * forward)
+    return _inference(sample, params, data, spec.steps * forward)
 
 
-_MAKERS = {
-    "ae_train": _ae_train,
-    "ae_encode": _ae_encode,
-    "ae_decode": _ae_decode,
-    "ldm_train": _ldm_train,
-    "ddim": _ddim,
-}
+_MAKERS = dict.fromkeys(("ae_train", "ae_encode", "ae_decode"), _autoencoder)
+_MAKERS |= dict.fromkeys(("ldm_train", "ddim"), _unet)

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 
@@ -11,17 +10,11 @@ from benchmarks import nets_torch, tasks
 KINDS = ("ae_train", "ae_encode", "ae_decode", "ldm_train", "ddim")
 
 
-class Task(NamedTuple):
-    call: Callable[[], None]
-    params: int
-    compile_s: float  # of the first call where the network is compiled, else 0
-
-
 def make_task(
     spec: tasks.Spec, *, bf16: bool = False, channels_last: bool = False, compiled: bool = False
-) -> Task:
-    """bf16: autocast. channels_last: of weights and inputs. compiled: torch.compile. KeyError for an
-    unknown kind.
+) -> tuple[Callable, dict]:
+    """(call, facts). bf16: autocast. channels_last: of weights and inputs. compiled: torch.compile, of
+    which compile_s is the first call. KeyError for an unknown kind.
     """
     if spec.kind not in KINDS:
         raise KeyError(spec.kind)
@@ -38,7 +31,7 @@ def make_task(
         began = time.perf_counter()
         call()
         compile_s = time.perf_counter() - began
-    return Task(call, sum(p.numel() for p in net.parameters()), compile_s)
+    return call, {"params": sum(p.numel() for p in net.parameters()), "compile_s": compile_s}
 
 
 def _training(net, loss, bf16: bool):

@@ -135,17 +135,12 @@ def lay_out(folder: pathlib.Path, run: pathlib.Path, prepared) -> int:
     return len(pet)
 
 
-def opened(config):
-    """The training's prepared dataset, made where it is not there yet."""
+def main(folder: pathlib.Path, minutes: float, people: int) -> None:
     from cldm_jax.jobs import make
 
-    return make.prepared(config.data)
-
-
-def main(folder: pathlib.Path, minutes: float, people: int) -> None:
     config, run = make_config(folder, people), folder / "ldm"
     train(config, run, minutes)
-    slices = lay_out(folder, run, opened(config))
+    slices = lay_out(folder, run, make.prepared(config.data))
     asked = {"minutes": minutes, "people": people, "test_slices": slices}
     for name, made in (("autoencoder", folder / "ae"), ("unet", run)):
         record = files.read_json(made / "run.json")

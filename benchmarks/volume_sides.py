@@ -13,7 +13,7 @@ def flax_setup(folder: str, steps: int):
     """
     import jax
 
-    from benchmarks import tasks_flax
+    from benchmarks import flops, tasks_flax
     from cldm_jax.models import monai_names
     from cldm_jax.runtime import device, weights
 
@@ -23,9 +23,8 @@ def flax_setup(folder: str, steps: int):
     image, params = case.truth[:1, ..., None], {}
     args = {"autoencoder": (image, None, None, z), "unet": (z, code, code, z)}
     for name, net in nets.items():
-        shapes = jax.eval_shape(lambda *a, n=net: n.init(jax.random.key(0), *a), *args[name])
         state = weights.read_tensors(pathlib.Path(folder) / f"{name}.safetensors")
-        params[name] = monai_names.to_params(state, shapes["params"])
+        params[name] = monai_names.to_params(state, flops.shapes_of(net, *args[name]))
     variables = tasks_flax.prepare_variables({"params": jax.tree.map(jax.numpy.asarray, params)})
     variables |= {"mean": case.mean, "std": case.std}
     unet, net = nets["unet"], nets["autoencoder"]

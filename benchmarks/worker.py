@@ -9,24 +9,35 @@ The parent sets threads and CPUs before Python starts (`race.Worker`).
 """
 
 import itertools
-import json
 import os
 import resource
 import statistics
 import sys
 import time
-import traceback
+from typing import NamedTuple
 
 import numpy as np
 
+from benchmarks.gpu import lines
 from benchmarks.proc import busy_seconds
-from benchmarks.stats import Sample
 from benchmarks.tasks import Spec
 
 MIN_CALLS = 3  # of a sample, where they fit into PATIENCE times its wall seconds
 PATIENCE = 6
 LONG = 20.0  # seconds: a first call that takes longer counts
 WARM_CALLS, WARM_SECONDS = 3, 6.0  # the heap grows to its size over the first calls
+
+
+class Sample(NamedTuple):
+    """Calls of one worker for about a second; the medians over them."""
+
+    wall_s: float  # of a call
+    cpu_s: float  # of the worker, per call
+    cores: float  # CPU seconds / wall seconds
+    others: float  # cores' worth of other processes on the worker's CPUs meanwhile
+
+    def scaled(self, factor: float) -> "Sample":
+        return self._replace(wall_s=self.wall_s * factor, cpu_s=self.cpu_s * factor)
 
 
 def flax_side(spec=None, gemm=None, volume=None):
@@ -43,8 +54,7 @@ def flax_side(spec=None, gemm=None, volume=None):
         return lambda: product(a, a).block_until_ready(), {}
     if volume is not None:
         return volume_sides.flax_setup(**volume)
-    call, *facts = tasks_flax.make_task(Spec(*spec))
-    return call, dict(zip(("params", "flops", "compile_s"), facts, strict=True))
+    return tasks_flax.make_task(Spec(*spec))
 
 
 def torch_side(spec=None, gemm=None, volume=None, **variant):
@@ -60,12 +70,10 @@ def torch_side(spec=None, gemm=None, volume=None, **variant):
         return lambda: torch.mm(a, a, out=out), {}
     if volume is not None:
         return volume_sides.torch_setup(**volume)
-    call, *facts = tasks_torch.make_task(Spec(*spec), **variant)
-    return call, dict(zip(("params", "compile_s"), facts, strict=True))
+    return tasks_torch.make_task(Spec(*spec), **variant)
 
 
 def numpy_side(gemm):
-    """Matrix products only, for the machine's limit."""
     a = np.random.default_rng(0).standard_normal((gemm[0], gemm[0])).astype(gemm[1])
     out = np.empty_like(a)
     return lambda: np.matmul(a, a, out=out), {}
@@ -130,43 +138,34 @@ class Side:
     """A side and the task it holds. setup(**request) -> (call, facts)."""
 
     def __init__(self, setup):
-        self._setup, self._call, self._last = setup, None, None
+        self._make, self._call, self._last = setup, None, None
 
-    def answer(self, op: str, **request) -> dict:
-        if op == "setup":
-            warm = request.pop("warm", True)
-            self._call, facts = self._setup(**request)
-            if warm:
-                warm_up(self._call)
-            return facts
-        if op == "time":
-            return measure(self._timed, request["wall"])._asdict()
-        if op == "save":
-            np.save(request["path"], self._last)
-            return {}
+    def setup(self, warm: bool = True, **request) -> dict:
+        self._call, facts = self._make(**request)
+        if warm:
+            warm_up(self._call)
+        return facts
+
+    def time(self, wall: float) -> dict:
+        def call():
+            self._last = self._call()
+
+        return measure(call, wall)._asdict()
+
+    def save(self, path: str) -> dict:
+        np.save(path, self._last)
+        return {}
+
+    def rss(self) -> dict:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {"peak_mb": peak / 1024}  # Linux counts in KB
 
-    def _timed(self) -> None:
-        self._last = self._call()
 
-    def reply(self, line: str) -> str:
-        """The answer to a line; what goes wrong is told to the parent, which goes on without it."""
-        try:
-            return json.dumps(self.answer(**json.loads(line)))
-        except Exception as error:
-            traceback.print_exc()
-            return json.dumps({"error": f"{type(error).__name__}: {error}".splitlines()[0][:300]})
-
-
-def main() -> None:
-    # What libraries print must not get between the answers: stdout becomes stderr for them.
-    replies = os.fdopen(os.dup(1), "w", buffering=1)
-    os.dup2(2, 1)
-    side = Side(SIDES[sys.argv[1]])
-    for line in sys.stdin:
-        print(side.reply(line), file=replies)
+def operations(setup) -> dict:
+    """What a worker answers to."""
+    side = Side(setup)
+    return {"setup": side.setup, "time": side.time, "save": side.save, "rss": side.rss}
 
 
 if __name__ == "__main__":
-    main()
+    lines.serve(operations(SIDES[sys.argv[1]]))

@@ -39,24 +39,18 @@ def _two_steps(folder: pathlib.Path) -> dict[int, str]:
     """Checkpoints of steps 1 and 2 in `folder`: {step: hash}."""
     from cldm_jax.runtime.checkpoint import Checkpoints
 
-    checkpoints = Checkpoints(folder)
-    for step in (1, 2):
-        checkpoints.save(step, _state(step))
-    found = {step: hash_tree(checkpoints._restore(step, None)) for step in (1, 2)}
-    checkpoints.close()
-    return found
+    with contextlib.closing(Checkpoints(folder)) as checkpoints:
+        for step in (1, 2):
+            checkpoints.save(step, _state(step))
+        return {step: hash_tree(checkpoints._restore(step, None)) for step in (1, 2)}
 
 
 def _restored(folder: pathlib.Path) -> tuple[int, str, str]:
     """(step or 0, hash, what was logged as an error) of the newest that is taken for sound."""
     from cldm_jax.runtime.checkpoint import Checkpoints
 
-    with quiet(logging.ERROR) as text:
-        checkpoints = Checkpoints(folder)
-        try:
-            step, tree = checkpoints.restore_latest(None) or (0, None)
-        finally:
-            checkpoints.close()
+    with quiet(logging.ERROR) as text, contextlib.closing(Checkpoints(folder)) as checkpoints:
+        step, tree = checkpoints.restore_latest(None) or (0, None)
     return step, hash_tree(tree), text.getvalue()
 
 

@@ -98,10 +98,9 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in paths}
 
 
-@contextlib.contextmanager
-def at_file_event(folder, number: int, act: Callable[[], None]):
+def at_file_event(folder, number: int, act: Callable[[], None]) -> Callable[[], int]:
     """Does `act` at the n-th thing done to a file below `folder` (opened to write, renamed, made,
-    removed); yields a function that says how many there were. For children only: it cannot be undone.
+    removed); returns a function that says how many there were. For children only: it cannot be undone.
     """
     done = 0
 
@@ -116,7 +115,7 @@ def at_file_event(folder, number: int, act: Callable[[], None]):
                 act()
 
     sys.addaudithook(watch)
-    yield lambda: done
+    return lambda: done
 
 
 @contextlib.contextmanager

@@ -157,10 +157,6 @@ def _big(folder, dtype, slope: float, shape=(160, 160, 160)) -> pathlib.Path:
     return save(folder / "pet.nii", array, affine_of(shape, spacing), scl_slope=slope)
 
 
-def _gz(folder, data: bytes) -> pathlib.Path:
-    return raw(folder / P, gzip.compress(data))
-
-
 def _plain(folder) -> bytes:
     path = save(folder / "plain.nii")
     data = path.read_bytes()
@@ -189,7 +185,8 @@ NIFTI = [  # grids, orientations and parts of a head: tests/test_predict_grids.p
     _refused("link to a device without end", "not a file", lambda d: _linked(d, "/dev/zero")),
     _refused("pipe nobody writes to", "not a file", _fifo),
     _refused("name longer than a disk allows", "", lambda d: d / ("x" * 300 + ".nii.gz")),
-    _refused("gzip in gzip", "not a NIfTI", lambda d: _gz(d, gzip.compress(_plain(d)))),
+    _refused("gzip in gzip", "not a NIfTI",
+             lambda d: raw(d / P, gzip.compress(gzip.compress(_plain(d))))),
     _refused("bit flip in the voxels", "damaged", lambda d: flipped(d / P, 4000, 3)),
     _refused("bit flip in the checksum", "damaged", lambda d: flipped(d / P, -8)),
     _refused("rubbish after gzip", "damaged", lambda d: raw(d / P, save(d / P).read_bytes() + b"x")),

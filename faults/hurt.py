@@ -178,8 +178,8 @@ def hash_steps(path):
 def at_event(what):
     """A signal at the n-th thing done to a file below the folder; says at last how many there were."""
     signum, number, folder = what
-    with at_file_event(folder, number, lambda: os.kill(os.getpid(), signum)) as count:
-        yield
+    count = at_file_event(folder, number, lambda: os.kill(os.getpid(), signum))
+    yield
     print(f"{EVENTS} {count()}", flush=True)
 
 
@@ -261,20 +261,16 @@ REPLACED = {  # what, and what takes its place, given what was there
 }
 
 
-def replaced(name: str):
-    path, make = REPLACED[name]
-    return mock.patch(path, make(pkgutil.resolve_name(path)))
-
-
 @contextlib.contextmanager
 def hooked(hooks: dict):
     with contextlib.ExitStack() as stack:
         for name, what in hooks.items():
             if name in REPLACED:
-                stack.enter_context(replaced(name))
-                continue
-            hook = pkgutil.resolve_name(name if ":" in name else f"faults.hurt:{name}")
-            stack.enter_context(hook(what))
+                path, make = REPLACED[name]
+                hook = mock.patch(path, make(pkgutil.resolve_name(path)))
+            else:
+                hook = pkgutil.resolve_name(name if ":" in name else f"faults.hurt:{name}")(what)
+            stack.enter_context(hook)
         yield
 
 

@@ -25,23 +25,27 @@ def predicted(path, out) -> list[pathlib.Path]:
     return predict.predict(request)
 
 
-NODES = (
-    "test_faults_volumes.py::test_kind",
-    "test_faults_volumes.py::test_command",
-    "test_predict_grids.py::test_output_is_on_the_inputs_grid",
-    "test_predict_grids.py::TestChecks",
-    "test_predict_grids.py::TestDicom",
-    "test_data_dicom.py::test_transfer_syntaxes",
-    "test_data_dicom.py::test_philips_private_factors",
-    "test_data_dicom.py::test_zip_equals_folder",
-    "test_data_dicom.py::test_zip_bomb_is_refused_by_its_declared_size",
-    "test_data_dicom.py::test_lying_encrypted_and_damaged_zips",
-    "test_data_audit.py::test_bad_manifests",
-    "test_prepare.py::test_one_bad_entry_does_not_stop_the_others",
-    "test_faults_volumes.py::test_a_dataset_goes_on_and_lists_what_failed",
-    "test_faults_volumes.py::TestMutants",
-)
-CONTROLS = ("test_faults_volumes.py::test_flipped_bits_pass_through_another_reader",)
-NAME = "bad volumes are refused by name, unusual ones handled"
-MUTANTS = {"CLDM_FUZZ_EXAMPLES": "3000"}  # of each kind of file
-PROMISES = [twins.promise(8, NAME, NODES, CONTROLS, **MUTANTS)]
+PROMISES = [
+    twins.promise(
+        8,
+        "bad volumes are refused by name, unusual ones handled",
+        (
+            "test_faults_volumes.py::test_kind",
+            "test_faults_volumes.py::test_command",
+            "test_predict_grids.py::test_output_is_on_the_inputs_grid",
+            "test_predict_grids.py::TestChecks",
+            "test_predict_grids.py::TestDicom",
+            "test_data_dicom.py::test_transfer_syntaxes",
+            "test_data_dicom.py::test_philips_private_factors",
+            "test_data_dicom.py::test_zip_equals_folder",
+            "test_data_dicom.py::test_zip_bomb_is_refused_by_its_declared_size",
+            "test_data_dicom.py::test_lying_encrypted_and_damaged_zips",
+            "test_data_audit.py::test_bad_manifests",
+            "test_prepare.py::test_one_bad_entry_does_not_stop_the_others",
+            "test_faults_volumes.py::test_a_dataset_goes_on_and_lists_what_failed",
+            "test_faults_volumes.py::TestMutants",
+        ),
+        ("test_faults_volumes.py::test_flipped_bits_pass_through_another_reader",),
+        CLDM_FUZZ_EXAMPLES="3000",  # mutants, of each kind of file
+    ),
+]

@@ -116,8 +116,8 @@ def _killed(job: str, folder: pathlib.Path, event: int, seconds: float) -> None:
 
     signal.signal(signal.SIGALRM, kill)
     act = (lambda: signal.setitimer(signal.ITIMER_REAL, seconds)) if seconds else kill
-    with at_file_event(folder / "out", 1 if seconds else event, act) as count:
-        _job(job, folder)
+    count = at_file_event(folder / "out", 1 if seconds else event, act)
+    _job(job, folder)
     print(count())
 
 

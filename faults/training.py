@@ -18,15 +18,7 @@ import numpy as np
 from cldm_jax import files
 from cldm_jax.errors import UserError
 from faults import hurt, twins
-from faults.common import (
-    Outcome,
-    Promise,
-    attempts,
-    hash_tree,
-    loss_bits,
-    quiet,
-    tally,
-)
+from faults.common import Outcome, Promise, attempts, hash_tree, loss_bits, quiet, tally
 
 GRACE = 10  # seconds from a signal to the end of the process
 STEPS, QUICK_STEPS = 120, hurt.SHORT["train.num_train_steps"]
@@ -51,9 +43,8 @@ def left_by(workdir) -> tuple:
 
     workdir, hashes = pathlib.Path(workdir), []
     for folder in ("checkpoints", BEST):
-        checkpoints = Checkpoints(workdir / folder)
-        hashes.append(hash_tree(checkpoints.restore_latest(None)[1]))
-        checkpoints.close()
+        with contextlib.closing(Checkpoints(workdir / folder)) as checkpoints:
+            hashes.append(hash_tree(checkpoints.restore_latest(None)[1]))
     best = files.read_json(workdir / "run.json")["best"]
     return loss_bits(workdir), hashes[0], (best["step"], best["psnr"].hex(), hashes[1])
 
@@ -83,9 +74,8 @@ def unlike(workdir, truth: Truth) -> str:
     except (UserError, ValueError) as error:
         return str(error)
     if found[0] != truth.rows:
-        steps = [
-            k for k in found[0].keys() | truth.rows.keys() if found[0].get(k) != truth.rows.get(k)
-        ]
+        keys = found[0].keys() | truth.rows.keys()
+        steps = [key for key in keys if found[0].get(key) != truth.rows.get(key)]
         return f"{len(steps)} of {len(truth.rows)} lines differ, first {min(steps)}"
     names = ("lines", "last state", "best step")
     wrong = [n for n, a, b in zip(names, found, truth[:3], strict=True) if a != b]
@@ -100,12 +90,10 @@ def sound(workdir: pathlib.Path, truth: Truth) -> tuple[int, str]:
         with quiet():
             rows = loss_bits(workdir)
             found = restore_for_inference(workdir / "checkpoints")
-    except UserError as error:
-        if "sound" in str(error):  # only the first save, and that was interrupted
-            return 0, ""
-        return 0, str(error)
-    except ValueError as error:
-        return 0, str(error)
+    except (UserError, ValueError) as error:
+        # "sound": there was only the first save, and that was interrupted.
+        is_first = isinstance(error, UserError) and "sound" in str(error)
+        return 0, "" if is_first else str(error)
     wrong = [key for key, row in rows.items() if truth.rows.get(key) != row]
     step = found[0] if found else 0
     lost = [key for key in truth.rows if key[0] <= step and key[1] == "train" and key not in rows]
@@ -230,9 +218,8 @@ def exact_resume(folder: pathlib.Path, quick: bool) -> Outcome:
     truth, rng = uninterrupted(folder.parent, steps), np.random.default_rng(1)
     kinds = ["before_manifest"] if quick else KILLS
     _, found = _side_by_side(folder, truth, rng, kinds, [[signal.SIGKILL]] * (2 - quick))
-    note = (
-        f"{steps} steps of ldm tiny; {len(truth.rows)} lines; kills {', '.join(sorted(set(kinds)))}"
-    )
+    killed = ", ".join(sorted(set(kinds)))
+    note = f"{steps} steps of ldm tiny; {len(truth.rows)} lines; kills {killed}"
     return tally(found, _forgetful(folder, steps, truth, quick), note)
 
 

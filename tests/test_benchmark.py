@@ -9,6 +9,7 @@ import importlib.util
 import json
 import math
 import os
+import queue
 import shutil
 import subprocess
 import time
@@ -28,15 +29,15 @@ from benchmarks import (
     reader,
     report,
     run,
-    stats,
     tasks,
     tasks_flax,
     volume,
     volume_case,
     worker,
 )
-from benchmarks.stats import Sample
+from benchmarks.gpu import lines
 from benchmarks.tasks import Spec
+from benchmarks.worker import Sample
 from cldm_jax import files
 from cldm_jax.jobs import budget, make
 from cldm_jax.models import monai_names
@@ -58,19 +59,19 @@ def sample(seconds, others=0.0):
 
 def test_disturbed_samples_are_taken_again():
     waiting = [sample(9, 0.9), sample(8, 0.2), sample(1, 0.1), sample(7, 0.0)]
-    kept, disturbed = stats.take_clean(lambda: waiting.pop(0), limit=0.15, tries=4)
+    kept, disturbed = race.take_clean(lambda: waiting.pop(0), limit=0.15, tries=4)
     assert (kept.wall_s, disturbed, len(waiting)) == (1, 2, 1)
 
 
 def test_the_least_disturbed_sample_is_kept_where_none_is_clean():
     waiting = [sample(3, 0.9), sample(2, 0.3), sample(1, 0.5)]
-    kept, disturbed = stats.take_clean(lambda: waiting.pop(0), limit=0.15, tries=3)
+    kept, disturbed = race.take_clean(lambda: waiting.pop(0), limit=0.15, tries=3)
     assert (kept.wall_s, disturbed) == (2, 3)
 
 
 def test_one_thread_compares_cpu_time_and_two_wall_time():
-    assert stats.seconds(sample(3.0), 1) == 6.0
-    assert stats.seconds(sample(3.0), 2) == 3.0
+    taken = race.Taken([sample(3.0)], {})
+    assert taken.times(1) == [6.0] and taken.times(2) == [3.0]
 
 
 # Rows
@@ -209,8 +210,8 @@ def test_worker_answers_lines_and_goes_on_after_an_error(tmp_path):
         {"op": "setup", "value": 4, "warm": False},
         {"op": "rss"},
     ]
-    side = worker.Side(setup)
-    answers = [json.loads(side.reply(json.dumps(request))) for request in requests]
+    operations = worker.operations(setup)
+    answers = [json.loads(lines.reply(operations, json.dumps(each))) for each in requests]
     assert answers[0] == {"got": 3} and answers[1].keys() == set(Sample._fields)
     assert np.load(path) == 3 and calls == [3] * (
         worker.WARM_CALLS + 2
@@ -252,7 +253,7 @@ def example(network):
 
 def shapes_of(network):
     net, args = example(network)
-    return jax.eval_shape(lambda *a: net.init(jax.random.key(0), *a), *args)["params"]
+    return flops.shapes_of(net, *args)
 
 
 @pytest.mark.parametrize(
@@ -287,8 +288,7 @@ def test_compared_networks_are_ours_too(case):
         keywords, condition = cases.UNETS[case]
         net, z, t = cases.unet(keywords), jnp.zeros((1, 16, 16, cases.LATENTS)), jnp.array([3])
         args = (z, t, t * 0 + 1, jnp.zeros((1, 16, 16, condition)) if condition else None)
-    params = jax.eval_shape(lambda *a: net.init(jax.random.key(0), *a), *args)["params"]
-    names = monai_names.expected_shapes(params)
+    names = monai_names.expected_shapes(flops.shapes_of(net, *args))
     assert sum("attn" in name or "attention" in name for name in names) > 5
 
 
@@ -402,15 +402,15 @@ class InProcess(race.Worker):
     """A worker without a process of its own."""
 
     def __init__(self, side: str, threads: int):
-        self.side, self.cpus = side, proc.pick_cpus(threads)
+        self.cpus, self._replies = proc.pick_cpus(threads), queue.Queue()
         sides = worker.SIDES if HAS_TORCH else {**worker.SIDES, "torch": stand_in}
-        self._answers = worker.Side(sides[side])
+        self._operations = worker.operations(sides[side])
 
-    def send(self, line: str) -> str:
-        return self._answers.reply(line)
+    def tell(self, op: str, **request) -> None:
+        self._replies.put(lines.reply(self._operations, json.dumps({"op": op, **request})))
 
     def close(self) -> None:
-        del self._answers
+        del self._operations
 
 
 def stand_in(spec=None, gemm=None, volume=None, bf16=False, channels_last=False, compiled=False):
@@ -492,7 +492,7 @@ def test_the_volumes_networks_are_the_products(tiny, study, tmp_path, monkeypatc
 
     monkeypatch.setattr(volume_case, "set_steps", imported)
     volume_case.train(config, tmp_path / "ldm", minutes=0.0)
-    volume_case.lay_out(tmp_path, tmp_path / "ldm", volume_case.opened(config))
+    volume_case.lay_out(tmp_path, tmp_path / "ldm", make.prepared(config.data))
     settings, request = race.Settings(1, 0.0, 1, False), {"folder": str(tmp_path), "steps": 0}
     taken, images = volume.measure("flax", 1, settings, **request)
     case = volume_case.load_case(tmp_path)

@@ -10,16 +10,20 @@ import traceback
 
 from benchmarks.gpu import part
 
+DAY = 86400.0  # seconds: where nothing hurries
+
 
 class WorkerError(Exception):
     """A worker could not do what it was asked, or did not answer in time; one line."""
 
 
 class Worker:
-    """`python -m MODULE ARGS` in a process of its own, its words going to this one's stderr."""
+    """`python -m MODULE ARGS` in a process of its own, its words going to this one's stderr if `options`
+    of subprocess.Popen do not say otherwise.
+    """
 
-    def __init__(self, module: str, *args: str, env: dict | None = None):
-        self.module = module
+    def __init__(self, module: str, *args: str, env: dict | None = None, **options):
+        self.name = " ".join((module, *args))
         self._process = subprocess.Popen(
             [sys.executable, "-u", "-m", module, *args],
             cwd=part.ROOT,
@@ -27,6 +31,7 @@ class Worker:
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
+            **options,
         )
         self._replies: queue.Queue = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -46,7 +51,7 @@ class Worker:
             self._process.stdin.write(json.dumps({"op": op, **request}) + "\n")
             self._process.stdin.flush()
         except (BrokenPipeError, ValueError) as error:
-            raise WorkerError(f"{self.module} has died") from error
+            raise self._death() from error
 
     def answer(self, seconds: float) -> dict:
         """The next reply; after `seconds` the process is killed."""
@@ -54,15 +59,21 @@ class Worker:
             line = self._replies.get(timeout=max(0.1, seconds))
         except queue.Empty:
             self.close()
-            raise WorkerError(f"{self.module}: no answer in {seconds:.0f} s") from None
+            raise WorkerError(f"{self.name}: no answer in {seconds:.0f} s") from None
         if line is None:
-            raise WorkerError(f"{self.module} has died, status {self._process.wait()}")
+            raise self._death()
         reply = json.loads(line)
         if "error" in reply:
             raise WorkerError(reply["error"])
         return reply
 
-    def ask(self, op: str, limit: float, **request) -> dict:
+    def _death(self) -> WorkerError:
+        return WorkerError(f"{self.name} has died: {self.last_words()}")
+
+    def last_words(self) -> str:
+        return f"status {self._process.wait()}"
+
+    def ask(self, op: str, limit: float = DAY, **request) -> dict:
         """The reply to `op`, given within `limit` seconds."""
         self.tell(op, **request)
         return self.answer(limit)
@@ -79,15 +90,20 @@ class Worker:
 
 
 def serve(operations: dict) -> None:
-    """Answers lines from stdin until there are no more: operations[op](**request) -> dict."""
+    """Answers lines from stdin until there are no more."""
     # What libraries print must not get between the answers: stdout becomes stderr for them.
     replies = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            reply = operations[request.pop("op")](**request)
-        except Exception as error:  # told to the parent, which goes on without this task
-            traceback.print_exc()
-            reply = {"error": part.reason(error)}
-        print(json.dumps(part.plain(reply)), file=replies)
+        print(reply(operations, line), file=replies)
+
+
+def reply(operations: dict, line: str) -> str:
+    """The answer to a line: operations[op](**request), a dict."""
+    request = json.loads(line)
+    try:
+        found = operations[request.pop("op")](**request)
+    except Exception as error:  # told to the parent, which goes on without this task
+        traceback.print_exc()
+        found = {"error": part.reason(error)}
+    return json.dumps(part.plain(found))

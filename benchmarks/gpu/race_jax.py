@@ -117,8 +117,7 @@ def parameters(config) -> int:
     module, given = (unet, (latents, code, code, condition))
     if unet is None:
         module, given = net, (images, code, None, latents)
-    tree = jax.eval_shape(lambda *args: module.init(jax.random.key(0), *args), *given)
-    return sum(x.size for x in jax.tree.leaves(tree))
+    return flops.count_parameters(flops.shapes_of(module, *given))
 
 
 def coded(config, row: rows.Row) -> steps.Program:
@@ -145,9 +144,8 @@ def check(weights: dict, reference: dict, chosen: sizes.Sizes) -> list[dict]:
     }
     trees = {}
     for name, (module, given) in both.items():
-        like = jax.eval_shape(lambda *a, m=module: m.init(jax.random.key(0), *a), *given)["params"]
         own = {k.partition("/")[2]: v for k, v in weights.items() if k.startswith(f"{name}/")}
-        trees[name] = {"params": monai_names.to_params(own, like)}
+        trees[name] = {"params": monai_names.to_params(own, flops.shapes_of(module, *given))}
     code, t = jnp.asarray(reference["code"]), jnp.asarray(reference["t"])
     start, source = (jnp.asarray(reference[k]) for k in ("start", "source"))
     alphas_bar = schedule.cosine(1000)
