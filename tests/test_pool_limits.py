@@ -1,23 +1,19 @@
 """Pooling: costs, controls and records of folds; what is refused. Nothing is drawn."""
 
 import pytest
-from test_pool import write_fold
+from test_pool import undrawn, write_fold
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
-from cldm_jax.report import page
 from cldm_jax.report.page import read_scores
 from cldm_jax.scoring import pool
 from cldm_jax.scoring.summary import COSTS
 
 
 @pytest.fixture(autouse=True)
-def undrawn(monkeypatch):
-    def nothing(folder, summary, scores, gallery):
-        parts = ("scale", "patients", "learning")
-        return {target: {**dict.fromkeys(parts), "cases": []} for target in gallery}
-
-    monkeypatch.setattr(page, "_draw", nothing)
+def nothing_is_drawn():
+    with undrawn():
+        yield
 
 
 def edit(folder, change):
