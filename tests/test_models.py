@@ -194,7 +194,7 @@ def test_plain_autoencoder_factor():
     x, label = random((1, 16, 16, 1)), jnp.array([1])
     eps = jnp.zeros((1, 4, 4, 3))
     params = init_params(plain, jax.random.key(0), x, label, None, eps)
-    x_hat, mean, _ = plain.apply({"params": params}, x, label, None, eps)
+    x_hat, mean, _ = jax.eval_shape(plain.apply, {"params": params}, x, label, None, eps)
     assert plain.factor == 4 and x_hat.shape == x.shape and mean.shape == (1, 4, 4, 3)
 
 
