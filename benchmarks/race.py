@@ -165,26 +165,22 @@ def race_rows(name: str, threads: int, taken: dict, failed: dict, limit: float) 
 
 def versus(name, threads: int, best: str, ours: Taken, theirs: Taken, ratios, limit) -> dict:
     """The keys of a row against the variant `best` of a peer; ratios: ours / theirs by round."""
-    row = against(name, threads, best, ours, statistics.median(theirs.times(threads)), ratios)
-    flops = ours.facts["flops"]
-    row |= {"mfu": flops / row["ours_s"] / (limit * 1e9), "flops": flops}
-    return row | side_values("peer", theirs, threads)
-
-
-def against(name: str, threads: int, best: str, ours: Taken, peer_s: float, ratios) -> dict:
-    """The keys of every row; best: the peer, and its variant behind a slash."""
-    peer, _, variant = best.partition("/")
+    ours_s, peer_s = (statistics.median(taken.times(threads)) for taken in (ours, theirs))
+    peer, variant = best.split("/")
     return {
         "name": name,
         "threads": threads,
         "peer": peer,
         "peer_variant": variant,
-        "ours_s": statistics.median(ours.times(threads)),
+        "ours_s": ours_s,
         "peer_s": peer_s,
         "ratio": statistics.median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
+        "mfu": ours.facts["flops"] / ours_s / (limit * 1e9),
         "compared": "cpu" if threads == 1 else "wall",
+        "flops": ours.facts["flops"],
         **side_values("ours", ours, threads),
+        **side_values("peer", theirs, threads),
     }
 
 

@@ -6,7 +6,7 @@ import pathlib
 import subprocess
 import sys
 
-from benchmarks import data, proc, race, report, volume
+from benchmarks import proc, race, report, volume
 from benchmarks.report import Summary
 from benchmarks.tasks import QUICK, RACES, SECTIONS
 
@@ -91,9 +91,6 @@ class Benchmark:
         quick, asked = self.args.quick, self.args.names
         for name in filter(asked.__contains__, RACES):
             self.attempt(name, threads, self.race, name, threads)
-        if "data" in asked:
-            parts = (self.summary, self.out / "data", threads, self.settings)
-            self.attempt("data_images", threads, data.data_rows, *parts)
         # --quick has no minutes for the volume on every number of threads
         if "volume_150" in asked and not (quick and threads != max(self.args.threads)):
             self.attempt(volume.name(), threads, self.volume, threads)

@@ -1,4 +1,4 @@
-"""A process of one side that answers JSON lines: `python -m benchmarks.worker flax|torch|numpy|reader`.
+"""A process of one side that answers JSON lines: `python -m benchmarks.worker flax|torch|numpy`.
 
     {"op": "setup", "warm": true, ...}   makes the task and calls it a few times if "warm"
     {"op": "time", "wall": 1.0}          calls it for about that long: a Sample
@@ -79,14 +79,7 @@ def numpy_side(gemm):
     return lambda: np.matmul(a, a, out=out), {}
 
 
-def reader_side(**request):
-    """Batches of the project's own reader; never imports JAX."""
-    from benchmarks import reader
-
-    return reader.setup(**request)
-
-
-SIDES = {"flax": flax_side, "torch": torch_side, "numpy": numpy_side, "reader": reader_side}
+SIDES = {"flax": flax_side, "torch": torch_side, "numpy": numpy_side}
 
 
 def measure(call, wall: float) -> Sample:

@@ -5,9 +5,9 @@
 #
 #   bash launch/benchmark.sh                     everything, hours; into runs/benchmark
 #   bash launch/benchmark.sh --quick             a subset with few samples, about 12 minutes
-#   bash launch/benchmark.sh --only ddim_b8,data --threads 2 --out DIR
+#   bash launch/benchmark.sh --only ddim_b8,ae_decode_b8 --threads 2 --out DIR
 #   bash launch/benchmark.sh --dry-run [...]     only print what would be done
-#   --only takes rows: ldm_train_b8 ae_train_b8 ddim_b8 ddim_b1 ae_encode_b8 ae_decode_b8 data volume_150.
+#   --only takes rows: ldm_train_b8 ae_train_b8 ddim_b8 ddim_b1 ae_encode_b8 ae_decode_b8 volume_150.
 #   --fresh measures again; --compile races torch.compile as well;
 #   --rounds N and --volume-minutes M set the effort. The same command goes on with what is there.
 #

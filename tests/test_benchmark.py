@@ -4,7 +4,6 @@ PyTorch and MONAI are no requirement of the suite: where they are missing a stan
 interface takes their turns, and what compares with the real ones (benchmarks/check.py) is skipped.
 """
 
-import contextlib
 import importlib.util
 import json
 import math
@@ -22,11 +21,9 @@ import pytest
 
 from benchmarks import (
     cases,
-    data,
     flops,
     proc,
     race,
-    reader,
     report,
     run,
     tasks,
@@ -115,16 +112,6 @@ def test_bounds_are_those_of_the_table():
     assert tasks.bound("ddim_b8", 2, "torch_bf16") is None
 
 
-def test_reader_row_is_in_seconds_of_a_slice():
-    def row(seconds):
-        taken = race.Taken([sample(seconds)], {"slices": 400, "peak_mb": 1.0, "disturbed": 0})
-        return data.data_row("data_images", 2, taken, needed=0.01)
-
-    assert row(0.4)["ours_s"] == pytest.approx(0.001) and row(0.4)["ratio"] == pytest.approx(0.1)
-    assert row(0.4)["met"] and row(0.4)["ours_slices_per_s"] == pytest.approx(1000)
-    assert not row(4.0)["met"]
-
-
 # Summary
 
 
@@ -169,7 +156,7 @@ def test_volume_says_how_much_faster_and_how_good():
 def test_table_and_plot_show_every_row(tmp_path):
     summary = report.Summary(tmp_path, SETTINGS)
     summary.add(make_rows())
-    summary.fail("data", "disk full")
+    summary.fail("volume", "disk full")
     text = report.write(tmp_path, summary.data)
     assert (tmp_path / report.TABLE).read_text() == text
     for part in ("torch_f32 contiguous", "**0.50**", "met (0.62)", "not met (0.95)", "disk full"):
@@ -230,8 +217,8 @@ def test_a_first_call_counts_only_if_it_is_long(monkeypatch):
 
 
 def test_names_on_the_command_line():
-    args = run.parse(["--only", "ddim_b1,data", "--threads", "1", "--quick"])
-    assert args.names == ["ddim_b1", "data"] and args.threads == [1] and args.rounds == 2
+    args = run.parse(["--only", "ddim_b1,ae_encode_b8", "--threads", "1", "--quick"])
+    assert args.names == ["ddim_b1", "ae_encode_b8"] and args.threads == [1] and args.rounds == 2
     assert run.parse(["--threads", "1"]).names == [*tasks.RACES, *tasks.SECTIONS]
     for wrong in (["--only", "nothing"], ["--threads", "0"], ["--threads", "two"]):
         with pytest.raises(SystemExit) as refused:
@@ -292,24 +279,6 @@ def test_compared_networks_are_ours_too(case):
     assert sum("attn" in name or "attention" in name for name in names) > 5
 
 
-# Data
-
-
-def test_reader_reads_the_generated_datasets(tmp_path):
-    images = reader.generate(tmp_path / "images", 5 * reader.SLICES, 16)
-    latents = reader.generate(tmp_path / "latents", 5 * reader.SLICES, 4, images)
-    for chosen, source, target in (
-        (None, (2, 16, 16, 3), (2, 16, 16, 1)),
-        (latents, (2, 4, 4, 4), (2, 4, 4, 4)),
-    ):
-        items = reader.open_source(images, chosen)
-        assert len(items) == 5 * (reader.SLICES - 5)
-        with contextlib.closing(reader.open_batches(items, 2, 1)) as batches:
-            batch = next(batches)
-        assert batch["source"].shape == source and batch["target"].shape == target
-    assert images.read(4, "ct").min() == images.read(0, "ct").max() == -1  # stored zeros
-
-
 def test_batches_of_a_volume_cover_it_once():
     case = volume_case.Case(*[np.zeros(19)] * len(volume_case.Case._fields))
     rows = volume_case.batches(case)
@@ -362,7 +331,7 @@ def test_script_refuses_a_folder_that_is_no_environment(script):
 @pytest.fixture
 def tiny(monkeypatch):
     """The smallest networks and sizes that have every kind of layer, no waiting, little optimisation, and
-    workers within this process: the JAX and reader sides are the real ones.
+    workers within this process: the JAX side is the real one.
     """
     ae = dict(channels=(4, 8), num_res_blocks=(1, 1), attention_levels=(False, False))
     unet = dict(
@@ -382,9 +351,6 @@ def tiny(monkeypatch):
         (device, "compile_step", compile_quickly),
         (worker, "WARM_CALLS", 1),
         (worker, "MIN_CALLS", 1),
-        (data, "SLICES", 100),
-        (data, "SIZE", 16),
-        (reader, "BATCHES", 2),
         (volume, "STEPS", 2),
         (volume, "PROBE_STEPS", 1),
         (volume_case, "SLICES", 3),
@@ -452,7 +418,7 @@ def test_every_race_and_section_runs(tiny, tmp_path, monkeypatch):
     found = benchmark.summary.data
     assert found["failed"] == {}
     rows = [r["name"] for r in found["rows"]]
-    assert rows == [*tasks.RACES, "data_images", "data_latents", "volume_3"]
+    assert rows == [*tasks.RACES, "volume_3"]
     assert all(r["ours_s"] > 0 and (r["mfu"] or 1) > 0 for r in found["rows"])
     assert found["limits"]["1"]["f32_gflops"] > 0 and not found["limits"]["1"]["bf16_gflops"]
     assert found["rows"][-1]["ours_ddim50_psnr"] != found["rows"][-1]["ours_psnr"]
