@@ -3,35 +3,61 @@
 from cldm_jax.models import monai
 
 LATENTS, NUM_CLASSES = 3, 4
-_SHARED = ("channels", "num_res_blocks", "attention_levels", "norm_num_groups")
-_OF_AUTOENCODERS = (*_SHARED, "with_encoder_nonlocal_attn", "with_decoder_nonlocal_attn")
-_OF_UNETS = (*_SHARED, "num_head_channels", "num_class_embeds")
-
-
-def _named(names: tuple, *values) -> dict:
-    return dict(zip(names, values, strict=True))
-
-
 AUTOENCODERS = {
-    "2 levels, no attention": _named(_OF_AUTOENCODERS, (8, 16), 1, (False, False), 8, False, False),
-    "3 levels, blocks by level, attention at one and in the encoder's middle": _named(
-        _OF_AUTOENCODERS, (8, 16, 16), (1, 2, 1), (False, True, False), 8, True, False
+    "2 levels, no attention": dict(
+        channels=(8, 16),
+        num_res_blocks=1,
+        attention_levels=(False, False),
+        norm_num_groups=8,
+        with_encoder_nonlocal_attn=False,
+        with_decoder_nonlocal_attn=False,
     ),
-    "3 levels, attention at the lowest and in both middles": _named(
-        _OF_AUTOENCODERS, (16, 32, 32), 2, (False, False, True), 16, True, True
+    "3 levels, blocks by level, attention at one and in the encoder's middle": dict(
+        channels=(8, 16, 16),
+        num_res_blocks=(1, 2, 1),
+        attention_levels=(False, True, False),
+        norm_num_groups=8,
+        with_decoder_nonlocal_attn=False,
+    ),
+    "3 levels, attention at the lowest and in both middles": dict(
+        channels=(16, 32, 32),
+        num_res_blocks=2,
+        attention_levels=(False, False, True),
+        norm_num_groups=16,
     ),
 }
 UNETS = {  # case -> keywords, channels of the condition
     "2 levels, no classes, no condition": (
-        _named(_OF_UNETS, (32, 64), 1, (False, True), 32, 32, None),
+        dict(
+            channels=(32, 64),
+            num_res_blocks=1,
+            attention_levels=(False, True),
+            norm_num_groups=32,
+            num_head_channels=32,
+            num_class_embeds=None,
+        ),
         0,
     ),
     "3 levels, blocks and heads by level": (
-        _named(_OF_UNETS, (16, 32, 32), (1, 2, 1), (True, False, True), 8, (8, 0, 16), NUM_CLASSES),
+        dict(
+            channels=(16, 32, 32),
+            num_res_blocks=(1, 2, 1),
+            attention_levels=(True, False, True),
+            norm_num_groups=8,
+            num_head_channels=(8, 0, 16),
+            num_class_embeds=NUM_CLASSES,
+        ),
         3,
     ),
     "3 levels, two of them with attention": (
-        _named(_OF_UNETS, (32, 64, 64), 2, (False, True, True), 32, (0, 32, 64), NUM_CLASSES),
+        dict(
+            channels=(32, 64, 64),
+            num_res_blocks=2,
+            attention_levels=(False, True, True),
+            norm_num_groups=32,
+            num_head_channels=(0, 32, 64),
+            num_class_embeds=NUM_CLASSES,
+        ),
         6,
     ),
 }

@@ -117,6 +117,7 @@ def test_everyone_counts_once(tmp_path):
     tests = {t["metric"]: t for t in summary["tests"]}
     assert tests["psnr"]["a"] == "ldm:mirror" and tests["psnr"]["n"] == 10
     assert tests["psnr"]["mean_diff"] == pytest.approx(1.5 + 0.02)
+    assert (tmp_path / "all" / "index.html").stat().st_size > 10_000
     assert len(list((tmp_path / "all" / "figures").iterdir())) > 4
 
 

@@ -23,9 +23,8 @@ MAX_BYTES = 1 << 30  # of the decoded float32 volume: 256 million voxels, a 640 
 SPACING_MM = (0.1, 50.0)  # outside: a header in metres or micrometres, or a damaged one
 MAX_SHEAR_COSINE = 0.02  # between voxel axes: 1.1 degrees; a gantry tilt is well above
 _CHUNK = 1 << 20
-_LEVEL = (
-    1  # of gzip, as nibabel: noise packs no better at 6, which took half of a simulation's time
-)
+# Of gzip, as nibabel's: noise packs no better at 6, which took half of a simulation's time.
+_LEVEL = 1
 _GEOMETRY = (  # header fields that say where the voxels are
     *("pixdim", "xyzt_units", "qform_code", "quatern_b", "quatern_c", "quatern_d"),
     *("qoffset_x", "qoffset_y", "qoffset_z", "sform_code", "srow_x", "srow_y", "srow_z"),
