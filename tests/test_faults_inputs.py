@@ -12,6 +12,7 @@ import pytest
 import test_methods
 from hypothesis import given
 from hypothesis import strategies as st
+from test_data_dicom import _set
 from test_faults_volumes import FUZZ, cases
 
 from cldm_jax import main
@@ -273,7 +274,7 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
 
 def test_sidecars_say_what_was_noted(tmp_path):
     """Burned-in text reaches the person who might share the images."""
-    edit = corpus._set(BurnedInAnnotation="YES")
+    edit = _set(BurnedInAnnotation="YES")
     (path, *_) = inputs.predicted(corpus.series(tmp_path / "s", edit), tmp_path / "out")
     found = json.loads(names_lib.sidecar(path).read_text())
     assert any("burned" in check["Warning"] for check in found["InputChecks"])

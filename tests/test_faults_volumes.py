@@ -24,6 +24,9 @@ from cldm_jax.runtime import device, weights
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # faults is not installed
 
+import volume_kinds  # noqa: E402
+from volume_kinds import Kind  # noqa: E402
+
 from faults import corpus  # noqa: E402
 from faults.common import command, flip, is_one_line, quiet  # noqa: E402
 from faults.dicom_slices import dicom_slice  # noqa: E402
@@ -40,7 +43,7 @@ SECONDS = 60  # for a kind, on a loaded machine; most take well under one
 SLACK = 24 << 20  # bytes of memory that are not the volume's: buffers, imports on first use
 
 
-def check(where: str, kind: corpus.Kind, folder: pathlib.Path) -> str:
+def check(where: str, kind: Kind, folder: pathlib.Path) -> str:
     """Makes a kind and reads, predicts or prepares it. "" where that is what was expected."""
     path = kind.make(folder / "cohort" if where == "pair" else folder)
     before = _reset_peak()
@@ -53,7 +56,7 @@ def check(where: str, kind: corpus.Kind, folder: pathlib.Path) -> str:
     return why
 
 
-def _volume(kind: corpus.Kind, path, folder) -> tuple[int, int, str]:
+def _volume(kind: Kind, path, folder) -> tuple[int, int, str]:
     """(peak of memory while reading, what it may be, what was wrong), of a kind that is handled."""
     before = _status("VmRSS")
     with quiet() as text:
@@ -65,7 +68,7 @@ def _volume(kind: corpus.Kind, path, folder) -> tuple[int, int, str]:
     return peak, allowed, _unlike(kind, volume, facts, written, text.getvalue())
 
 
-def _pair(kind: corpus.Kind, cohort, folder) -> tuple[int, int, str]:
+def _pair(kind: Kind, cohort, folder) -> tuple[int, int, str]:
     """The same of a cohort of which one person is wrong: only the others are prepared."""
     with quiet() as text:
         try:
@@ -82,7 +85,7 @@ def _pair(kind: corpus.Kind, cohort, folder) -> tuple[int, int, str]:
     return 0, 0, why
 
 
-def _wrong_refusal(kind: corpus.Kind, error: UserError, path) -> str:
+def _wrong_refusal(kind: Kind, error: UserError, path) -> str:
     """Why this is not the refusal that was expected: "" where it is."""
     if kind.expect != "refused":
         return f"refused: {error}"
@@ -94,7 +97,7 @@ def _wrong_refusal(kind: corpus.Kind, error: UserError, path) -> str:
     return ""
 
 
-def _unlike(kind: corpus.Kind, volume, facts, written, text: str) -> str:
+def _unlike(kind: Kind, volume, facts, written, text: str) -> str:
     if kind.expect != "handled":
         return "accepted"
     if kind.check and not kind.check(volume, facts):
@@ -106,7 +109,9 @@ def _unlike(kind: corpus.Kind, volume, facts, written, text: str) -> str:
         on_grid = np.allclose(made.affine, volume.affine, atol=1e-4)
         if made.array.shape != volume.array.shape or not on_grid:
             return f"{path.name} is not on the input's grid"
-    if kind.check is not corpus.anything:  # nothing is odd: the identity model gives the PET back
+    if (
+        kind.check is not volume_kinds.anything
+    ):  # nothing is odd: the identity model gives the PET back
         pet = np.minimum(volume.array, 1.5 * np.percentile(volume.array[volume.array > 0], 99))
         fit = np.corrcoef(nifti.read_volume(written[0]).array.ravel(), pet.ravel())[0, 1]
         if fit < 0.9:
@@ -147,9 +152,9 @@ def _status(field: str) -> int:
 
 
 KINDS = (
-    *(("nifti", kind) for kind in corpus.NIFTI),
-    *(("dicom", kind) for kind in corpus.DICOM),
-    *(("pair", kind) for kind in corpus.PAIRS),
+    *(("nifti", kind) for kind in volume_kinds.NIFTI),
+    *(("dicom", kind) for kind in volume_kinds.DICOM),
+    *(("pair", kind) for kind in volume_kinds.PAIRS),
 )
 # The last are refused by tests of the same tables as well.
 SLOW = ("large", "bomb behind", "tests: ")
@@ -159,7 +164,7 @@ def warm_up(folder: pathlib.Path) -> None:
     """What is imported and compiled once is no kind's memory."""
     folder.mkdir(parents=True)
     with corpus.identity_model():
-        check("dicom", corpus.Kind("", "handled", lambda d: corpus.series(d / "s")), folder)
+        check("dicom", Kind("", "handled", lambda d: corpus.series(d / "s")), folder)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -229,7 +234,11 @@ def test_command(tmp_path, name, more):
 
 
 def test_the_corpus_is_large():
-    assert len(corpus.NIFTI) >= 75 and len(corpus.DICOM) >= 65 and len(corpus.PAIRS) >= 28
+    assert (
+        len(volume_kinds.NIFTI) >= 75
+        and len(volume_kinds.DICOM) >= 65
+        and len(volume_kinds.PAIRS) >= 28
+    )
     names = [f"{where}: {kind.name}" for where, kind in KINDS]
     assert len(set(names)) == len(names)
 
