@@ -409,3 +409,23 @@ def test_refused_splits():
     with pytest.raises(UserError, match="nobody is in train"):
         _make(_cohort(), mode="manifest")
     assert _make(_cohort(), fractions=(0.8, 0.0, 0.2))["val"] == []
+
+
+@pytest.mark.parametrize("unit", [1.0, 3000.0])
+@pytest.mark.parametrize("noise", [0.02, 0.1])
+def test_noise_in_air_is_no_ct_whatever_the_unit(tmp_path, unit, noise):
+    write_head(tmp_path, 0)
+    rng = np.random.default_rng(0)
+    pet = make_head(0)["pet"] + 8 * noise * rng.standard_normal(SHAPE)
+    _put(tmp_path, "pet", unit * pet)
+    found = [f for f in _findings(tmp_path)[0] if "uptake" not in f.reason]
+    assert [f.severity for f in found] == ["warning"] and "is negative" in found[0].reason
+
+
+def test_a_whole_body_is_not_prepared_as_a_head(tmp_path):
+    """Its bladder would set the scale, and its legs be training slices."""
+    write_head(tmp_path, 0)
+    body = np.concatenate([make_head(0)["pet"]] * 3, axis=2)
+    _put(tmp_path, "pet", body)
+    errors = [f for f in _findings(tmp_path)[0] if f.severity == "error" and "pet" in f.what]
+    assert "field of view of 43 cm" in errors[0].reason and "to the head" in errors[0].remedy

@@ -154,6 +154,19 @@ def test_shrinking_does_not_alias():
     assert set(np.unique(bare)) <= {0.0, 1.0}
 
 
+def test_any_rotation_goes_to_the_grid_and_back():
+    """Where a head lies between two axes, the nearest to each differ from how the volume is ordered."""
+    array = np.random.default_rng(0).random((6, 7, 5)).astype(np.float32)
+    turns = Rotation.from_euler("xyz", [[45, 20, 0], [35, -35, 20], [48, 9, -9]], degrees=True)
+    for rotation in [*turns, *Rotation.random(50, random_state=1)]:
+        volume = _volume(affine_of(array.shape, (2.0, 2.0, 3.0), rotation.as_matrix()), array)
+        ras = nifti.canonical(volume)
+        model = ModelGrid((16, 16), tuple(map(float, ras.spacing[1::-1])), None)
+        slices, affine = grid.to_grid(ras.array, ras.affine, model, fill=-1.0)
+        back = grid.from_grid(slices, affine, array.shape, volume.affine, fill=-1.0)
+        np.testing.assert_allclose(back, array, atol=1e-4)
+
+
 def test_needs_ras():
     with pytest.raises(ValueError, match="RAS"):
         grid.to_grid(

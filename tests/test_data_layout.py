@@ -261,3 +261,27 @@ def test_a_description_with_a_byte_order_mark(tmp_path, mark):
     path.write_text("{")
     with pytest.raises(UserError, match="not readable"):
         bids.provenance(tmp_path)
+
+
+def test_people_in_other_letters_keep_names_of_their_own(tmp_path):
+    people = ("sub-张三", "sub-李四", "sub-王五", "sub-A B", "sub-A&B", "sub-A,B", "sub-1")
+    lay(tmp_path, *(f"{s}/pet.nii.gz" for s in people))
+    lay(tmp_path, *(f"sub-2/ses-{s}/pet/sub-2_ses-{s}_pet.nii.gz" for s in ("vor", "später")))
+    lay(tmp_path, *(f"sub-3/pet/sub-3_{n}" for n in ("pet.nii", "pet.nii.gz", "PET.nii")))
+    found = pet_inputs.find_all(tmp_path).found
+    assert len({(p.folder, p.name.lower()) for p in found}) == len(people) + 5
+    assert len({p.folder for p in found}) == len(people) + 3
+    alone = tmp_path / "alone"
+    lay(alone, "sub-王五/pet.nii.gz", "sub-1/pet.nii.gz")
+    names = {p.path.parent.name: (p.folder, p.name) for p in found}
+    for p in pet_inputs.find_all(alone).found:  # whoever else is there
+        assert (p.folder, p.name) == names[p.path.parent.name]
+    assert names["sub-1"] == ("sub-1", "sub-1_pet")
+
+
+def test_a_home_of_nobody_is_no_such_file(tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        pet_inputs.find_all("~nobody-of-this-name/pet.nii.gz")
+    (tmp_path / "m.csv").write_text("subject,pet,ct\na,~nobody-of-this-name/p.nii,c.nii\n")
+    (subject,) = bids.find_cohort(tmp_path / "m.csv").subjects
+    assert subject.files["pet"].name == "p.nii"

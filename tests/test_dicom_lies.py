@@ -152,6 +152,9 @@ CANNOT = {
     "weight in grams": (tags(PatientWeight=70000), "PatientWeight"),
     "weight 0": (tags(PatientWeight=0), "PatientWeight"),
     "weight 1": (tags(PatientWeight=1), "head would have SUV"),
+    "late frame of a series that was reconstructed later": (
+        tags(SeriesTime="181112", AcquisitionTime="111112", FrameReferenceTime="3600000",
+             ActualFrameDuration="600000"), "FrameReferenceTime names a late frame"),
     "no decay correction": (tags(DecayCorrection="NONE"), "DecayCorrection"),
     "carbon with fluorine's half-life": (
         nuclide("C-105A1", "^11^Carbon", Radiopharmaceutical="PiB"), "not that of C-11"),

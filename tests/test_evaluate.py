@@ -15,7 +15,7 @@ from cldm_jax.jobs import evaluate
 from cldm_jax.methods.base import Method, Prediction
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.runs import inputs, readouts, stored, validation
-from cldm_jax.scoring import controls, references
+from cldm_jax.scoring import controls, coverage, references
 from cldm_jax.scoring.scorer import Scorer, main_methods
 from configs import eval as eval_config
 
@@ -141,6 +141,41 @@ def test_a_method_that_failed_is_an_error_not_a_missing_target(study):
         scorer.add("broken", "predict", np.full_like(scorer.real, np.nan))
     scorer.add("ct only", "predict", scorer.real, targets=("ct",))
     assert {s["target"] for s in scorer.scores} == {"ct"}
+
+
+def test_controls_are_of_the_targets_that_the_run_makes(study, monkeypatch):
+    """Trained for each target on its own, no class code can be obeyed."""
+    scorer = Scorer(eval_config.get_config("tiny"), Prepared(study.prepared), {1: "ct", 2: "mr"})
+    run = stored.open_run(str(study.ldm))
+    source = scorer.source(run.config["data"]["context"])
+    images = readouts.ReadOut(scorer.real, None, None)
+    monkeypatch.setattr(controls, "predict_rows", lambda *a, **k: images)
+    scorer.add(run.name, next(iter(run.method.predict)), scorer.real + 0.1)
+    one = readouts.Entrant(run.name, {"ct": run, "mr": run._replace(workdir="another")})
+    rows = controls.measure(scorer, one, source, scorer.real, None)
+    assert [(r["name"], r["target"]) for r in rows] == [("source_shuffle", "ct")]
+    both = readouts.Entrant(run.name, {"ct": run, "mr": run})
+    rows = controls.measure(scorer, both, source, scorer.real, None)
+    assert len(rows) == 5 and {r["name"] for r in rows} >= {"class_flip", "both_codes"}
+
+
+def test_without_training_people_of_a_target_there_is_no_floor(study):
+    prepared = Prepared(study.prepared)
+    assert references.has_floor(prepared, {1: "ct", 2: "mr"})
+    for person in (prepared.index.people[s] for s in prepared.subjects("train")):
+        del person.volumes["ct"]
+    assert references.has_floor(prepared, {2: "mr"})
+    assert not references.has_floor(prepared, {1: "ct", 2: "mr"})
+
+
+def test_intervals_are_of_the_people_that_are_scored(study, monkeypatch):
+    config = eval_config.get_config("tiny")
+    config.people_per_group = 1
+    scorer = Scorer(config, Prepared(study.prepared), {1: "ct"})
+    asked = {}
+    monkeypatch.setattr(coverage, "image_source", lambda *a, **k: asked.update(k))
+    coverage._source(scorer, stored.open_run(str(study.ldm)), ("ct",), 3)
+    assert asked == {"slice_stride": 3, "people_per_group": 1}
 
 
 def source_of(study, targets=("ct", "mr")):

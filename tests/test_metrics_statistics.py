@@ -195,6 +195,8 @@ def test_trainings_are_averaged_within_a_patient_and_their_spread_is_told_apart(
     (spread,) = aggregate.seed_spread(scores, metric="psnr")  # trainings' means: 2 and 4
     assert (spread["method"], spread["n_seeds"], spread["mean"]) == ("unet", 2, 3.0)
     assert spread["sd"] == pytest.approx(2**0.5)
+    scores += make_scores([np.nan, np.nan, np.nan], "unet-seed2")
+    assert aggregate.seed_spread(scores, metric="psnr") == [spread]
 
 
 def test_shared_heads_count_once():

@@ -11,7 +11,8 @@ from PIL import Image
 from report_samples import KEYS, WINDOWS, make_case, make_gallery, make_scores, make_summary
 
 from cldm_jax import files
-from cldm_jax.report import charts, figures, labels, reading, tables
+from cldm_jax.metrics import statistics
+from cldm_jax.report import charts, figures, labels, page, reading, tables
 from cldm_jax.report.page import json_ready
 from cldm_jax.report.record import Summary
 
@@ -106,6 +107,7 @@ def test_verdicts_follow_direction_and_threshold():
     assert verdict(p_holm=0.06, p_equivalent=0.03) == near
     assert verdict(p_holm=0.06, p_equivalent=0.06) == "no difference shown"
     assert verdict(p_equivalent=0.03) == "CLDM mean of 4 better"
+    assert verdict(rank_biserial=-0.8) == tables.DISAGREE  # one outlier turns the mean
 
 
 def test_headline_turns_the_sign_with_the_order():
@@ -118,6 +120,24 @@ def test_headline_turns_the_sign_with_the_order():
     tests = (dataclasses.replace(test, **turned),)
     assert reading.headlines(dataclasses.replace(summary, tests=tests)) == [line]
     assert "not tested" in reading.headlines(dataclasses.replace(summary, tests=()))[0]
+
+
+def test_trainings_of_one_method_are_no_rivals():
+    """Tests are of their mean, under the base name."""
+    summary = opened(("ct",))
+    (line,) = reading.headlines(summary)
+    seeds = [dataclasses.replace(r, method=f"{r.method}-seed1") for r in summary.rows]
+    (more,) = reading.headlines(dataclasses.replace(summary, rows=(*summary.rows, *seeds)))
+    (only,) = reading.headlines(dataclasses.replace(summary, rows=tuple(seeds)))
+    assert more == line and only.partition("Against")[2] == line.partition("Against")[2]
+
+
+def test_the_target_with_the_fewest_people_is_warned_of():
+    summary = opened(("ct", "mr"))
+    tests = tuple(dataclasses.replace(t, n=4 if t.target == "ct" else 18) for t in summary.tests)
+    scores = [{**row, "group": i} for i, row in enumerate(make_scores())]
+    context = page._context(dataclasses.replace(summary, tests=tests), scores, {}, {}, "")
+    assert context["caveat"] == statistics.power_caveat(4, len(tests))
 
 
 def test_checks_can_fail():

@@ -12,6 +12,7 @@ from cldm_jax import files
 from cldm_jax.data import mask, warp
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import tasks
+from cldm_jax.report import tables, uses_page
 from cldm_jax.uses import attenuation, base, normalisation, tissue
 from configs import tasks as tasks_config
 
@@ -221,3 +222,13 @@ def test_refusals(config, tmp_path, setting, value):
     with pytest.raises(UserError, match=f"config.{setting}"):
         tasks.run(config, str(tmp_path))
     assert not (tmp_path / "tasks.json").exists()
+
+
+def test_a_use_is_corrected_for_its_own_tests():
+    """Nine people carry nine tests of each of three uses."""
+    use = {"title": "t", "tests": [{}] * 9, "rows": [{"n_independent": 9}]}
+    assert uses_page._caveat(use) is None
+    assert uses_page._caveat({**use, "rows": [{"n_independent": 4}]}).startswith("t: Only 4")
+    test = {"p_holm": 0.01, "mean_diff": -0.1, "rank_biserial": -0.8}
+    assert uses_page._reading(test, "high") == "B better" == uses_page._reading(test, "high")
+    assert uses_page._reading({**test, "rank_biserial": 0.8}, "high") == tables.DISAGREE

@@ -10,12 +10,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cldm_jax.data import bids, intensity, layout, mutual_information, nifti
+from cldm_jax.data import bids, intensity, layout, mutual_information, nifti, whole_body
 from cldm_jax.data.volumes import read_volume
 from cldm_jax.errors import UserError
 
 AFFINE_TOLERANCE_MM = 0.1  # at the corners of the volume
-_HU_AIR, _HU_BONE = -500.0, 200.0
+_HU_BONE = 200.0
 _MIN_HEAD_ML = 50.0  # of PET foreground; a brain has over 1000
 _BARE = 0.6  # of the largest MR head, each over its PET: a brain is half of a head
 _GAIN = 1.05  # a turned or moved target that fits this much better: as given, it is wrong
@@ -268,17 +268,19 @@ def _check_content(notes: Notes, name: str, volume: nifti.Volume) -> None:
         notes.add("error", name, reason, "Leave it out: what is predicted is no truth")
         return
     if kind == "ct":
-        if array.min() > _HU_AIR:
-            reason = f"no voxel below {_HU_AIR:g} HU (minimum {array.min():g}): not CT in HU"
+        if array.min() > intensity.HU_AIR:
+            reason = (
+                f"no voxel below {intensity.HU_AIR:g} HU (minimum {array.min():g}): not CT in HU"
+            )
             remedy = "Apply the DICOM rescale slope and intercept; check that it is the CT"
             notes.add("error", name, reason, remedy)
         elif array.max() < _HU_BONE:
             reason = f"no bone: no voxel above {_HU_BONE:g} HU"
             notes.add("error", name, reason, "Check that it is a CT of a head, in HU")
         return
-    air = float((array < _HU_AIR).mean())
+    air = intensity.share_of_air(array)
     if air > 0.05:
-        reason = f"{air:.0%} of voxels are below {_HU_AIR:g}: it looks like CT in HU"
+        reason = f"{air:.0%} of voxels are below {intensity.HU_AIR:g}: it looks like CT in HU"
         notes.add("error", name, reason, f"Check that {name} and ct are not swapped")
         return
     if array.max() <= 0:
@@ -290,6 +292,11 @@ def _check_content(notes: Notes, name: str, volume: nifti.Volume) -> None:
         reason = f"{negative / total:.0%} of its intensity is negative (set to 0)"
         notes.add("warning", name, reason, "Expected for some reconstructions; check the scaling")
     if kind not in intensity.SOURCES:
+        return
+    length = whole_body.length_mm(volume)
+    if length > whole_body.LONG_MM:
+        reason = f"a field of view of {length / 10:.0f} cm from below to above, not of a head"
+        notes.add("error", name, reason, "Crop the PET to the head (predict does it by itself)")
         return
     front = intensity.foreground(array)
     ml = float(front.sum() * np.prod(volume.spacing) / 1000)

@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import difflib
 import io
+import os
 import pathlib
 import re
 import unicodedata
@@ -56,7 +57,7 @@ def find_cohort(path) -> Cohort:
     UserError for anything ambiguous: repeated ids, ids of a manifest that no file can have, several
     candidates for one image (all of them are listed), misspelt columns.
     """
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     try:
         is_file = path.is_file()
     except OSError as e:  # a name that is too long, a folder that may not be entered
@@ -101,7 +102,7 @@ def check_id(value: str, where) -> str:
 
 def provenance(path) -> tuple[str, str]:
     """(name, contrast) from what lies beside the data; a cohort that says nothing is "unknown"."""
-    folder = pathlib.Path(path).expanduser()
+    folder = pathlib.Path(os.path.expanduser(path))
     folder = folder if folder.is_dir() else folder.parent
     for file in ("manifest.json", "dataset_description.json"):
         if (folder / file).is_file():
@@ -144,7 +145,7 @@ def _read_csv(path: pathlib.Path) -> Cohort:
             )
         name = check_id(row["subject"], where)
         group = check_id(row["group"] or name, where)
-        given = {m: path.parent / pathlib.Path(row[m]).expanduser() for m in VOLUMES if row[m]}
+        given = {m: path.parent / os.path.expanduser(row[m]) for m in VOLUMES if row[m]}
         subjects.append(Subject(name, group, split, given, _gain(row[GAIN], where)))
     read = ", ".join(VOLUMES)
     left = [

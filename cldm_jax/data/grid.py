@@ -60,7 +60,7 @@ def to_grid(
     Raises ValueError if the array is not in RAS order (see nifti.canonical).
     """
     axes = affine[:3, :3]
-    if (np.abs(axes).argmax(0) != [0, 1, 2]).any() or (np.diag(axes) <= 0).any():
+    if (np.diag(axes) <= 0).any():
         raise ValueError("to_grid needs a volume in RAS order: call nifti.canonical first")
     have = np.sqrt((axes**2).sum(0))
     want = [grid.spacing_mm[1], grid.spacing_mm[0], grid.slice_spacing_mm or have[2]]

@@ -15,6 +15,7 @@ import numpy as np
 
 from cldm_jax.errors import UserError
 
+HU_AIR = -500.0  # between air and anything else
 FOREGROUND_FRACTION = 0.1  # of the robust maximum: above air noise, below brain, in PET and in MR
 ORACLE = "volume_minmax_oracle"
 RULES = ("window", "volume_percentile", "train_percentile", ORACLE)
@@ -172,6 +173,15 @@ def foreground(volume: np.ndarray) -> np.ndarray:
     if not positive.size:
         raise ValueError("no voxel is positive")
     return volume > FOREGROUND_FRACTION * np.percentile(positive, 99.9)
+
+
+def share_of_air(volume: np.ndarray) -> float:
+    """Share of voxels below HU_AIR where the volume looks like CT in HU: there is a peak at -1000. Noise
+    about 0, in whatever unit, falls off from there and has none: then 0.
+    """
+    peak = np.count_nonzero((volume > -1100) & (volume < -900))
+    valley = np.count_nonzero((volume > -700) & (volume < HU_AIR))
+    return float((volume < HU_AIR).mean()) if peak > valley else 0.0
 
 
 def _check_rule(spec: Normaliser) -> None:

@@ -9,7 +9,7 @@ from cldm_jax.data import grid, intensity, nifti
 HEAD_ML = (700.0, 6000.0)  # PET foreground of an adult head: brain to whole head
 HEAD_MM = (110.0, 330.0)  # its extent from below to above
 MAX_NEGATIVE = 0.02  # share of voxels below -5 % of the scale; filtered back-projection has them
-CT_AIR_HU, MAX_AIR = -500.0, 0.05  # more voxels than this below that: a CT, as the audit has it
+MAX_AIR = 0.05  # share of air of a CT, as the audit has it
 MAX_CUT = 0.01  # share of the foreground outside the model's grid
 COARSE = 2.0  # times the model's spacing
 
@@ -84,8 +84,7 @@ def _cut(world, model_grid: grid.ModelGrid, grid_affine, depth: int) -> Check:
 
 def _edges(index, pet) -> Check:
     """In-plane the head should end inside the image; below and above a scan may end."""
-    axes = np.abs(pet.affine[:3, :3] / pet.spacing).argmax(0)
-    plane = [i for i in range(3) if axes[i] != 2]
+    plane = [i for i, letter in enumerate(nifti.orientation(pet.affine)) if letter not in "SI"]
     last = np.array(pet.array.shape) - 1
     edge = ((index == 0) | (index == last))[:, plane].any(1).mean()
     warning = "the head is cut at the edge of the image"
@@ -93,7 +92,7 @@ def _edges(index, pet) -> Check:
 
 
 def _negative(pet, inside) -> Check:
-    air = float((pet.array < CT_AIR_HU).mean())
+    air = intensity.share_of_air(pet.array)
     if air > MAX_AIR:
         return Check("negative voxels", f"{air:.1%}", "it looks like CT in HU: is this the PET?")
     scale = float(np.percentile(pet.array[inside], 99))

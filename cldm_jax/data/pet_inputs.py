@@ -66,7 +66,7 @@ def find_all(path, source: str = "pet") -> Inputs:
 
 def existing(path) -> pathlib.Path:
     """The path, home expanded. UserError where nothing is there."""
-    path = pathlib.Path(path).expanduser()
+    path = pathlib.Path(os.path.expanduser(path))
     try:
         os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
@@ -112,6 +112,12 @@ def _stem(name: str) -> str:
     return stem
 
 
+def _own(name: str) -> str:
+    """`_stem`, with a digest where that changed it: of two people in other letters each has a name."""
+    stem = _stem(name)
+    return stem if stem == name or stem.endswith(_digest(name)) else f"{stem}-{_digest(name)}"
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
 
@@ -131,15 +137,15 @@ def _bids(root: pathlib.Path, source: str) -> Inputs:
         left += [layout.Left(path, why, True) for path in level.images.get(other, ())]
         if level.person not in has_pet:
             left.append(layout.Left(level.folder, "no PET image in it", True))
-        parts = level.folder.relative_to(root).parts
-        folder = pathlib.PurePosixPath(*map(_stem, parts)).as_posix()
+        parts = [_own(part) for part in level.folder.relative_to(root).parts]
+        folder = "/".join(parts)
         for path in level.images.get(source, ()):
             base = layout.NIFTI.sub("", path.name)
             base = base[:-4] if base.lower().endswith("_pet") else "_".join((*parts, base))
-            name = _stem(base)
+            name = _own(base)
             # .nii beside .nii.gz, or other letters that are alike.
             if (folder, name.lower()) in taken:
-                name = f"{name}-{_digest(path.name)}"
+                name = f"{name}-{_digest(path.relative_to(root).as_posix())}"
             taken.add((folder, name.lower()))
             found.append(PetInput(name, folder, path, "nifti"))
     return Inputs(found, left, tuple(p for p in tree.people if p not in has_pet))

@@ -19,6 +19,7 @@ MAX_HALF_LIVES = 10  # beyond, the clocks are wrong: 0.1 % of the dose would be 
 ODD_HALF_LIVES = 4  # possible, and worth a look
 MAX_WRAPPED = 3  # half-lives across a midnight that no date confirms
 SAME_TIME = 0.05  # half-lives between two tags of one time: 3.5 % of the dose
+MAX_LATE_S = 60  # a frame that begins later after the scan's start is another than its first
 SAME_FACTOR = 1.5  # between the maker's own factor and that of the dose: another rounding is less
 BEFORE = "the times of injection and scan contradict each other: the scan begins first"
 
@@ -139,6 +140,9 @@ def seconds_after_injection(pet: Pet) -> float:
     start = scan_start(pet)
     if start is None:
         raise NoSuv("SeriesTime and AcquisitionTime are missing")
+    if start != pet.series and min(pet.frames, default=0.0) > MAX_LATE_S:
+        # The decay correction refers to a start of the scan that no tag tells.
+        raise NoSuv("SeriesTime is not the scan's start, and FrameReferenceTime names a late frame")
     if pet.injection_too is not None:
         apart = abs(_difference(pet.injection, pet.injection_too))
         if apart > SAME_TIME * half_life:

@@ -50,10 +50,10 @@ def find_head(pet: nifti.Volume, where) -> Crop | None:
 
     pet: any orientation. where: how an error calls it.
     """
-    ras = nifti.canonical(pet)
-    length = float(ras.array.shape[2] * ras.spacing[2])
+    length = length_mm(pet)
     if length <= LONG_MM:
         return None
+    ras = nifti.canonical(pet)
     steps = np.maximum(1, np.floor(STEP_MM / ras.spacing)).astype(int)
     small, mm = _blocks(ras.array, steps), steps * ras.spacing
     smooth = ndimage.gaussian_filter(np.maximum(small, 0), SMOOTH_MM / mm)
@@ -72,6 +72,12 @@ def find_head(pet: nifti.Volume, where) -> Crop | None:
     low = np.clip(first * steps, 0, shape - 1)
     high = np.clip(last * steps, low + 1, shape)
     return _cut(pet, ras, low, high, length)
+
+
+def length_mm(pet: nifti.Volume) -> float:
+    """Of the whole field of view, below to above; any orientation."""
+    ras = nifti.canonical(pet)
+    return float(ras.array.shape[2] * ras.spacing[2])
 
 
 def paste(array: np.ndarray, crop: Crop | None, shape, fill: float) -> np.ndarray:

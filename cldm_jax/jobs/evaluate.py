@@ -139,7 +139,7 @@ def _evaluate(config, runs: list[Run], prepared, stamp: str):
                 scorer.add(e.name, mode, made[1].images, targets=e.runs)
             if e is main:
                 first = readouts[e.name, next(iter(e.first.method.predict))]
-                controlled += controls.measure(scorer, e.first, source, first.images, progress)
+                controlled += controls.measure(scorer, e, source, first.images, progress)
     references.add(scorer, runs, rows)
     drawers = coverage.open_calibrated(scorer, entrants)
     summary = make_summary(

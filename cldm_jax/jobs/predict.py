@@ -9,6 +9,7 @@ import pathlib
 import re
 import sys
 import time
+import traceback
 
 import jax
 
@@ -106,6 +107,9 @@ def _each(request: Request, model: Model, inputs: list, without=()) -> list[path
             except (UserError, MemoryError) as error:
                 failed.append(found.name)
                 print(f"error: {found.name}: {error}", file=sys.stderr, flush=True)
+            except Exception:  # a fault of ours costs this image, not those after it
+                failed.append(found.name)
+                print(f"error: {found.name}: {traceback.format_exc()}", file=sys.stderr, flush=True)
             progress.update(last=found.name)
     reasons = [f"{len(failed)} of {len(inputs)} images failed: {', '.join(failed)}"] * bool(failed)
     if without:

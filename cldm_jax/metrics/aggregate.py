@@ -81,6 +81,7 @@ def seed_spread(scores, *, metric: str) -> list[dict]:
     means: dict[tuple, list[float]] = {}
     for (method, mode, target), metrics in _by_method(scores).items():
         values = [r["value"] for r in metrics.get(metric, {}).values()]
+        values = list(filter(math.isfinite, values))  # as everywhere: undefined ones are left out
         if values:
             mean = math.fsum(values) / len(values)
             means.setdefault((base_name(method), mode, target), []).append(mean)

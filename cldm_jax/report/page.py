@@ -118,6 +118,7 @@ def _draw(folder: pathlib.Path, summary: Summary, scores, gallery) -> dict:
 def _context(summary: Summary, scores, gallery, drawn, title) -> dict:
     data, run = summary.data, summary.run
     independent = len({str(row["group"]) for row in scores}) or data["test_patients"]
+    independent = min((test.n for test in summary.tests), default=independent)
     return {
         "title": title,
         "simulated": data["contrast"] == "simulated",

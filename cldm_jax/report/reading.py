@@ -66,16 +66,18 @@ def seed_lines(summary: Summary) -> list[str]:
 
 
 def _against_rival(summary: Summary, target: str, scored: list[Row], best: Row) -> str:
-    """The test of the leader against the best row of another method, as a sentence."""
-    rivals = [row for row in scored if row.method != best.method]
+    """The test of the leader against the best row of another method, as a sentence. Trainings of one
+    method are tested as one.
+    """
+    rivals = [row for row in scored if base_name(row.method) != base_name(best.method)]
     if not rivals:
         return ""
     rival = max(rivals, key=lambda row: row.mean("psnr"))
+    own, other = (f"{base_name(row.method)}:{row.mode}" for row in (best, rival))
     for test in summary.tests:
-        pair = {test.a, test.b} == {best.key, rival.key}
-        if not pair or (test.target, test.metric) != (target, "psnr"):
+        if {test.a, test.b} != {own, other} or (test.target, test.metric) != (target, "psnr"):
             continue
-        sign, ci95 = 1 if test.a == best.key else -1, test.ci95
+        sign, ci95 = 1 if test.a == own else -1, test.ci95
         if all(map(labels.is_number, ci95)):
             ci95 = sorted(sign * v for v in ci95)
         difference = labels.number(sign * test.mean_diff, 2, signed=True)
@@ -84,7 +86,7 @@ def _against_rival(summary: Summary, target: str, scored: list[Row], best: Row) 
         shown = tables.verdict(test)
         if shown.endswith(" better"):
             shown = "a difference between people is shown"
-        return f" Against {rival.label}: {words}, Holm p {p}: {shown}."
+        return f" Against {labels.method_label(other)}: {words}, Holm p {p}: {shown}."
     return f" The best other method is {rival.label}; their difference was not tested."
 
 

@@ -10,6 +10,7 @@ from cldm_jax.report import labels, record
 from cldm_jax.report.record import Summary, mean_of
 
 EQUIVALENT = "equivalent within"
+DISAGREE = "differ, and mean and ranks disagree which is better"
 MAIN_METRICS = ("psnr", "ssim", "mae", "sharpness")
 _COSTS = (  # key, head, format
     ("params", "Params", labels.count),
@@ -152,6 +153,8 @@ def verdict(test: record.Test) -> str:
         return f"{EQUIVALENT} {margin:g} {unit} (p {labels.p_value(same)}, uncorrected)"
     if p >= 0.05 or better not in ("high", "low"):
         return "no difference shown" if p >= 0.05 else "differ"
+    if difference * test.rank_biserial < 0:
+        return DISAGREE
     winner = test.a if (difference > 0) == (better == "high") else test.b
     return f"{labels.method_label(winner)} better"
 

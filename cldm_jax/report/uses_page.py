@@ -9,6 +9,7 @@ from cldm_jax.report import figures, labels, page
 from cldm_jax.report.record import mean_of
 from cldm_jax.report.tables import (
     DIFFERENCE,
+    DISAGREE,
     Cell,
     Row,
     Table,
@@ -26,10 +27,6 @@ _ACROSS = 6  # panels of a row
 def make_page(summary: dict, pictures: dict, *, title: str) -> str:
     """HTML. summary: of jobs/tasks.py. pictures: {use: (person, {(method, mode): [H, W]})}."""
     data = summary["data"]
-    tests = sum(len(use["tests"]) for use in summary["uses"])
-    independent = max(
-        (row["n_independent"] for use in summary["uses"] for row in use["rows"]), default=0
-    )
     facts = [
         *page.run_facts(summary["run"]),
         ("Data", f"{data['name']}, {data['split']} people, contrast {data['contrast']}"),
@@ -38,11 +35,18 @@ def make_page(summary: dict, pictures: dict, *, title: str) -> str:
     context = {
         "title": title,
         "simulated": data["contrast"] == "simulated",
-        "caveat": power_caveat(independent, tests),
+        "caveat": " ".join(filter(None, map(_caveat, summary["uses"]))),
         "run": facts,
         "uses": [_section(use, pictures.get(use["name"])) for use in summary["uses"]],
     }
     return page.render("uses.html", context)
+
+
+def _caveat(use: dict) -> str | None:
+    """Holm's correction runs over the tests of one use."""
+    people = max((row["n_independent"] for row in use["rows"]), default=0)
+    text = power_caveat(people, len(use["tests"]))
+    return text and f"{use['title']}: {text}"
 
 
 def _section(use: dict, drawn) -> dict:
@@ -120,6 +124,8 @@ def _reading(test: dict, better: str) -> str:
         return "not tested"
     if p >= 0.05:
         return "no difference shown"
+    if difference * test["rank_biserial"] < 0:
+        return DISAGREE
     return "A better" if (difference > 0) == (better == "high") else "B better"
 
 

@@ -4,8 +4,7 @@ import numpy as np
 
 from cldm_jax.data.pipeline import SliceSource
 from cldm_jax.data.shards import Prepared
-from cldm_jax.runs.readouts import predict_rows
-from cldm_jax.runs.stored import Run
+from cldm_jax.runs.readouts import Entrant, predict_rows
 from cldm_jax.scoring import references
 from cldm_jax.scoring.references import depths
 from cldm_jax.scoring.scorer import HEADLINE, Scorer
@@ -13,9 +12,13 @@ from cldm_jax.scoring.scorer import HEADLINE, Scorer
 AIR, BINS, RIDGE = -0.95, 16, 1.0  # of the trivial classifier
 
 
-def measure(scorer: Scorer, run: Run, source: SliceSource, images, progress) -> list[dict]:
-    """Rows of a summary's `controls`. images [N, H, W]: the run's first read-out, as asked for."""
-    prepared, names = scorer.prepared, scorer.names
+def measure(scorer: Scorer, entrant: Entrant, source: SliceSource, images, progress) -> list[dict]:
+    """Rows of a summary's `controls`: of the entrant's first run, for the targets that this run makes.
+    images [N, H, W]: its first read-out, as asked for.
+    """
+    prepared, run = scorer.prepared, entrant.first
+    own = [target for target, other in entrant.runs.items() if other is run]
+    names = {code: target for code, target in scorer.names.items() if target in own}
     mode = next(iter(run.method.predict))
     common = dict(**scorer.options, progress=progress)
     who = {"method": run.name, "mode": mode}
@@ -23,26 +26,26 @@ def measure(scorer: Scorer, run: Run, source: SliceSource, images, progress) -> 
     shuffled = shuffled_rows(prepared, source)
     if shuffled is not None:
         wrong = predict_rows(run, mode, source, source_rows=shuffled, **common).images
-        scorer.add("control", "source_shuffle", wrong)
+        scorer.add("control", "source_shuffle", wrong, targets=own)
         for target in names.values():
             before = scorer.mean(run.name, mode, target, HEADLINE)
             after = scorer.mean("control", "source_shuffle", target, HEADLINE)
             row = {"psnr": {"mean": after}, "drop_db": before - after}
             out.append({"name": "source_shuffle", **who, "target": target, **row})
         scorer.scores = [s for s in scorer.scores if s["method"] != "control"]
-    if len(names) == 2 and prepared.subjects("train"):
+    if len(names) == 2 and references.has_floor(prepared, names):
         codes = np.array(list(names), np.int32)
-        own = source.keys["label"]
-        flipped = np.where(own == codes[0], codes[1], codes[0]).astype(np.int32)
+        asked = source.keys["label"]
+        flipped = np.where(asked == codes[0], codes[1], codes[0]).astype(np.int32)
         other = predict_rows(run, mode, source, labels=flipped, **common).images
         train = scorer.source(1, split="train")
         classifier = ModalityClassifier(
             references.targets(train, scorer.config.batch_size)[0], train.keys["label"]
         )
         row = {"accuracy": classifier.accuracy(other, flipped)}
-        row["accuracy_real"] = classifier.accuracy(scorer.real, own)
+        row["accuracy_real"] = classifier.accuracy(scorer.real, asked)
         out.append({"name": "class_flip", **who, **row})
-        scores = both_codes(images, other, scorer.real, scorer.masks, own)
+        scores = both_codes(images, other, scorer.real, scorer.masks, asked)
         for code, target in names.items():
             out.append({"name": "both_codes", **who, "target": target, **scores[code]})
     return out

@@ -49,7 +49,9 @@ def _stride(drawers: dict, prepared) -> int:
 
 def _source(scorer: Scorer, run, targets: tuple, stride: int):
     data = run.config["data"]
-    return image_source(scorer.prepared, scorer.split, targets, data, slice_stride=stride)
+    people = scorer.config.people_per_group
+    chosen = dict(slice_stride=stride, people_per_group=people)
+    return image_source(scorer.prepared, scorer.split, targets, data, **chosen)
 
 
 def _rows(scorer: Scorer, name: str, drawer: spread.Drawer, targets, stride: int) -> list[dict]:

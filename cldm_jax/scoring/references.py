@@ -16,7 +16,7 @@ def add(scorer, runs, rows: SliceSource) -> None:
     """Scores these rows, as methods named REFERENCE, with the others of `scorer`."""
     prepared, batch_size = scorer.prepared, scorer.config.batch_size
     images = {"source_identity": sources(rows, batch_size)}
-    if prepared.subjects("train"):
+    if has_floor(prepared, scorer.names):
         images["floor_mean_image"] = population_mean(prepared, rows, scorer.names)
     for i, r in enumerate(one_per_autoencoder(runs)):
         whose = f":{r.name}" if i else ""
@@ -42,6 +42,11 @@ def depths(prepared: Prepared, keys: dict) -> np.ndarray:
     """`depth_below_vertex_mm` of every row of a source with these keys, [N]."""
     places = zip(keys["subject"].tolist(), keys["slice"].tolist(), strict=True)
     return np.array([depth_below_vertex_mm(prepared, subject, z) for subject, z in places])
+
+
+def has_floor(prepared: Prepared, names: dict[int, str]) -> bool:
+    """Whether training people have every target: a folder made of others may hold none."""
+    return set(names.values()) <= set(prepared.held("train"))
 
 
 def population_mean(prepared: Prepared, source: SliceSource, names: dict[int, str]) -> np.ndarray:
