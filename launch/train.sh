@@ -25,9 +25,14 @@ esac
 bash launch/setup.sh
 has_gpu || export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
 
-# A signal to this script goes to the training, which saves and leaves.
+# A signal to this script goes to the training, once, which saves and leaves. With `set -m` the training is
+# no part of the terminal's group: Ctrl-C would reach it there as well, and a second signal ends it unsaved.
+set -m
 child=
-trap '[ -z "$child" ] || kill -TERM "$child" 2>/dev/null' TERM INT
+for name in TERM INT HUP; do
+  # shellcheck disable=SC2064
+  trap "[ -z \"\$child\" ] || kill -${name/HUP/TERM} \"\$child\" 2>/dev/null" "$name"
+done
 for ((number = 1; ; number++)); do
   "$VENV_PYTHON" -m cldm_jax.main "$@" &
   child=$! status=0

@@ -133,6 +133,28 @@ def test_several_steps_are_fed_in_the_same_order(study):
     host.close(), one_by_one.close()
 
 
+def test_programs_made_side_by_side_leave_the_order(study, monkeypatch):
+    """Two lengths of calls are two programs, each of which looks at the first item."""
+    changes = {"train.steps_per_call": 5, "train.log_every": 5, "train.num_train_steps": 18}
+    *_, one_by_one, other = feeds(study, "unet")
+    other.close()
+    expected = [np.asarray(one_by_one.next()[1]["target"]) for _ in range(5)]
+    one_by_one.close()
+    monkeypatch.setattr(device, "compile_step", lambda *a: None)
+    arguments = (None, jnp.int32(0), None)
+    validation = SimpleNamespace(compile=lambda state: None)
+    _, _, _, host, resident_feed = feeds(study, "unet", **changes)
+    for made in (host, resident_feed):
+        programs = train._compile(Method(None, None, {}, {}), made, arguments, validation)
+        assert set(programs) == made.lengths() == {1, 5}
+        _, items = made.next()
+        for step in range(5):
+            batch = {k: v[step] for k, v in items.items()}
+            batch = batch if made is host else made.read(batch, *made.tables)
+            np.testing.assert_allclose(batch["target"], expected[step], rtol=0, atol=6e-8)
+    host.close()
+
+
 def test_the_device_is_used_where_it_has_room(study, monkeypatch):
     config, source, reads, host, _ = feeds(study, "unet")
     host.close()

@@ -4,9 +4,12 @@ Nothing is installed: the interpreters are small shell scripts, in a PATH that h
 the system's basic tools, and they log what they are asked to do.
 """
 
+import contextlib
 import os
+import pty
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -238,6 +241,37 @@ def test_a_training_that_crashes_is_started_again_so_often(clone):
     assert failed.returncode == 1 and len(clone.calls()) == 3
     assert "status 1 after 3 tries" in failed.stderr and "try 3 of 3 resumes" in failed.stdout
     assert clone.launch("train.sh", "--tries", "often").returncode == 1 and not clone.calls()
+
+
+@pytest.mark.parametrize("key, status", [("\x03", 130), ("", 143)])
+def test_one_signal_reaches_the_training_once(clone, key, status):
+    """Ctrl-C goes to all that the terminal runs: the training must not hear of it twice, as a second
+    signal ends it unsaved. Without a key: SIGTERM to the script.
+    """
+    clone.add_python("python3.12", "3.12.1")
+    assert clone.setup(CLDM_MIN_FREE_GB="0").returncode == 0
+    counts = (
+        f"#!{sys.executable}\nimport signal, sys, time\nheard = []\n"
+        "for s in (2, 15): signal.signal(s, lambda n, _: heard.append(n))\n"
+        "print('training', flush=True)\n"
+        "while not heard: time.sleep(0.05)\n"
+        "time.sleep(1); print('heard', heard, flush=True); sys.exit(128 + heard[0])\n"
+    )
+    (clone.root / ".venv" / "bin" / "python").write_text(counts)
+    (clone.root / "launch" / "setup.sh").write_text("exit 0\n")
+    terminal, its = pty.openpty()
+    words = [shutil.which("setsid"), "--ctty", shutil.which("bash")]
+    words += [str(clone.root / "launch" / "train.sh"), "--config=x"]
+    streams = dict(stdin=its, stdout=its, stderr=its, env={"PATH": str(clone.path)})
+    process, said = subprocess.Popen(words, **streams), b""
+    os.close(its)
+    with contextlib.suppress(OSError):  # the end of the terminal
+        while chunk := os.read(terminal, 4096):
+            said += chunk
+            if b"training" in chunk:
+                os.write(terminal, key.encode()) if key else process.terminate()
+    assert process.wait() == status, said
+    assert f"heard [{status - 128}]".encode() in said
 
 
 @pytest.mark.skipif("PYTEST_XDIST_WORKER" not in os.environ, reason="not run by several workers")

@@ -372,6 +372,9 @@ def test_class_code_and_guidance_change_the_prediction():
     guided["sampling"]["guidance_scale"] = 2.0
     strong = make_method("ldm", **guided)
     assert strong.evaluations["sample"] == 2 * method.evaluations["sample"]
+    # The mean is that of the class, whose one step is trained; the null class's is not.
+    same = jax.jit(strong.predict["onestep"])(state, source, jax.random.key(0)).image
+    np.testing.assert_allclose(same, a, atol=1e-6)
     c, d = (
         jax.jit(m.predict["sample"])(state, source, jax.random.key(0)).image
         for m in (strong, method)

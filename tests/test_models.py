@@ -217,3 +217,13 @@ def test_cudnn_attention_is_asked_for_on_gpus_only(monkeypatch):
     for net in (fused, plain):
         net.apply(params, x)
     assert asked == ["cudnn", "xla"]
+    assert layers.attention_for("cudnn", jnp.float32, 32) == "xla"  # its kernel takes 16 bits
+    assert layers.attention_for("cudnn", jnp.bfloat16, 256) == "xla"  # and heads of up to 128
+    assert layers.attention_for("cudnn", jnp.float16, 128) == "cudnn"
+
+
+@pytest.mark.parametrize("channels", [8, 56, 74, 112])
+def test_attention_takes_any_number_of_channels(channels):
+    """Where 32 a head do not divide them, the heads are wider; else as ever."""
+    net, x = layers.SelfAttention(groups=2), jnp.ones((1, 4, 4, channels))
+    assert jax.eval_shape(net.init_with_output, jax.random.key(0), x)[0].shape == x.shape

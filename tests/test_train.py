@@ -92,6 +92,10 @@ def test_a_run_is_not_resumed_on_other_data_nor_another_split(study, tmp_path):
         shards.write_index(folder, {**index, **change})
         with pytest.raises(UserError, match="other data, or another split"):
             train.run(config, str(study.unet))
+        latent = study.config("ldm")  # its autoencoder has seen people who are tested now
+        latent.data.prepared = str(folder)
+        with pytest.raises(UserError, match="another config.autoencoder.workdir"):
+            train.check(latent, str(tmp_path / "new"))
 
 
 def test_sigkill_then_the_same_command_repeats_every_loss_bit(study, tmp_path):

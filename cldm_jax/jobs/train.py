@@ -66,6 +66,9 @@ def check(config, workdir: str) -> None:
     fit.check(config, prepared)
     record.check_same_config(workdir, record.comparable(config))
     record.check_same_data(workdir, prepared)
+    if config.data.kind == "latents":
+        setting = "config.autoencoder.workdir"
+        record.check_same_data(inputs_lib.autoencoder_workdir(config), prepared, setting)
 
 
 @contextlib.contextmanager
@@ -166,13 +169,13 @@ def _compile(method, feed, arguments, validation) -> dict:
     """{steps of a call: program} for all that are to come, and validation's, side by side."""
     state, first_bad, rng = arguments
 
-    def program(length):
+    def program(length, items):
         step = make_step(method, first_bad.sharding, feed.read, length)
-        items = feed.shapes(length)
         return device.compile_step(step, state, first_bad, items, rng, *feed.tables)
 
     lengths = sorted(feed.lengths(), reverse=True)
-    jobs = [functools.partial(program, length) for length in lengths]
+    # Here, not in the threads: each looks at the feed's first item and puts it back.
+    jobs = [functools.partial(program, length, feed.shapes(length)) for length in lengths]
     *programs, _ = device.side_by_side([*jobs, functools.partial(validation.compile, state)])
     return dict(zip(lengths, programs, strict=True))
 

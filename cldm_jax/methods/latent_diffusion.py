@@ -263,12 +263,17 @@ class _Cldm:
         return guidance.with_guidance(with_code(label), with_code(null), scale)
 
     def predict_onestep(self, state, batch, rng):
-        """The conditional mean: one evaluation at t = T - 1 of a latent without noise."""
+        """The conditional mean: one evaluation at t = T - 1 of a latent without noise. Without guidance:
+        the null class is never trained there.
+        """
         source, label = self.image_source(state.frozen, batch["source"]), batch["label"]
         like = jnp.zeros((*source.shape[:3], self.codec.latent_channels))
         start = self.reading.blank(self.middle(state.frozen, batch["source"], source), like)
-        denoise_fn = self.denoiser(state, source, label)
-        target = self.diffusion["target"]
+        condition, target = self.condition(source), self.diffusion["target"]
+
+        def denoise_fn(zt, t):
+            return self.denoise(state.ema_params, zt, t, label, condition)
+
         z = samplers.onestep(denoise_fn, start, self.alphas_bar(), target=target)
         return Prediction(self.decode(state, z, label))
 

@@ -118,11 +118,19 @@ class ResBlock(nn.Module):
         return x + h
 
 
+def attention_for(asked: str, dtype, head_channels: int) -> str:
+    """What `jax.nn.dot_product_attention` is told: "cudnn" on an NVIDIA GPU, for numbers of 16 bits and
+    heads that its kernel takes on every such GPU, else XLA's: what a GPU trained opens on a CPU.
+    """
+    fits = jnp.dtype(dtype).itemsize == 2 and head_channels % 8 == 0 and head_channels <= 128
+    return asked if fits and jax.default_backend() == "gpu" else "xla"
+
+
 class SelfAttention(nn.Module):
     """Multi-head self-attention over the H*W positions, residual. [B, H, W, C] -> same.
 
-    attention: "xla", or "cudnn" for its fused kernel on an NVIDIA GPU (dtype bfloat16 or float16), which
-    never holds the [H*W, H*W] weights. Elsewhere it is XLA's: what a GPU trained opens on a CPU.
+    attention: "xla", or "cudnn" for its fused kernel, which never holds the [H*W, H*W] weights, where
+    there is one (`attention_for`).
     """
 
     groups: int
@@ -133,12 +141,12 @@ class SelfAttention(nn.Module):
     @nn.compact
     def __call__(self, x):
         b, h, w, c = x.shape
-        heads = max(1, c // self.head_channels)
+        # Not fewer channels a head than asked for, and as many in each.
+        heads = next(n for n in range(max(1, c // self.head_channels), 0, -1) if c % n == 0)
         y = GroupNorm(self.groups, activate=False, name="norm")(x).reshape(b, h * w, c)
         qkv = Dense(3 * c, dtype=self.dtype, name="qkv")(y).reshape(b, h * w, 3, heads, c // heads)
         q, k, v = (qkv[:, :, i] for i in range(3))  # [B, N, heads, c/heads]
-        on_gpu = jax.default_backend() == "gpu"
-        implementation = self.attention if on_gpu else "xla"
+        implementation = attention_for(self.attention, self.dtype, c // heads)
         y = jax.nn.dot_product_attention(q, k, v, implementation=implementation)
         y = y.reshape(b, h, w, c)
         return x + Dense(c, dtype=self.dtype, name="out_zero")(y)

@@ -131,9 +131,9 @@ def check_same_config(workdir, resolved: dict) -> None:
         )
 
 
-def check_same_data(workdir, prepared: Prepared) -> None:
-    """UserError where `workdir` holds a run on other data or another split: people it is scored on later
-    could be among those that it has learned from.
+def check_same_data(workdir, prepared: Prepared, setting: str = "--workdir") -> None:
+    """UserError where `workdir`, which `setting` names, holds a run on other data or another split:
+    people who are scored later could be among those that it has learned from.
     """
     path = pathlib.Path(workdir) / "run.json"
     if not path.is_file():
@@ -143,7 +143,7 @@ def check_same_data(workdir, prepared: Prepared) -> None:
         raise UserError(
             workdir,
             f"holds a run on other data, or another split, than {prepared.folder}",
-            "Give the folder that it was trained on, or another --workdir.",
+            f"Give the folder that it was trained on, or another {setting}.",
         )
 
 

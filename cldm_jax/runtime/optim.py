@@ -30,7 +30,8 @@ def make_optimizer(
     fan-out], is orthogonalised and scaled to the RMS of Adam's updates (Liu 2502.16982, eq. 4), so that
     one learning rate serves both; biases, gains, embeddings and heads of few channels stay with NAdamW.
     decay: "cosine", or "second_half" (constant, then linear: CycleGAN's and pix2pix's). Weight decay acts
-    on kernels only (rank >= 2), not on biases and norm gains. Raises ValueError.
+    on kernels only (rank >= 2), not on biases and norm gains; with "muon" on those too. ValueError for
+    names that are not known.
     """
     warmup = min(warmup_steps, num_train_steps // 2)  # of one step: none
     if decay == "cosine":
