@@ -285,3 +285,13 @@ def test_a_home_of_nobody_is_no_such_file(tmp_path):
     (tmp_path / "m.csv").write_text("subject,pet,ct\na,~nobody-of-this-name/p.nii,c.nii\n")
     (subject,) = bids.find_cohort(tmp_path / "m.csv").subjects
     assert subject.files["pet"].name == "p.nii"
+
+
+def test_a_folder_of_links_that_lead_out_of_it_says_so(tmp_path):
+    lay(tmp_path, *(f"store/{i}.dcm" for i in range(3)), "linked/notes.txt")
+    for i in range(3):
+        (tmp_path / "linked" / f"{i}.dcm").symlink_to(tmp_path / "store" / f"{i}.dcm")
+    with pytest.raises(UserError, match="no DICOM files; 3 links that lead out of it"):
+        pet_inputs.find_all(tmp_path / "linked")
+    with pytest.raises(UserError, match="no DICOM files$|no DICOM files[.]"):
+        pet_inputs.find_all(tmp_path / "store")

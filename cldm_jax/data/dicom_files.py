@@ -51,16 +51,17 @@ def head_of(file: pathlib.Path) -> bytes:
         return b""
 
 
-def walk(folder: pathlib.Path):
-    """Regular files below `folder`, sorted; links that leave it are not followed."""
+def walk(folder: pathlib.Path, *, leaving: bool = False):
+    """Regular files below `folder`, sorted, but links that leave it; with `leaving` only these."""
     root = folder.resolve()
     for parent, folders, files in os.walk(root):
         folders.sort()
         for name in sorted(files):
             file = pathlib.Path(parent, name)
             try:
-                inside = not file.is_symlink() or file.resolve().is_relative_to(root)
-                if inside and stat.S_ISREG(file.stat().st_mode):  # a pipe would block for ever
+                leaves = file.is_symlink() and not file.resolve().is_relative_to(root)
+                # A pipe would block for ever.
+                if leaves == leaving and stat.S_ISREG(file.stat().st_mode):
                     yield file
             except (OSError, RuntimeError):  # a link in a circle, or a file that just went
                 continue

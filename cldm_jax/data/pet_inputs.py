@@ -7,7 +7,7 @@ import re
 from typing import NamedTuple
 
 from cldm_jax import files
-from cldm_jax.data import dicom, layout, nifti
+from cldm_jax.data import dicom, dicom_files, layout, nifti
 from cldm_jax.errors import UserError
 
 MAX_NAME = 160  # letters of an input's name in its outputs', which add to it; disks take 255
@@ -56,6 +56,10 @@ def find_all(path, source: str = "pet") -> Inputs:
             return Inputs([PetInput("pet", "", path, "dicom")], [])
         rec = "_rec-nac*" * (source == "nac")
         reason = f"holds no BIDS PET (sub-*/[ses-*/]pet/*{rec}_pet.nii.gz) and no DICOM files"
+        if links := len(list(dicom_files.walk(path, leaving=True))):
+            reason += (
+                f"; {links} links that lead out of it are not followed: copy what they point to"
+            )
         for item in [item for item in inputs.left if item.warn][:3]:
             reason += f"; {item.path.name}: {item.reason}"
         raise UserError(path, reason, "Give a NIfTI file, a DICOM series or a BIDS dataset")
