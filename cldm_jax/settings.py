@@ -41,7 +41,7 @@ LIMITS = {
         "log_every val_every save_every num_threads init_items steps_per_call accumulate slice_stride "
         "val_slice_stride train_slice_stride context num_timesteps num_sampling_steps num_samples "
         "base_channels latent_channels channel_mult groups num_classes n_subjects variants_per_head "
-        "shard_items pets_per_person",
+        "shard_items pets_per_person pool_size",
         (sys.float_info.min, math.inf): "learning_rate clip_norm spacing_mm",
         (0, 20): "noise_slices",
         (-1, math.inf): "fold",  # of reproduce: -1, none

@@ -21,12 +21,13 @@ from cldm_jax import files, settings
 from cldm_jax.data import pipeline, shards
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import encode, make, train
+from cldm_jax.methods.registry import make_method
 from cldm_jax.runs import fit, inputs, latents, record
 from cldm_jax.runs import manifest as manifest_lib
 from cldm_jax.runs.latents import latents_folder
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from cldm_jax.runtime.writers import read_rows
-from configs import ldm
+from configs import ae, distributional, ldm
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -355,3 +356,30 @@ def test_latents_are_the_autoencoders_posterior_means(study):
     assert made == {"ct", "mr"}  # nobody reads the PET's, nor those of validation and test people
     test = latents.subjects("test")
     assert test and not any(latents.json["subjects"][s]["volumes"] for s in test)
+
+
+@pytest.mark.parametrize(
+    "name, changes, words",
+    [
+        ("ldm", {"data.source_kind": "latent"}, "Give latent for both"),
+        ("ldm", {"recipe.diffusion.source_encoding": "latent"}, "Give latent for both"),
+        ("cyclegan", {"data.context": 3}, "one source slice"),
+    ],
+)
+def test_sources_that_do_not_fit_the_method_are_refused(study, tmp_path, name, changes, words):
+    config = importlib.import_module(f"configs.{name}").get_config("tiny")
+    config.data.prepared = str(study.prepared)
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=words):
+        train.check(config, str(tmp_path))
+
+
+def test_recipes_that_cannot_work_are_one_line():
+    recipe = inputs.scheduled(ae.get_config("tiny").recipe.to_dict(), 1)
+    recipe["model"]["latent_channels"] = 5  # of cells of 2 x 2 pixels
+    with pytest.raises(UserError, match="latent_channels"):
+        make_method("autoencoder", **recipe)
+    recipe = inputs.scheduled(distributional.get_config("tiny").recipe.to_dict(), 1)
+    recipe["sampling"]["num_samples"] = ()
+    with pytest.raises(UserError, match="no read-out"):
+        make_method("distributional", **recipe)

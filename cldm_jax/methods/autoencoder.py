@@ -25,6 +25,9 @@ def make(*, model: dict, patch_skip: bool, loss: dict, optim: dict) -> Method:
     net, codec = make_autoencoder(model), make_codec(model)
     if model.get("linear") and not patch_skip:
         raise ValueError("a linear autoencoder is its patch transform: patch_skip must be True")
+    most = net.factor**2
+    if patch_skip and model["latent_channels"] > most:
+        raise ValueError(f"patch_skip: a cell of {most} pixels has at most {most} latent_channels")
 
     def init(rng, batch, frozen):
         images, label = batch["target"], batch["label"]

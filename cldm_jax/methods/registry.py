@@ -28,6 +28,9 @@ def make_method(name: str, **kwargs) -> Method:
     if name not in METHODS:
         raise UserError(f"method {name!r}", "not known", f"Choose one of: {', '.join(METHODS)}.")
     try:
-        return METHODS[name](**kwargs)
+        method = METHODS[name](**kwargs)
+        if not method.predict:
+            raise ValueError("no read-out: num_samples is empty and there are no one-step rows")
     except ValueError as error:
         raise UserError("config.recipe", str(error), "Change one of these settings.") from error
+    return method

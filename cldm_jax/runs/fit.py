@@ -9,6 +9,7 @@ def check(config, prepared: Prepared) -> None:
     """UserError where the networks of training `config` cannot take these images or class codes."""
     check_size(config, prepared.index.grid.size)
     _check_codes(config, prepared.index)
+    _check_source(config)
     if "autoencoder" in config and config.autoencoder.scale_factor < 0:
         what = f"config.autoencoder.scale_factor={config.autoencoder.scale_factor:g}"
         raise UserError(what, "negative", "Give MONAI's scale_factor, or 0 for none.")
@@ -52,6 +53,21 @@ def _check_codes(config, index: Index) -> None:
             f"has no row for the class code of {', '.join(missing)}",
             "Give as many as the highest code and one; for no class, class_dropout_prob=0 will do.",
         )
+
+
+def _check_source(config) -> None:
+    """UserError where the source slices are not what the method takes."""
+    data, diffusion = config.data, config.recipe.to_dict().get("diffusion")
+    if config.method == "cyclegan" and data.context != 1:
+        reason = "CycleGAN takes one source slice"
+        raise UserError(f"config.data.context={data.context}", reason, "Give 1.")
+    if diffusion is None or diffusion["conditioning"] == "sdedit":  # which sees no source
+        return
+    kind, encoding = data.source_kind, diffusion["source_encoding"]
+    if (kind == "latent") != (encoding == "latent"):
+        what = f"config.data.source_kind={kind}, config.recipe.diffusion.source_encoding={encoding}"
+        reason = "one is of latents, the other of pixels"
+        raise UserError(what, reason, "Give latent for both, or image and s2d.")
 
 
 def _multiple(model: dict) -> int:
