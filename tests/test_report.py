@@ -92,6 +92,7 @@ def test_page_says_simulated_research_only_and_few_people(report):
 def test_banners_go_when_they_do_not_apply(tmp_path):
     summary = make_summary(("ct",))
     summary["data"]["contrast"] = "acquired"
+    summary["tests"] = [{**test, "n": 12} for test in summary["tests"]]
     summary = Summary.from_json(summary)
     write_report(tmp_path, summary, make_scores(("ct",), people=12), {}, title="t")
     words = Reader((tmp_path / "index.html").read_text()).words
