@@ -20,6 +20,7 @@ from cldm_jax import files
 from cldm_jax.data import bids, nifti, pet_inputs, shards
 from cldm_jax.data.grid import ModelGrid
 from cldm_jax.errors import UserError
+from cldm_jax.jobs import predict
 from cldm_jax.runtime import device, weights
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))  # faults is not installed
@@ -252,6 +253,19 @@ def test_a_dataset_goes_on_and_lists_what_failed(tmp_path):
         predicted(bids, tmp_path / "out")
     made = sorted(p.parent.parent.name for p in (tmp_path / "out").rglob("*_ct.nii.gz"))
     assert made == ["sub-0", "sub-2", "sub-4"]
+
+
+def test_a_fault_of_ours_costs_one_image_and_is_told_whole(tmp_path, monkeypatch, capsys):
+    look = predict.core.look
+
+    def faulty(model, pet, facts, path, began):
+        return 1 / 0 if path.name.startswith("sub-0") else look(model, pet, facts, path, began)
+
+    monkeypatch.setattr(predict.core, "look", faulty)
+    with pytest.raises(UserError, match="1 of 2 images failed: sub-0. The others are written"):
+        predicted(corpus.bids(tmp_path / "bids", 2), tmp_path / "out")
+    assert list((tmp_path / "out").rglob("sub-1*_ct.nii.gz"))
+    assert "error: sub-0: Traceback" in (said := capsys.readouterr().err) and "by zero" in said
 
 
 def test_flipped_bits_pass_through_another_reader(tmp_path):

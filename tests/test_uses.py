@@ -230,5 +230,6 @@ def test_a_use_is_corrected_for_its_own_tests():
     assert uses_page._caveat(use) is None
     assert uses_page._caveat({**use, "rows": [{"n_independent": 4}]}).startswith("t: Only 4")
     test = {"p_holm": 0.01, "mean_diff": -0.1, "rank_biserial": -0.8}
-    assert uses_page._reading(test, "high") == "B better" == uses_page._reading(test, "high")
+    assert uses_page._reading(test, "high") == "B better"
+    assert uses_page._reading(test, "low") == "A better"
     assert uses_page._reading({**test, "rank_biserial": 0.8}, "high") == tables.DISAGREE
