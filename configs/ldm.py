@@ -88,6 +88,8 @@ def get_config(preset: str = "a6000"):
             "noise_weight_power": 1.0,
             "min_snr_gamma": 0.0,  # 0 = off
             "bridge_variance": 1.0,
+            # Share of training at which the average is kept as the younger self; 0: none is
+            "young_at": 0.0,
             "source_code": 0,  # PET
             "null_code": ae.NUM_CLASSES - 1,
         },
@@ -108,6 +110,8 @@ def sampling(preset: str) -> dict:
         "num_samples": (1, 4),  # K of the read-outs: sample (K = 1) and mean4
         "eta": 0.0,
         "guidance_scale": 1.0,  # more lowers PSNR
+        # w of ẑ0_young + w (ẑ0 - ẑ0_young): more is sharper and farther; 1 = off, 2 evaluations else
+        "autoguidance_scale": 1.0,
         "sdedit_strength": 0.6,  # t0 / T, for conditioning sdedit
         # SD in slices of the filter that correlates a patient's noise through plane; 0 = independent
         "noise_slices": 1.5,

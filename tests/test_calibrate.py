@@ -173,6 +173,17 @@ class TestTheFile:
         guided = open_run(str(run), {**sampling, "guidance_scale": 2.0})
         assert "guidance_scale" in guided.uncalibrated
 
+    def test_the_younger_self_sharpens_images_and_not_the_ensemble(self, run):
+        """Guided images keep the ensemble that was calibrated, and one that was before there were any."""
+        opened = open_run(str(run))
+        assert opened.calibration.sampling["autoguidance_scale"] == 1.0
+        stored = opened.calibration.to_json()
+        del stored["sampling"]["autoguidance_scale"]
+        assert calibration.Calibration.from_json(stored) == opened.calibration
+        facts = {**opened.config["recipe"]["sampling"], "autoguidance_scale": 1.5}
+        sha = opened.manifest.config_sha256
+        assert calibration.misfit(opened.calibration, opened.step, sha, facts) == ""
+
     def test_its_samples_have_steps_of_their_own(self, study, run, pet, tmp_path):
         """Those of the images are another setting: the ensemble stays, to the bit."""
         opened = open_run(str(run))

@@ -382,6 +382,57 @@ def test_class_code_and_guidance_change_the_prediction():
     assert float(jnp.abs(c - d).mean()) > 1e-4
 
 
+class TestYoungerSelf:
+    """The average of an earlier step, kept for autoguidance."""
+
+    def test_it_is_the_average_of_its_step(self):
+        method, state, batch = start("ldm", num_train_steps=10, warmup_steps=0, young_at=0.3)
+        step, averages = jax.jit(method.train_step), {}
+        for i in range(1, 6):
+            state, _ = step(state, batch, jax.random.key(i))
+            averages[i] = state.ema_params
+            young = jax.tree.leaves(state.frozen["young"])
+            for kept, average in zip(young, jax.tree.leaves(averages[min(i, 3)]), strict=True):
+                np.testing.assert_array_equal(kept, average)
+        a, b = (jax.tree.leaves(averages[i])[0] for i in (3, 5))
+        assert float(jnp.abs(a - b).max()) > 0
+
+    def test_it_guides_the_samples_and_nothing_else(self):
+        settings = recipe("ldm", young_at=0.3)
+        plain = make_method("ldm", **settings)
+        settings["sampling"].update(autoguidance_scale=1.5, num_sampling_steps=1)
+        single = {**settings["sampling"], "autoguidance_scale": 1.0}
+        unguided = make_method("ldm", **{**settings, "sampling": single})
+        guided = make_method("ldm", **settings)
+        assert guided.evaluations["sample"] == 2 * unguided.evaluations["sample"] == 2
+        assert guided.evaluations["onestep"] == plain.evaluations["onestep"] == 1
+        batch, frozen = ldm_parts()
+        state = plain.init(jax.random.key(0), batch, frozen)
+        shifted = jax.tree.map(lambda p: p + 0.03, state.ema_params)
+        state = state._replace(ema_params=shifted)
+        source = images()
+
+        def draw(method, state, mode="sample"):
+            return np.asarray(method.predict[mode](state, source, jax.random.key(0)).image)
+
+        younger = state._replace(ema_params=state.frozen["young"])
+        one, other = draw(unguided, state), draw(unguided, younger)
+        assert np.abs(one - other).mean() > 1e-3
+        # One step from noise: its answer is z0, and an untrained codec is linear.
+        np.testing.assert_allclose(draw(guided, state), other + 1.5 * (one - other), atol=2e-5)
+        np.testing.assert_array_equal(draw(guided, state, "onestep"), draw(plain, state, "onestep"))
+
+    @pytest.mark.parametrize(
+        ("young_at", "scale", "why"),
+        [(0.0, 1.5, "no younger self"), (1.0, 1.0, "young_at 1"), (-0.1, 1.0, "young_at -0.1")],
+    )
+    def test_what_cannot_be_is_refused(self, young_at, scale, why):
+        settings = recipe("ldm", young_at=young_at)
+        settings["sampling"]["autoguidance_scale"] = scale
+        with pytest.raises(UserError, match=why):
+            make_method("ldm", **settings)
+
+
 def test_mirror_is_the_mean_of_both_sides():
     method, state, _ = start("unet")
     state = state._replace(ema_params=jax.tree.map(lambda p: p + 0.05, state.ema_params))

@@ -1,19 +1,24 @@
-"""Classifier-free guidance (Ho & Salimans 2022) as a transform of the denoising function."""
+"""Guidance as a transform of the denoising function: away from what a weaker model says.
+
+The weaker one is the model without its class (classifier-free guidance, Ho & Salimans 2022), or the model
+of an earlier step of its training (autoguidance, Karras et al. 2024, "Guiding a Diffusion Model with a
+Bad Version of Itself", eq. 3).
+"""
 
 import jax.numpy as jnp
 
 
-def with_guidance(denoise_fn, denoise_null_fn, guidance_scale: float):
-    """eps_hat = null + scale * (conditional - null), on whatever the network predicts.
+def with_guidance(denoise_fn, weak_fn, scale: float):
+    """weak + scale * (denoise - weak), on whatever the networks predict.
 
-    Linear in the prediction, so the same formula serves eps, x0 and v. scale 1 is the conditional
-    model itself and costs one evaluation; any other scale costs two.
+    Linear in the prediction, so the same formula serves eps, x0 and v. scale 1 is the model itself and
+    costs no evaluation of the weaker one.
     """
-    if guidance_scale == 1.0:
+    if scale == 1.0:
         return denoise_fn
 
     def guided(xt, t):
-        null = denoise_null_fn(xt, t)
-        return null + jnp.float32(guidance_scale) * (denoise_fn(xt, t) - null)
+        weak = weak_fn(xt, t)
+        return weak + jnp.float32(scale) * (denoise_fn(xt, t) - weak)
 
     return guided

@@ -94,10 +94,11 @@ def _calibrate(opened: Run, prepared: Prepared, settings: Settings) -> None:
 
 
 def _sampling(opened: Run, steps: int) -> dict:
-    """The run's sampling settings with `steps` of DDIM where its network tells its variance: the rescaled
-    ensemble of few steps is then as good as that of many (docs/results/levers.md).
+    """The run's sampling settings without the younger self, who sharpens images and tells nothing of
+    the spread; with `steps` of DDIM where the network tells its variance: the rescaled ensemble of few
+    steps is then as good as that of many (docs/results/levers.md).
     """
-    own = opened.config["recipe"]["sampling"]
+    own = {**opened.config["recipe"]["sampling"], "autoguidance_scale": 1.0}
     is_sure = opened.config["recipe"]["diffusion"].get("gaussian_denoiser", False)
     return {**own, "num_sampling_steps": steps} if steps and is_sure else own
 

@@ -29,6 +29,7 @@ from cldm_jax.models.layers import space_to_depth
 
 SOURCE_ENCODINGS = ("s2d", "latent")
 LOG_VARIANCE = (-12.0, 4.0)  # limits, of standardised latents
+YOUNG = "young"  # in `frozen`: the averaged parameters of an earlier step, the younger self
 SIGMA_FLOOR = 0.15  # of `noise_weight`: nearly clean rows must not outweigh all others
 
 
@@ -58,30 +59,52 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
     """autoencoder: of `make_autoencoder`, the frozen one's. model: of `make_latent_unet`. diffusion:
     conditioning, source_encoding ("s2d" | "latent"), schedule, num_timesteps, target, gaussian_denoiser,
     class_dropout_prob, onestep_share (first, last), onestep_ramp (begin, end), onestep_weight_power,
-    noisy_weight_power, min_snr_gamma (0 = off), bridge_variance, null_code, source_code. sampling:
-    num_sampling_steps, num_samples (K of each mean), eta, guidance_scale, sdedit_strength, noise_slices
-    (SD in slices of the filter that correlates a patient's noise through plane; 0: every slice has its
-    own). Raises ValueError for combinations that cannot work.
+    noisy_weight_power, min_snr_gamma (0 = off), bridge_variance, young_at (share of training at which
+    the younger self is kept; 0: none is), null_code, source_code. sampling: num_sampling_steps,
+    num_samples (K of each mean), eta, guidance_scale, autoguidance_scale (by the younger self),
+    sdedit_strength, noise_slices (SD in slices of the filter that correlates a patient's noise through
+    plane; 0: every slice has its own). Raises ValueError for combinations that cannot work.
     """
     d, s = diffusion, sampling
     if d["conditioning"] not in READINGS:
         known = ", ".join(READINGS)
         raise ValueError(f"unknown conditioning {d['conditioning']!r}; known: {known}")
     READINGS[d["conditioning"]].check(d)
+    young_at = d.get("young_at", 0.0)  # runs of before do not name it
+    if not 0 <= young_at < 1:
+        raise ValueError(f"young_at {young_at:g} is no share of training below 1")
+    if s["autoguidance_scale"] != 1.0 and not young_at:
+        raise ValueError(
+            "no younger self to guide by is kept (young_at 0): autoguidance_scale can be 1"
+        )
     codec = make_codec(autoencoder)
     outputs = 2 if d.get("gaussian_denoiser") else 1  # runs of before do not name it
     net = make_latent_unet(model, outputs * codec.latent_channels)
     cldm = _Cldm(codec, net, d, s, optim["num_train_steps"])
-    init_state, train_step = make_update(cldm.loss, optim, cldm.draw)
+    init_state, update = make_update(cldm.loss, optim, cldm.draw)
+    young_step = round(young_at * cldm.num_train_steps)
 
     def init(rng, batch, frozen):
-        """frozen: {"autoencoder": {"params", "patch"}, "statistics": {"mean", "std"} [classes, C]}."""
+        """frozen: {"autoencoder": {"params", "patch"}, "statistics": {"mean", "std"} [classes, C]}; the
+        younger self is put beside them.
+        """
         z, label = batch["target"][:1], batch["label"][:1]
         source = cldm.training_source(frozen, {"source": batch["source"][:1]})
         params = init_params(net, rng, z, label, label, cldm.condition(source))
+        if young_at:
+            frozen = {**frozen, YOUNG: jax.tree.map(jnp.copy, params)}
         return init_state(params, frozen)
 
-    per_sample = s["num_sampling_steps"] * (1 if s["guidance_scale"] == 1.0 else 2)
+    def train_step(state, batch, rng):
+        state, metrics = update(state, batch, rng)
+        if young_at:  # follows the average until its step
+            keep = functools.partial(jnp.where, state.step <= young_step)
+            young = jax.tree.map(keep, state.ema_params, state.frozen[YOUNG])
+            state = state._replace(frozen={**state.frozen, YOUNG: young})
+        return state, metrics
+
+    per_step = 1 + (s["guidance_scale"] != 1.0) + (s["autoguidance_scale"] != 1.0)
+    per_sample = s["num_sampling_steps"] * per_step
     predict, evaluations = {}, {}
     if max(d["onestep_share"]) > 0:
         predict["onestep"], evaluations["onestep"] = cldm.predict_onestep, 1
@@ -252,15 +275,16 @@ class _Cldm:
     # Read-outs
 
     def denoiser(self, state, source, label):
-        """denoise_fn of the conditional model with guidance, for the samplers."""
-        condition = self.condition(source)
+        """denoise_fn of the conditional model with its guidances, for the samplers."""
+        condition, s = self.condition(source), self.sampling
 
-        def with_code(code):
-            return lambda zt, t: self.denoise(state.ema_params, zt, t, code, condition)
+        def of(params, code):
+            return lambda zt, t: self.denoise(params, zt, t, code, condition)
 
-        null = jnp.full_like(label, self.diffusion["null_code"])
-        scale = self.sampling["guidance_scale"]
-        return guidance.with_guidance(with_code(label), with_code(null), scale)
+        null = of(state.ema_params, jnp.full_like(label, self.diffusion["null_code"]))
+        guided = guidance.with_guidance(of(state.ema_params, label), null, s["guidance_scale"])
+        young = of(state.frozen.get(YOUNG), label)
+        return guidance.with_guidance(guided, young, s["autoguidance_scale"])
 
     def predict_onestep(self, state, batch, rng):
         """The conditional mean: one evaluation at t = T - 1 of a latent without noise. Without guidance:

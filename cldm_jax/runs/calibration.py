@@ -14,6 +14,9 @@ from cldm_jax.metrics.regions import REGIONS
 FILE = "calibration.json"
 VERSION = 1
 SMOOTH_BEFORE = (4.0,) * len(SCALES_MM)  # of calibrations that do not name it
+GUIDED_BEFORE = {"autoguidance_scale": 1.0}
+# Sampling settings that the ensemble has of its own, whatever those of a run's images are.
+OWN = ("num_sampling_steps", "autoguidance_scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +81,8 @@ class Calibration:
                 raise ValueError(f"regions of {name}")
             if target.regions.keys() != REGIONS[name].keys():
                 raise ValueError(f"regions {', '.join(target.regions)} of {name}")
-        scales = tuple(value["scales_mm"])
-        return cls(**{**value, "targets": targets, "scales_mm": scales})
+        scales, sampling = tuple(value["scales_mm"]), {**GUIDED_BEFORE, **value["sampling"]}
+        return cls(**{**value, "targets": targets, "scales_mm": scales, "sampling": sampling})
 
 
 def sampling_facts(sampling: Mapping[str, Any]) -> dict:
@@ -102,7 +105,7 @@ def misfit(found: Calibration, step: int, config_sha256: str, sampling: Mapping)
     if (found.step, found.config_sha256) != (step, config_sha256):
         return f"its {FILE} belongs to another training or step ({found.step}, opened {step})"
     own, asked = sampling_facts(found.sampling), sampling_facts(sampling)
-    asked |= {k: own[k] for k in ("num_sampling_steps",) if k in own}  # the ensemble has its own
+    asked |= {k: own[k] for k in OWN if k in own}
     differing = sorted(k for k in own.keys() | asked.keys() if own.get(k) != asked.get(k))
     if differing:
         return f"its {FILE} was made with other sampling settings ({', '.join(differing)})"

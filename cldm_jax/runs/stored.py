@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from cldm_jax.errors import UserError
+from cldm_jax.methods import latent_diffusion
 from cldm_jax.methods.base import Method
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.registry import make_method
@@ -22,7 +23,7 @@ from cldm_jax.runtime.train_state import TrainState
 from cldm_jax.runtime.writers import METRICS
 
 # Settings that trainings of earlier versions do not name, at the value they had then.
-SAMPLING_BEFORE = {"noise_slices": 0.0}
+SAMPLING_BEFORE = {"noise_slices": 0.0, "autoguidance_scale": 1.0}
 
 
 class Stored(NamedTuple):
@@ -48,7 +49,7 @@ class Run(NamedTuple):
     codec: Codec | None  # the frozen autoencoder of a latent method
     calibration: Calibration | None = None  # of these weights and sampling settings
     uncalibrated: str = ""  # why there is none
-    # `method` at the DDIM steps of the calibrated ensemble, where these are others.
+    # `method` with the sampling settings of the calibrated ensemble's own, where these are others.
     drawing: Method | None = None
 
 
@@ -62,16 +63,19 @@ def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
         _check_fit(workdir, stored)
     config, manifest, step, params, frozen = stored
     method, codec = stored_method(stored, sampling)
-    # Kernels in the form that inference wants: once per checkpoint, not once per call.
-    params, frozen = prepare_params(params), prepare_params(frozen)
+    # Kernels in the form that inference wants: once per checkpoint, not once per call. Of the younger
+    # self in every call: only samples need it, and everyone would pay 4 times its memory.
+    params = prepare_params(params)
+    frozen = {k: v if k == latent_diffusion.YOUNG else prepare_params(v) for k, v in frozen.items()}
     state = TrainState(np.int32(step), (), params, (), (), frozen)
     found, why = stored_calibration(workdir, stored, sampling)
     drawing = None
     if found is not None:
         used = config["recipe"]["sampling"] if sampling is None else sampling
-        steps = found.sampling["num_sampling_steps"]
-        if steps != used["num_sampling_steps"]:
-            drawing, _ = stored_method(stored, {**used, "num_sampling_steps": steps})
+        used = {**SAMPLING_BEFORE, **used}
+        own = {k: found.sampling[k] for k in calibration_lib.OWN}
+        if any(used[k] != value for k, value in own.items()):
+            drawing, _ = stored_method(stored, {**used, **own})
     made = (method, state, codec, found, why, drawing)
     return Run(str(workdir), config["name"], config, manifest, step, *made)
 

@@ -11,4 +11,6 @@ class TrainState(NamedTuple):
     ema_params: Any
     opt_state: Any
     extra: Any  # method state that is neither parameter nor optimiser, e.g. an image pool
-    frozen: Any  # read, never updated: the LDM's autoencoder, latent statistics, patch bases
+    # Not trained, and what prediction needs beside the average: the LDM's autoencoder, latent statistics
+    # and younger self, patch bases.
+    frozen: Any
