@@ -12,6 +12,7 @@ Overrides people want:
                                  --config.recipe.diffusion.gaussian_denoiser=False
                                  --config.recipe.diffusion.onestep_share='(0.0, 0.0)'
                                  --config.recipe.diffusion.noisy_weight_power=0.0
+                                 --config.recipe.diffusion.noise_weight_power=0.0
                                  --config.autoencoder.train.recipe.patch_skip=False
   noise the source, then denoise the above, and --config.recipe.diffusion.conditioning=sdedit
                                  --config.data.targets="('pet','ct','mr')"

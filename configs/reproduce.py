@@ -76,7 +76,7 @@ def trainings(preset: str) -> dict:
     plain.recipe.diffusion.source_encoding = "latent"
     plain.recipe.diffusion.onestep_share = (0.0, 0.0)
     plain.recipe.diffusion.target, plain.recipe.diffusion.gaussian_denoiser = "v", False
-    plain.recipe.diffusion.noisy_weight_power = 0.0
+    plain.recipe.diffusion.noisy_weight_power = plain.recipe.diffusion.noise_weight_power = 0.0
     sdedit, bridge = _reading(preset, "sdedit"), _reading(preset, "bridge")
     sdedit.data.context, sdedit.data.targets = 1, ("pet", "ct", "mr")  # it never sees the source
     bridge.recipe.diffusion.noise_weight_power = 0.0  # has no sigma

@@ -22,7 +22,7 @@ from cldm_jax.runs.inputs import image_source
 from cldm_jax.runs.readouts import Predictor
 from cldm_jax.runs.stored import open_run
 from cldm_jax.volumes import names as names_lib
-from cldm_jax.volumes import sidecars, synthesis
+from cldm_jax.volumes import sidecars, synthesis, uncertainty
 from cldm_jax.volumes.opened import CPU_BATCH, open_model
 from configs import calibrate as calibrate_config
 from configs import eval as eval_config
@@ -253,6 +253,22 @@ class TestPrediction:
         sidecar = files.read_json(out / "head_desc-synth_regions.json")
         assert sidecar["RunKey"] == about["RunKey"] and "not for clinical" in sidecar["Description"]
         assert "fitted to the error" in (out / "head_desc-synth_report.html").read_text()
+
+    def test_slabs_of_a_tilted_pet_lie_where_the_brain_does(self):
+        """A ball in a grid that is pitched by 20 degrees: its slabs' edges are the ball's."""
+        turn = np.deg2rad(20)
+        affine = np.eye(4)
+        affine[:3, :3] = 2 * np.array(
+            [[1, 0, 0], [0, np.cos(turn), np.sin(turn)], [0, -np.sin(turn), np.cos(turn)]]
+        )
+        z, y, x = np.indices((40, 48, 48))
+        brain = (x - 24) ** 2 + (y - 30) ** 2 + (z - 20) ** 2 <= 12**2
+        centre = (affine @ (24, 30, 20, 1))[2]
+        heights = uncertainty._heights(affine, brain, np.arange(40), 1)
+        inside = heights[brain.any((1, 2))]
+        reach = 2 * 12.5 * np.cos(turn)  # of its 25 slices, along the world's z
+        np.testing.assert_allclose([inside.min(), inside.max()], [centre - reach, centre + reach])
+        np.testing.assert_allclose(heights[1:, 0], heights[:-1, 1])  # they touch
 
     def test_finished_files_are_known_again(self, run, pet, sure, tmp_path, capsys):
         out = tmp_path / "out"

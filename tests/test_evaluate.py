@@ -15,7 +15,9 @@ from cldm_jax.jobs import evaluate
 from cldm_jax.methods.base import Method, Prediction
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.runs import inputs, readouts, stored, validation
+from cldm_jax.runs.inputs import image_source
 from cldm_jax.scoring import controls, coverage, references
+from cldm_jax.scoring import summary as summary_lib
 from cldm_jax.scoring.scorer import Scorer, main_methods
 from configs import eval as eval_config
 
@@ -62,10 +64,48 @@ def test_the_first_cldm_of_each_target_is_tested_against_all_others():
     both = ("ct", "mr")
     rivals = [entrant("unet", both, method="unet"), entrant("latent_regression", both, share=1.0)]
     seeds = [entrant(f"ldm{seed}", both) for seed in ("", "-seed1")]
-    assert main_methods(rivals, both) == set()
-    assert main_methods([*rivals, *seeds, entrant("ldm-plain", both)], both) == {"ldm"}
+    assert main_methods(rivals, both) == {}
+    plain = [*rivals, *seeds, entrant("ldm-plain", both)]
+    assert main_methods(plain, both) == {"ct": "ldm", "mr": "ldm"}
     single = [entrant("ldm-b", ("mr",)), entrant("ldm-a", ("ct",)), entrant("ldm-c", both)]
-    assert main_methods([*rivals, *single], both) == {"ldm-a", "ldm-b"}
+    assert main_methods([*rivals, *single], both) == {"ct": "ldm-a", "mr": "ldm-b"}
+
+
+def test_a_targets_first_cldm_meets_the_other_targets_first():
+    """One CLDM of CT and one of both, which is the first of MR: on CT they are compared, and the second
+    is tested on MR alone.
+    """
+    rng = np.random.default_rng(0)
+    scores = [
+        {"method": m, "mode": "mirror", "target": t, "metric": metric, "patient": f"p{i}"}
+        | {"group": f"g{i}", "split": "test", "value": rng.normal(), "n_slices": 3}
+        for m, made in (("ldm-ct", ("ct",)), ("ldm", ("ct", "mr")), ("unet", ("ct", "mr")))
+        for t in made
+        for metric in ("psnr", "ssim")
+        for i in range(6)
+    ]
+    chosen = {t: {s["method"]: "mirror" for s in scores if s["target"] == t} for t in ("ct", "mr")}
+    tests = summary_lib._tests(scores, chosen, {"ct": "ldm-ct", "mr": "ldm"}, 0)
+    assert {(t.target, t.a, t.b) for t in tests} == {
+        ("ct", "ldm-ct:mirror", "ldm:mirror"),
+        ("ct", "ldm-ct:mirror", "unet:mirror"),
+        ("mr", "ldm:mirror", "unet:mirror"),
+    }
+
+
+def test_a_target_without_a_second_acquisition_costs_the_other_nothing(study, monkeypatch):
+    prepared = Prepared(study.prepared)
+    names = prepared.index.names(("ct", "mr"))
+    data = {"context": 1}
+    rows = image_source(prepared, "test", ("ct", "mr"), data, slice_stride=6)
+    images, targets = references.reacquired(prepared, rows, names)
+    assert targets == ["ct", "mr"] and np.isfinite(images).all()
+    real = prepared.has
+    monkeypatch.setattr(prepared, "has", lambda s, name: name != "mr_reacq" and real(s, name))
+    fewer, targets = references.reacquired(prepared, rows, names)
+    is_ct = rows.keys["label"] == prepared.index.code("ct")
+    assert targets == ["ct"] and np.isnan(fewer[~is_ct]).all()
+    np.testing.assert_array_equal(fewer[is_ct], images[is_ct])
 
 
 def test_no_untrained_method_beats_the_ceilings(study):

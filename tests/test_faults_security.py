@@ -185,7 +185,7 @@ def linked_out(folder, outside, where: str) -> None:
 def _linked_file(folder, outside) -> None:
     """The link is replaced, what it points to is left as it was."""
     (folder / "out").mkdir()
-    for name in ("pet_desc-synth_ct.nii.gz", "pet_desc-synth_unfinished.json"):
+    for name in ("pet_desc-synth_ct.nii.gz", "pet_desc-synth_unfinished-ct.json"):
         (folder / "out" / name).symlink_to(outside / "precious")
     inputs.predicted(corpus.save(folder / "pet.nii.gz"), folder / "out")
 

@@ -282,12 +282,16 @@ def test_flipped_bits_pass_through_another_reader(tmp_path):
     assert theirs > 100
 
 
-def test_scaled_integers_are_exact(tmp_path):
-    """The reader scales slice by slice, to stay within twice the volume's memory."""
-    array = np.random.default_rng(0).integers(-(2**20), 2**20, (7, 8, 9)).astype(np.int32)
+@pytest.mark.parametrize(("dtype", "most"), [(np.int32, 2**20), (np.int16, 2**15)])
+def test_scaled_integers_are_exact(tmp_path, dtype, most):
+    """The reader scales slice by slice, to stay within twice the volume's memory; an image of nibabel is
+    the file to the bit.
+    """
+    array = np.random.default_rng(0).integers(-most, most, (7, 8, 9)).astype(dtype)
     path = corpus.save(tmp_path / "a.nii", array, scl_slope=0.37, scl_inter=-2.5)
     expected = (array.astype(np.float64) * np.float64(np.float32(0.37)) - 2.5).astype(np.float32)
     np.testing.assert_array_equal(nifti.read_volume(path).array, expected)
+    np.testing.assert_array_equal(nifti.from_image(nib.load(path)).array, expected)
 
 
 # ---- files of others, to be mutated ----

@@ -19,8 +19,19 @@ from cldm_jax.methods.base import sample_noise
 from cldm_jax.methods.common import OWN
 from cldm_jax.methods.latent_diffusion import _Cldm, channel_weights, ramp
 from cldm_jax.methods.registry import make_method
+from cldm_jax.runs import fit
 from cldm_jax.runtime.optim import make_optimizer
-from configs import ae, attention_unet, cyclegan, distributional, ldm, pix2pix, unet
+from configs import (
+    ae,
+    attention_unet,
+    cyclegan,
+    distributional,
+    ldm,
+    monai_ldm,
+    pix2pix,
+    reproduce,
+    unet,
+)
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "steps.json"
 CONFIGS = {
@@ -314,6 +325,31 @@ def test_the_mean_of_a_bridge_is_its_first_step(reading, source):
 def test_impossible_combinations_are_refused(bad, message):
     with pytest.raises(UserError, match=f"config.recipe: .*{message}"):
         make_method("ldm", **recipe("ldm", **bad))
+
+
+def test_what_a_network_cannot_be_is_refused_by_init():
+    """Found out where it is made, not by its settings."""
+    settings = recipe("ldm")
+    settings["model"]["unet"]["base_channels"] = 1
+    batch, frozen = ldm_parts()
+    method = make_method("ldm", **settings)
+    with pytest.raises(UserError, match="config.recipe: base_channels 1"):
+        method.init(jax.random.key(0), batch, frozen)
+
+
+@pytest.mark.parametrize("preset", ["quick", "a6000"])
+def test_only_x0_is_weighted_as_x0(preset):
+    """The rows of the comparison, and MONAI's: the plain recipe has the plain loss."""
+    trainings = {**reproduce.trainings(preset), "monai_ldm": monai_ldm.get_config(preset)}
+    targets = set()
+    for config in trainings.values():
+        fit._check_loss(config)
+        targets.add(config.recipe.to_dict().get("diffusion", {}).get("target"))
+    assert {"x0", "v", "eps"} <= targets
+    config = ldm.get_config(preset)
+    config.recipe.diffusion.target = "v"
+    with pytest.raises(UserError, match="noise_weight_power=1: is for target x0, and target is v"):
+        fit._check_loss(config)
 
 
 def test_unknown_method_names_the_known_ones():

@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
-from cldm_jax.models import layers
+from cldm_jax.models import layers, monai
 from cldm_jax.models.autoencoder import Autoencoder, fit_patch_basis
 from cldm_jax.models.init import init_params
 from cldm_jax.models.unet import ClassUNet, LatentUNet
@@ -227,3 +228,37 @@ def test_attention_takes_any_number_of_channels(channels):
     """Where 32 a head do not divide them, the heads are wider; else as ever."""
     net, x = layers.SelfAttention(groups=2), jnp.ones((1, 4, 4, channels))
     assert jax.eval_shape(net.init_with_output, jax.random.key(0), x)[0].shape == x.shape
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        layers.Conv(8, dtype=jnp.bfloat16),
+        layers.Conv(8, 1, dtype=jnp.bfloat16),
+        layers.Dense(8, dtype=jnp.bfloat16),
+        monai.CentredDownsample(dtype=jnp.bfloat16),
+        layers.ResBlock(8, 4, dtype=jnp.bfloat16),
+        monai.TimeResBlock(8, 4, dtype=jnp.bfloat16),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_bias_gradients_of_bfloat16_are_summed_in_float32(layer):
+    """Sums over thousands of pixels: in bfloat16 they stop at 256 times the terms."""
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(rng.normal(size=(2, 128, 64, 8)), jnp.float32)
+    is_block = isinstance(layer, layers.ResBlock | monai.TimeResBlock)
+    extra = (jnp.ones((2, 16)),) if is_block else ()
+    params = layer.init(jax.random.key(0), x, *extra)
+    wide = layer.clone(dtype=jnp.float32)
+
+    def gradients(layer):
+        def loss(params):
+            return layer.apply(params, x, *extra).astype(jnp.float32).sum()
+
+        return flatten_dict(jax.grad(loss)(params))
+
+    found, exact = gradients(layer), gradients(wide)
+    checked = [k for k in exact if k[-1] == "bias" and jnp.abs(exact[k]).max() > 1000]
+    assert checked
+    for key in checked:
+        np.testing.assert_allclose(found[key], exact[key], rtol=0.02, atol=60)

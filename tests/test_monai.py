@@ -558,6 +558,20 @@ def test_class_codes_need_their_rows(runs, study, tmp_path):
         inputs.open_inputs(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "rows", "message"),
+    [
+        ("unet", 2, "num_classes=2: has no row.*mr: 2"),
+        ("ldm", 3, r"num_classes=3.*\(null_code\): 3"),
+    ],
+)
+def test_so_do_those_of_our_networks(study, name, rows, message):
+    config = study.config(name)
+    config.recipe.model.num_classes = rows
+    with pytest.raises(UserError, match=message):
+        inputs.open_inputs(config)
+
+
 def test_images_must_suit_the_levels():
     config = monai_ldm.get_config("tiny")
     fit.check_size(config, (40, 32))

@@ -318,6 +318,59 @@ class TestNothingIsLost:
         run(study, pet_path(bids), tmp_path, targets=("ct",), mode="mirror", overwrite=True)
         assert path.read_bytes() != before
 
+    def test_two_people_of_one_name_are_not_mixed(self, study, bids, tmp_path):
+        """Each asked for another target, so no file of the second is there yet."""
+        paths = [tmp_path / name / "pet.nii.gz" for name in "ab"]
+        for path, session in zip(paths, ("sub-02/ses-a", "sub-02/ses-b"), strict=True):
+            path.parent.mkdir()
+            shutil.copy(next((bids / session / "pet").iterdir()), path)
+        out = tmp_path / "out"
+        run(study, paths[0], out, mode="onestep", report=True)
+        (out / "pet_desc-synth_ct.nii.gz").unlink()
+        (out / "pet_desc-synth_ct.json").unlink()
+        left = {p.name: p.read_bytes() for p in out.iterdir()}
+        options = dict(targets=("ct",), mode="onestep")
+        with pytest.raises(UserError, match="T1w.nii.gz.*exists already, of another input"):
+            run(study, paths[1], out, **options)
+        second = cldm_jax.synthesise(paths[1], checkpoint=study.ldm, **options)
+        with pytest.raises(UserError, match="exists already"):
+            second.save(out)
+        assert {p.name: p.read_bytes() for p in out.iterdir()} == left
+        run(study, paths[1], out, overwrite=True, **options)
+        names = ["dataset_description.json", "pet_desc-synth_ct.json", "pet_desc-synth_ct.nii.gz"]
+        assert sorted(p.name for p in out.iterdir()) == names
+
+    def test_what_lacks_is_made(self, study, bids, tmp_path, capsys):
+        """Of the same PET, model and settings; not where a page would lose a target."""
+        options = dict(mode="onestep")
+        (ct,) = run(study, pet_path(bids), tmp_path, targets=("ct",), **options)
+        before = ct.read_bytes()
+        run(study, pet_path(bids), tmp_path, targets=("mr",), **options)
+        run(study, pet_path(bids), tmp_path, report=True, **options)
+        assert "skipped" not in capsys.readouterr().out
+        run(study, pet_path(bids), tmp_path, report=True, **options)
+        assert "skipped" in capsys.readouterr().out and ct.read_bytes() == before
+        next(tmp_path.glob("*_T1w.nii.gz")).unlink()
+        with pytest.raises(UserError, match="report.html.*with another target.*all targets"):
+            run(study, pet_path(bids), tmp_path, targets=("mr",), report=True, **options)
+
+    def test_two_targets_side_by_side(self, study, bids, tmp_path, monkeypatch):
+        """A second process begins and ends while the first one writes."""
+        real, asked = nifti.write_volume, []
+        options = dict(mode="onestep")
+
+        def meanwhile(path, *args, **keywords):
+            if not asked:
+                asked.append(path)
+                run(study, pet_path(bids), tmp_path, targets=("mr",), **options)
+                assert list(tmp_path.glob("*unfinished-ct.json"))
+            real(path, *args, **keywords)
+
+        monkeypatch.setattr(nifti, "write_volume", meanwhile)
+        run(study, pet_path(bids), tmp_path, targets=("ct",), **options)
+        assert len(list(tmp_path.glob("*.nii.gz"))) == 2
+        assert not list(tmp_path.glob("*unfinished*"))
+
     def test_a_damaged_result_is_not_taken_for_finished(self, study, bids, tmp_path):
         options = dict(targets=("ct",), mode="onestep")
         (path,) = run(study, pet_path(bids), tmp_path, **options)
@@ -356,6 +409,9 @@ class TestNothingIsLost:
         ({"mode": "mean", "samples": 1}, "mean of one"),
         ({"uncertainty": True, "samples": 1}, "at least two samples"),
         ({"samples": -1}, "positive"),
+        ({"steps": 1001}, "1001 sampling steps: give 1 to 1000"),
+        ({"seed": 2**32}, "seed 4294967296: out of range"),
+        ({"seed": -1}, "seed -1: out of range"),
         ({"targets": ("flair",)}, "makes: ct, mr"),
     ],
 )

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
+from cldm_jax.data import audit, bids
 from cldm_jax.data.nifti import read_volume, write_volume
 from cldm_jax.errors import UserError
 from cldm_jax.files import read_json, sha256_file
@@ -203,6 +204,22 @@ def test_adversarial_twins_stay_together(tmp_path):
     assert sha256_file(tmp_path / "c" / one["ct"]) != sha256_file(tmp_path / "c" / two["ct"])
     with pytest.raises(UserError, match="odd"):
         cohort.plan_cohort(small(mode="adversarial", n_subjects=3))
+
+
+@pytest.mark.parametrize("mode", cohort.MODES)
+def test_what_a_mode_makes_can_be_prepared(tmp_path, mode):
+    """No image twice that the audit refuses, though twins share their PET."""
+    simulate.run(small(mode=mode, n_subjects=2), str(tmp_path))
+    people = bids.find_cohort(tmp_path / "manifest.csv").subjects
+    pixels = {
+        s.id: {n: audit.pixel_digest(read_volume(path)) for n, path in s.files.items()}
+        for s in people
+    }
+    assert len(people) >= 2 and all(len(p) > 1 for p in pixels.values())
+    assert [f for f in audit.audit_cohort(people, pixels, "default") if f.severity == "error"] == []
+    again = {**pixels, people[1].id: pixels[people[0].id]}  # one scan under two names
+    doubled = audit.audit_cohort(people, again, "default")
+    assert any("the same image as" in f.reason for f in doubled)
 
 
 def labelled(heads, **changes):

@@ -171,21 +171,33 @@ def check_field_of_view(
     return notes
 
 
+def _may_share(subject, owner, name: str, pixels) -> bool:
+    """Whether two people of a manifest may have one image `name`: of one group, and not all alike."""
+    if subject is owner or subject.group != owner.group:
+        return False
+    if name not in intensity.SOURCES:
+        return True
+    a, b = (
+        {digest for n, digest in pixels[s.id].items() if n not in intensity.SOURCES}
+        for s in (subject, owner)
+    )
+    return bool(a and b) and not a & b
+
+
 def audit_cohort(
     subjects: list[bids.Subject], pixels: dict[str, dict[str, str]], split_mode: str
 ) -> list[Finding]:
     """Findings between subjects. `pixels[subject id][volume]` are `pixel_digest`s.
 
     The same image twice, whatever the file is called or how it was compressed, but for several PETs of
-    one person (group) with the same target; and, where splits are given, people in two of them and
-    people in none.
+    one person (group) with the same target, and several targets with the same PET; and, where splits are
+    given, people in two of them and people in none.
     """
     findings, seen = [], {}
     for subject in subjects:
         for name, digest in pixels.get(subject.id, {}).items():
             owner, own = seen.get(digest, (None, ""))
-            shared = name == own not in intensity.SOURCES and subject.group == owner.group
-            if owner and not shared:
+            if owner and not (name == own and _may_share(subject, owner, name, pixels)):
                 reason = f"the same image as {owner.id} {own}"
                 remedy = "Remove one; the same scan in two splits would leak"
                 what = str(subject.files[name])

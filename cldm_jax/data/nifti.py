@@ -331,11 +331,10 @@ def _read_voxels(path, stream, header, shape, file_size: int | None) -> np.ndarr
     if slope is None or (slope == 1 and inter == 0):
         with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf and is refused below
             return raw.astype(np.float32, copy=False)
-    wide = np.float64 if dtype.itemsize > 2 else np.float32
     scaled = np.empty(shape, np.float32, order="F")
     with np.errstate(over="ignore"):
         for z in range(shape[2]):  # slice by slice: three whole copies would not fit the bound
-            scaled[:, :, z] = raw[:, :, z].astype(wide) * wide(slope) + wide(inter)
+            scaled[:, :, z] = raw[:, :, z].astype(np.float64) * slope + inter  # as nibabel does
     return scaled
 
 

@@ -7,8 +7,7 @@ its latents. Each is kept, and made once.
 import pathlib
 
 from cldm_jax.data.shards import Prepared
-from cldm_jax.jobs import encode, prepare, simulate, train
-from cldm_jax.methods.registry import make_method
+from cldm_jax.jobs import dry_run, encode, prepare, simulate, train
 from cldm_jax.runs import inputs, record
 from cldm_jax.runs.latents import needed_modalities
 from cldm_jax.runtime import processes
@@ -60,8 +59,7 @@ def autoencoder(config) -> None:
     with recipe.unlocked():
         for field in ("prepared", "root", "simulate", "prepare"):  # the same people
             recipe.data[field] = config.data[field]
-    model = {"autoencoder": recipe.recipe.model.to_dict()}
-    make_method(config.method, **model, **inputs.method_recipe(config))  # refused now or never
+    dry_run.example(config)  # what its networks cannot be is refused now or never
     train.run(recipe, str(workdir))
 
 

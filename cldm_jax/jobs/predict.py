@@ -144,12 +144,26 @@ def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool
 
 
 def _is_done(request: Request, model: Model, names, input_sha256: str) -> bool:
-    """Whether all outputs are there, of this input, model and settings. UserError where others are."""
-    present = [p for p in names.all(request.report) if p.exists()]
-    if request.overwrite or not present or names.partial().exists():
+    """Whether all outputs are there, of this input, model and settings. UserError where others are, or
+    where making what lacks would take a target out of a file that has more.
+    """
+    if request.overwrite or any(p.exists() for p in names.partial()):
         return False
-    if names.is_whole(sidecars.run_key(request, model, input_sha256), request.report):
+    key, remedy = (
+        sidecars.run_key(request, model, input_sha256),
+        "Give --overwrite, or another folder",
+    )
+    present = [p for p in names.all(request.report) if p.exists()]
+    own = [p for p in names.everything() if names.is_own(p, key)]
+    strange = names.of_others(key) or [p for p in names.data() if p.exists() and p not in own]
+    if strange or (present and not own):
+        reason = "exists already, of another input, model or setting, or changed since"
+        raise UserError((strange or present)[0], reason, remedy)
+    if len(present) == len(names.all(request.report)):
         print(f"{names.found.name}: done before, skipped", flush=True)
         return True
-    reason = "exists already, of another input, model or setting"
-    raise UserError(present[0], reason, "Give --overwrite, or another output folder")
+    shared = [p for p in (names.regions(), names.report()) if p in present]
+    if shared and any(p not in names.data() for p in own):
+        reason = "exists already, with another target in it"
+        raise UserError(shared[0], reason, f"Ask for all targets at once. {remedy}")
+    return False

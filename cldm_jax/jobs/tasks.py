@@ -100,10 +100,9 @@ def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
             raise UserError(f"config.modes={mode}", "no such read-out", f"Known: {known}")
     scorer = Scorer(config, prepared, names, reads=shared_source(runs))
     rows = scorer.source(1)
-    images = {REAL: scorer.real, AGAIN: references.reacquired(prepared, rows, names)}
+    images = {REAL: scorer.real, AGAIN: references.reacquired(prepared, rows, names)[0]}
     if references.has_floor(prepared, names):
         images[FLOOR] = references.population_mean(prepared, rows, names)
-    images = {name: found for name, found in images.items() if found is not None}
     sources = {k: scorer.source(k) for k in {e.first.config["data"]["context"] for e in entrants}}
     return Opened(scorer, entrants, {}, sources, images), uses
 
@@ -206,6 +205,7 @@ def _judge(opened: Opened, use: Use, start, case: Case, images, subject: int, co
         return {}, [("the real image, so the person is left out", str(error))]
     z = opened.scorer.keys["slice"][own]
     asked = {(REFERENCE, n): opened.images[n][own] for n in use.images if n in opened.images}
+    asked = {k: v for k, v in asked.items() if not np.isnan(v).any()}  # of targets that have it
     nothing = dict.fromkeys(use.measures, np.nan), None
     found, failed = {}, []
     for key, image in {**images, **asked}.items():
@@ -277,9 +277,9 @@ def _tests(opened: Opened, use: Use, rows) -> list[dict]:
         modes = [m for m in words(config.modes) or known if m in known]
         if modes:
             firsts.setdefault(name, f"{name}:{modes[0]}")
-    main = main_methods(opened.entrants, (use.target,))
+    main = main_methods(opened.entrants, (use.target,)).get(use.target)
     pairs = [(a, f"{REFERENCE}:{b}") for a in firsts.values() for b in use.rivals]
-    pairs += [(firsts[a], firsts[b]) for a in main & {*firsts} for b in firsts if b not in main]
+    pairs += [(firsts[main], firsts[b]) for b in firsts if main in firsts and b != main]
     pairs = [p for p in pairs if there.issuperset(p)]
     return aggregate.paired_tests(
         aggregate.average_seeds(rows), pairs, metrics=(next(iter(use.measures)),), seed=config.seed

@@ -70,6 +70,9 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
         known = ", ".join(READINGS)
         raise ValueError(f"unknown conditioning {d['conditioning']!r}; known: {known}")
     READINGS[d["conditioning"]].check(d)
+    if not 1 <= s["num_sampling_steps"] <= d["num_timesteps"]:
+        steps, most = s["num_sampling_steps"], d["num_timesteps"]
+        raise ValueError(f"{steps} sampling steps: give 1 to {most}, the steps of the diffusion")
     young_at = d.get("young_at", 0.0)  # runs of before do not name it
     if not 0 <= young_at < 1:
         raise ValueError(f"young_at {young_at:g} is no share of training below 1")

@@ -15,17 +15,27 @@ MIN_TILES = 8  # 4x4 tiles of the batch: below, transforming weights costs more 
 
 
 def conv2d(x, kernel, bias, stride: int = 1):
-    """Same-padded convolution plus bias. x [B, H, W, C], kernel [k, k, C, K] -> [B, H/s, W/s, K]."""
+    """Same-padded convolution plus bias. x [B, H, W, C], kernel [k, k, C, K] of its type, bias [K]
+    float32 -> [B, H/s, W/s, K].
+    """
     size = kernel.shape[0]
     if size == 1 and stride == 1:  # a matrix product: XLA's CPU convolution is slower
-        return x @ kernel[0, 0] + bias[None, None, None]
+        return add_bias(x @ kernel[0, 0], bias)
     tiles = x.shape[0] * -(-x.shape[1] // 4) * -(-x.shape[2] // 4)
     if size == 3 and stride == 1 and tiles >= MIN_TILES and _is_native(kernel.shape, x.dtype):
         return _winograd(x, kernel, bias)
     y = jax.lax.conv_general_dilated(
         x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
-    return y + bias[None, None, None]
+    return add_bias(y, bias)
+
+
+def add_bias(y, bias):
+    """y [..., K] + bias [K] float32, in the type of y. In float32 meanwhile: the gradient of what is
+    broadcast is a sum over all pixels, and one in bfloat16 stops growing at 256 times its terms.
+    """
+    bias = bias.reshape((1,) * (y.ndim - 1) + (-1,))
+    return (y.astype(jnp.float32) + bias).astype(y.dtype)
 
 
 def conv2d_prepared(x, weights, bias):

@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cldm_jax.models.conv import conv2d, conv2d_prepared
+from cldm_jax.models.conv import add_bias, conv2d, conv2d_prepared
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
@@ -30,7 +30,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x):
         k = self.kernel_size
-        bias = self.param("bias", nn.initializers.zeros, (self.features,)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (self.features,))
         x = x.astype(self.dtype)
         kernel = self.param("kernel", KERNEL_INIT, (k, k, x.shape[-1], self.features))
         # See prepare_params, which knows neither the stride nor the dtype of the computation.
@@ -50,8 +50,7 @@ class Dense(nn.Module):
     def __call__(self, x):
         kernel = self.param("kernel", KERNEL_INIT, (x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = x.astype(self.dtype) @ kernel.astype(self.dtype)
-        return y + bias.astype(self.dtype).reshape((1,) * (y.ndim - 1) + (-1,))
+        return add_bias(x.astype(self.dtype) @ kernel.astype(self.dtype), bias)
 
 
 class GroupNorm(nn.Module):
@@ -110,8 +109,9 @@ class ResBlock(nn.Module):
         h = GroupNorm(self.groups, activate=False, name="norm2")(h)
         if emb is not None:
             film = Dense(2 * self.features, dtype=self.dtype, name="film_zero")(emb)
-            scale, shift = jnp.split(film[:, None, None], 2, axis=-1)
-            h = h * (1 + scale) + shift
+            # In float32 for the reason of `add_bias`.
+            scale, shift = jnp.split(film[:, None, None].astype(jnp.float32), 2, axis=-1)
+            h = (h.astype(jnp.float32) * (1 + scale) + shift).astype(h.dtype)
         h = Conv(self.features, dtype=self.dtype, name="conv2_zero")(jax.nn.silu(h))
         if x.shape[-1] != self.features:
             x = Conv(self.features, 1, dtype=self.dtype, name="skip")(x)
@@ -174,6 +174,8 @@ def depth_to_space(x, block: int):
 
 def timestep_embedding(t, channels: int):
     """Sinusoidal embedding of a step index (Vaswani 2017; DDPM). t [B] -> [B, channels]."""
+    if channels < 2:
+        raise ValueError(f"base_channels {channels}: the embedding of the step needs 2 or more")
     half = channels // 2
     freqs = jnp.exp(-math.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
     angles = t.astype(jnp.float32)[:, None] * freqs[None]

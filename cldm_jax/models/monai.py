@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from cldm_jax.models.conv import add_bias
 from cldm_jax.models.layers import (
     KERNEL_INIT,
     Conv,
@@ -54,12 +55,12 @@ class CentredDownsample(nn.Module):
     def __call__(self, x):
         c = x.shape[-1]
         kernel = self.param("kernel", KERNEL_INIT, (3, 3, c, c)).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (c,)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (c,))
         x = x.astype(self.dtype)
         y = jax.lax.conv_general_dilated(
             x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
         )
-        return y + bias[None, None, None]
+        return add_bias(y, bias)
 
 
 class TimeResBlock(nn.Module):
@@ -77,7 +78,8 @@ class TimeResBlock(nn.Module):
         h = GroupNorm(self.groups, name="norm1")(x)
         h = Conv(self.features, dtype=self.dtype, name="conv1")(h)
         shift = Dense(self.features, dtype=self.dtype, name="time_emb_proj")(emb)
-        h = GroupNorm(self.groups, name="norm2")(h + shift[:, None, None])
+        shifted = h.astype(jnp.float32) + shift[:, None, None].astype(jnp.float32)  # see `add_bias`
+        h = GroupNorm(self.groups, name="norm2")(shifted.astype(h.dtype))
         h = Conv(self.features, dtype=self.dtype, name="conv2_zero")(h)
         if x.shape[-1] != self.features:
             x = Conv(self.features, 1, dtype=self.dtype, name="skip_connection")(x)

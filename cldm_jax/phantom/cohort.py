@@ -34,6 +34,8 @@ def check(config) -> None:
     draws.check(config.randomised.to_dict())
     share, pets = config.randomised_share, config.pets_per_person
     require(0 <= share <= 1, "randomised_share", "is no share", "Give a number from 0 to 1")
+    is_moved = config.mode == "randomised" and not config.vary_first
+    require(not is_moved, "vary_first", "is for modes that do not move everybody", "Leave it True")
     require(pets >= 1, "pets_per_person", "is below 1", "Use 1 or more")
     require(
         pets == 1 or config.mode == "randomised",
@@ -112,7 +114,7 @@ def plan_cohort(config) -> list[Plan]:
             )
         if config.nac:
             modalities = ("pet", "nac", *modalities[1:])
-        if config.reacquire:
+        if config.reacquire and config.mode != "easy":  # without noise it would be the same image
             again = (m for m in modalities if m in ("ct", "mr") and m not in canonical)
             modalities += tuple(f"{m}_reacq" for m in again)
         for twin in range(n_twins):

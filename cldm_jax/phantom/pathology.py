@@ -86,7 +86,9 @@ def _squared(grid: Grid, centre, radii) -> np.ndarray:
 
 
 def _hypometabolism(rng, labels, fine: Grid, grid: Grid, record) -> np.ndarray:
-    """Smooth 15-40 % loss of grey-matter uptake: a lobar pattern or one focus of 12-20 mm."""
+    """Smooth loss of grey-matter uptake: one focus of 12-20 mm with 15-40 % at its peak, or a lobar
+    pattern with that times the side's weight.
+    """
     kind = str(rng.choice(["alzheimer", "frontotemporal", "focal"]))
     depth = float(rng.uniform(0.15, 0.40))
     found = {"kind": "hypometabolism", "pattern": kind, "code": LESION_HYPO, "depth": depth}

@@ -62,8 +62,8 @@ def make(disease: Disease, hu: np.ndarray, out: Grid, factor: tuple[int, int, in
     for name, members in GROUPS.items():
         mask = np.isin(codes, members)
         if name != "tumour" or mask.any():
-            # a block has at most 64 voxels, so uint8 sums cannot wrap
-            shares[name] = block_sum(mask.view(np.uint8), block) / np.float32(np.prod(block))
+            counted = mask.view(np.uint8) if np.prod(block) < 256 else mask.astype(np.uint16)
+            shares[name] = block_sum(counted, block) / np.float32(np.prod(block))
     water = np.minimum(hu, hu[tissue.MUSCLE])
     hypo = disease.hypo
     return Scene(

@@ -10,6 +10,7 @@ def check(config, prepared: Prepared) -> None:
     check_size(config, prepared.index.grid.size)
     _check_codes(config, prepared.index)
     _check_source(config)
+    _check_loss(config)
     if "autoencoder" in config and config.autoencoder.scale_factor < 0:
         what = f"config.autoencoder.scale_factor={config.autoencoder.scale_factor:g}"
         raise UserError(what, "negative", "Give MONAI's scale_factor, or 0 for none.")
@@ -32,24 +33,28 @@ def check_size(config, size) -> None:
 
 
 def _check_codes(config, index: Index) -> None:
-    """UserError where a class code that MONAI's U-Net is asked for has no row in its embedding: JAX would
-    take the last one without a word.
+    """UserError where a class code that the network is asked for has no row in its embedding: the answer
+    would be NaN, or that of the last row.
     """
     recipe = config.recipe.to_dict()
-    rows = recipe.get("model", {}).get("num_class_embeds")
-    if rows is None:
+    model = recipe.get("model") or recipe["generator"]
+    setting = next((s for s in ("num_class_embeds", "num_classes") if s in model), None)
+    if setting is None:
         return
+    rows = model[setting]
     asked = {name: index.code(name) for name in config.data.targets}
     if rows == 0 and len(asked) > 1:
         reason = f"cannot tell {' from '.join(asked)} without class embeddings"
         raise UserError("num_class_embeds=0", reason, "Give one of them as config.data.targets.")
-    diffusion, scale = recipe["diffusion"], recipe["sampling"]["guidance_scale"]
-    if diffusion["class_dropout_prob"] > 0 or scale != 1.0:
+    diffusion = recipe.get("diffusion")
+    if diffusion and (
+        diffusion["class_dropout_prob"] > 0 or recipe["sampling"]["guidance_scale"] != 1.0
+    ):
         asked["no class (null_code)"] = diffusion["null_code"]
     missing = [f"{name}: {code}" for name, code in asked.items() if code >= rows > 0]
     if missing:
         raise UserError(
-            f"num_class_embeds={rows}",
+            f"{setting}={rows}",
             f"has no row for the class code of {', '.join(missing)}",
             "Give as many as the highest code and one; for no class, class_dropout_prob=0 will do.",
         )
@@ -68,6 +73,15 @@ def _check_source(config) -> None:
         what = f"config.data.source_kind={kind}, config.recipe.diffusion.source_encoding={encoding}"
         reason = "one is of latents, the other of pixels"
         raise UserError(what, reason, "Give latent for both, or image and s2d.")
+
+
+def _check_loss(config) -> None:
+    """UserError where the loss of another target is weighted as if it were that of x0."""
+    diffusion = config.recipe.to_dict().get("diffusion")
+    if diffusion is None or diffusion["target"] == "x0" or not diffusion["noise_weight_power"]:
+        return
+    what = f"config.recipe.diffusion.noise_weight_power={diffusion['noise_weight_power']:g}"
+    raise UserError(what, f"is for target x0, and target is {diffusion['target']}", "Give 0.0.")
 
 
 def _multiple(model: dict) -> int:

@@ -56,6 +56,8 @@ ADDED = {
         "recipe.model.linear": False,
         "recipe.model.lapped": False,
         "recipe.diffusion.noise_weight_power": 0.0,
+        "recipe.diffusion.young_at": 0.0,
+        "recipe.sampling.autoguidance_scale": 1.0,
         "autoencoder.scale_factor": 0.0,
         "init.weights": "",
         "init.key": "",

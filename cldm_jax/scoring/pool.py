@@ -39,7 +39,7 @@ def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: 
         flat,
         _costs(summaries, chosen),
         chosen,
-        {aggregate.base_name(t.a.split(":")[0]) for s in summaries for t in s.tests},
+        {t.target: aggregate.base_name(t.a.split(":")[0]) for s in summaries for t in s.tests},
         seed=seed,
         protocol=summaries[0].protocol,
         data=_data(summaries),

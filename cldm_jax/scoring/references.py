@@ -24,11 +24,10 @@ def add(scorer, runs, rows: SliceSource) -> None:
         if linear is not None:
             images[f"linear_ceiling{whose}"] = linear
         images[f"ae_ceiling{whose}"] = autoencoded(r, rows, batch_size)
-    again = reacquired(prepared, rows, scorer.names)
-    if again is not None:
-        images["reacquired_ceiling"] = again
     for name, value in images.items():
         scorer.add(REFERENCE, name, value)
+    again, targets = reacquired(prepared, rows, scorer.names)
+    scorer.add(REFERENCE, "reacquired_ceiling", again, targets)
 
 
 def depth_below_vertex_mm(prepared: Prepared, subject: int, z) -> np.ndarray:
@@ -82,16 +81,24 @@ def _mean_by_depth(prepared: Prepared, name: str) -> tuple[np.ndarray, np.ndarra
     return np.array(bins) * spacing, images
 
 
-def reacquired(prepared: Prepared, source: SliceSource, names: dict[int, str]) -> np.ndarray | None:
-    """Ceiling: the same anatomy scanned again. None where the cohort holds no second acquisition."""
+def reacquired(
+    prepared: Prepared, source: SliceSource, names: dict[int, str]
+) -> tuple[np.ndarray, list[str]]:
+    """Ceiling: (the same anatomy scanned again, the targets it is there for). A target of which somebody
+    has no second acquisition is NaN.
+    """
     keys = source.keys
-    out = []
-    for subject, z, code in zip(keys["subject"], keys["slice"], keys["label"], strict=True):
-        name = f"{names[int(code)]}_reacq"
-        if not prepared.has(int(subject), name):
-            return None
-        out.append(prepared.read_slice(int(subject), name, int(z)))
-    return np.stack(out)
+    people, label = keys["subject"], keys["label"]
+    held = {
+        code: target
+        for code, target in names.items()
+        if all(prepared.has(int(s), f"{target}_reacq") for s in set(people[label == code]))
+    }
+    out = np.full((len(label), *prepared.index.grid.size), np.nan, np.float32)
+    for i in np.flatnonzero(np.isin(label, list(held))):
+        name = f"{held[int(label[i])]}_reacq"
+        out[i] = prepared.read_slice(int(people[i]), name, int(keys["slice"][i]))
+    return out, list(held.values())
 
 
 def sources(source: SliceSource, batch_size: int) -> np.ndarray:

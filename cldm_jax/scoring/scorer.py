@@ -181,7 +181,7 @@ def is_cldm(entrant: Entrant) -> bool:
     return config["method"] == "ldm" and min(config["recipe"]["diffusion"]["onestep_share"]) < 1
 
 
-def main_methods(entrants, targets) -> set[str]:
-    """Base names of what the tests hold against all others: of each target, the first CLDM making it."""
+def main_methods(entrants, targets) -> dict[str, str]:
+    """{target: base name of what the tests hold against all others: the first CLDM making it}."""
     first = {t: e.name for t in targets for e in reversed(entrants) if is_cldm(e) and t in e.runs}
-    return {aggregate.base_name(name) for name in first.values()}
+    return {target: aggregate.base_name(name) for target, name in first.items()}

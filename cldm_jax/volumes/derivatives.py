@@ -18,7 +18,9 @@ def write(names: Names, request, model, answer) -> None:
     pet = answer.looked.pet
     about, common = describe(request, model, answer)
     _sweep(names)
-    files.write_json(names.partial(), {"RunKey": common["RunKey"]})
+    for path in names.partial():
+        files.write_json(path, {"RunKey": common["RunKey"]})
+    replaced = names.of_others(common["RunKey"])
     _describe_dataset(names.out)
     sidecars = {}
     for (target, kind), facts in about.items():
@@ -47,14 +49,28 @@ def write(names: Names, request, model, answer) -> None:
     if request.report:
         people = model.run.calibration.people if is_calibrated(model) else 0
         _write_page(names, answer, common, people)
+    _remove(names, replaced, request.report)
     for path, value in sidecars.items():
         files.write_json(path, value)
-    names.partial().unlink()
+    for path in names.partial():
+        path.unlink(missing_ok=True)
+
+
+def _remove(names: Names, replaced: list, with_report: bool) -> None:
+    """What another input, model or setting left under these names and is not written again: beside the
+    new files it would pass for theirs.
+    """
+    for made in replaced:
+        if made not in names.data():
+            made.unlink(missing_ok=True)
+            sidecar(made).unlink(missing_ok=True)
+    if replaced and not with_report:
+        names.report().unlink(missing_ok=True)
 
 
 def _sweep(names: Names) -> None:
     """Removes what a killed process left of these files: see `files.atomic_path` for the name."""
-    for path in (*names.all(with_report=True), names.partial()):
+    for path in (*names.all(with_report=True), *names.partial()):
         for left in path.parent.glob(f".tmp-*-{path.name}"):
             number = left.name.removeprefix(".tmp-").removesuffix(f"-{path.name}")
             if number.isdecimal() and not _is_running(int(number)):

@@ -1,4 +1,4 @@
-"""Where the files of a prediction lie: BIDS-derivative names, and whether all of them are whole."""
+"""Where the files of a prediction lie: BIDS-derivative names, and whose those that lie there are."""
 
 import pathlib
 
@@ -7,6 +7,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.volumes.synthesis import CALIBRATED
 
 SUFFIX = {"ct": ("ct", "ct"), "mr": ("anat", "T1w")}  # BIDS folder of a dataset, suffix
+KINDS = ("synth", "synthsd")
 
 
 class Names:
@@ -49,28 +50,40 @@ class Names:
     def report(self) -> pathlib.Path:
         return self.out / self.found.folder / f"{self.found.name}_desc-synth_report.html"
 
-    def partial(self) -> pathlib.Path:
-        """There while the files are being written: what lies beside it may be overwritten."""
-        return self.out / self.found.folder / f"{self.found.name}_desc-synth_unfinished.json"
+    def partial(self) -> list[pathlib.Path]:
+        """There while the files are being written, one for each target, since two targets may be made
+        side by side: what lies beside it may be overwritten.
+        """
+        folder, start = self.out / self.found.folder, f"{self.found.name}_desc-synth_unfinished"
+        return [folder / f"{start}-{target}.json" for target in self.targets]
 
     def all(self, with_report: bool) -> list[pathlib.Path]:
         paths = [p for made in self.data() for p in (made, sidecar(made))]
         return [*paths, self.report()] if with_report else paths
 
-    def is_whole(self, key: str, with_report: bool) -> bool:
-        """Every file is there, of the run `key`, and the data are the bytes that were written."""
-        if not all(p.is_file() for p in self.all(with_report)):
-            return False
-        for made in self.data():
-            try:
-                found = files.read_json(sidecar(made))
-            except (ValueError, RecursionError):
-                return False
-            if not isinstance(found, dict) or found.get("RunKey") != key:
-                return False
-            if found.get("SHA256") != files.sha256_file(made):
-                return False
-        return True
+    def everything(self) -> list[pathlib.Path]:
+        """Data that any request about an input of this name would write here."""
+        return [*(self.image(t, kind) for t in SUFFIX for kind in KINDS), self.regions()]
+
+    def of_others(self, key: str) -> list[pathlib.Path]:
+        """Data here whose sidecars name another run than `key`: another input, model or setting."""
+        runs = {made: _facts(made).get("RunKey", key) for made in self.everything()}
+        return [made for made, run in runs.items() if run != key]
+
+    def is_own(self, made: pathlib.Path, key: str) -> bool:
+        """Whether it is there, of the run `key`, and the bytes that were written."""
+        found = _facts(made)
+        is_named = made.is_file() and found.get("RunKey") == key
+        return is_named and found.get("SHA256") == files.sha256_file(made)
+
+
+def _facts(made: pathlib.Path) -> dict:
+    """Its sidecar; {} where there is none that can be read."""
+    try:
+        found = files.read_json(sidecar(made))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def sidecar(made: pathlib.Path) -> pathlib.Path:
@@ -83,4 +96,4 @@ def is_calibrated(model) -> bool:
 
 
 def kinds(model) -> tuple[str, ...]:
-    return ("synth", "synthsd") if model.sd_mode else ("synth",)
+    return KINDS if model.sd_mode else KINDS[:1]

@@ -87,6 +87,8 @@ def open_model(request: Request) -> Model:
     if request.samples < 0 or request.steps < 0 or request.batch_size < 0:
         given = f"samples {request.samples}, steps {request.steps}, batch size {request.batch_size}"
         raise UserError("samples, steps, batch size", given, "Give positive numbers")
+    if not 0 <= request.seed < 2**32:  # JAX takes the last 32 bits
+        raise UserError(f"seed {request.seed}", "out of range", f"Give 0 to {2**32 - 1}")
     if not 0 <= request.sharpness < math.inf:
         given = f"sharpness {request.sharpness}"
         raise UserError(given, "out of range", "Give 0 (the point image) or more; 1 is a sample's")

@@ -66,7 +66,8 @@ class Synthesis(dict):
         request, model, answer, found = self._made
         found = found._replace(name=name or found.name)
         names = Names(os.path.expanduser(folder), found, model)
-        there = [path for path in names.all(report) if path.exists()]
+        key = sidecars.run_key(request, model, answer.looked.pet.sha256)
+        there = [path for path in names.all(report) if path.exists()] or names.of_others(key)
         if there and not overwrite:
             raise UserError(there[0], "exists already", "Say overwrite=True, or give another name")
         derivatives.write(names, request._replace(report=report), model, answer)

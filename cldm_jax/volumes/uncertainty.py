@@ -14,7 +14,7 @@ from cldm_jax.runs.stored import Run
 COLUMNS = {
     "region": "what is asked, see Regions",
     "slab": "1 at the base of the brain in the PET, upwards",
-    "from_mm": "lower edge, z of the grid in mm",
+    "from_mm": "lower edge, world z in mm where the slab's middle is",
     "to_mm": "upper edge",
     "value": "mean over the ensemble, less its bias in the validation people",
     "low": "lower bound of the 90 % interval",
@@ -76,13 +76,23 @@ def measure(
             name: tuple(np.concatenate([s[name][j] for s in member_sums], -1) for j in (0, 1))
             for name in member_sums[0]
         }
-        heights = source.affine[2, 3] + source.affine[2, 2] * source.picks[used]
+        heights = _heights(source.affine, frame.brain, source.picks[used], stride)
         tables[target] = _table(joined, frame, calibrated.regions, target, spec, heights)
     return Uncertainty(np.concatenate(sds), tables)
 
 
+def _heights(affine, brain, picks, stride: int) -> np.ndarray:
+    """World z of slices `picks`, `stride` apart, [Z, 2] mm: lower and upper face, where the axis through
+    the middle of the brain [Z, H, W] meets them. In a tilted PET a slice has no one height.
+    """
+    _, row, column = np.nonzero(brain)
+    across = affine[2, :2] @ (column.mean(), row.mean()) if len(row) else 0.0
+    middle = affine[2, 3] + across + affine[2, 2] * picks
+    return middle[:, None] + affine[2, 2] * stride / 2 * np.array([-1, 1])
+
+
 def _table(sums, frame, rules, target: str, spec, heights) -> list[dict]:
-    """One row for every region and slab. heights [Z]: world z of the slices, mm."""
+    """One row for every region and slab. heights: of `_heights`."""
     parts = regions.slabs(frame.brain)
     units = intensity.MODALITIES[spec.modality].units
     rows = []
@@ -92,13 +102,12 @@ def _table(sums, frame, rules, target: str, spec, heights) -> list[dict]:
             found = [np.maximum(v, 0) for v in found]
         value, low, high = found
         for number, part in enumerate(parts):
-            edges = sorted(heights[part[[0, -1]]])
             rows.append(
                 {
                     "region": name,
                     "slab": number + 1,
-                    "from_mm": edges[0] - frame.height_mm / 2,
-                    "to_mm": edges[1] + frame.height_mm / 2,
+                    "from_mm": heights[part].min(),
+                    "to_mm": heights[part].max(),
                     "value": value[number],
                     "low": low[number],
                     "high": high[number],
