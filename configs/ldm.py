@@ -13,6 +13,7 @@ Overrides people want:
                                  --config.recipe.diffusion.onestep_share='(0.0, 0.0)'
                                  --config.recipe.diffusion.noisy_weight_power=0.0
                                  --config.recipe.diffusion.noise_weight_power=0.0
+                                 --config.recipe.sampling.autoguidance_scale=1.0
                                  --config.autoencoder.train.recipe.patch_skip=False
   noise the source, then denoise the above, and --config.recipe.diffusion.conditioning=sdedit
                                  --config.data.targets="('pet','ct','mr')"
@@ -77,10 +78,9 @@ def get_config(preset: str = "a6000"):
             # The network tells mean and variance of every latent, for target x0: clean where it is sure
             "gaussian_denoiser": True,
             "class_dropout_prob": 0.1,  # of the noisy rows, for guidance
-            # Share of each batch at t = T with zero input (the one-step read-out): all of it first, so
-            # that the mean is learnt cheaply, half of it in the end; linear between these shares of
-            # training, at once where they are one.
-            "onestep_share": (1.0, 0.5),
+            # Share of each batch at t = T with zero input (the one-step read-out), first and last; linear
+            # between these shares of training, at once where they are one.
+            "onestep_share": (0.5, 0.5),
             "onestep_ramp": (0.5, 0.5),
             "onestep_weight_power": 2.0,  # loss weight std^p per latent channel: 2 = image-space error
             "noisy_weight_power": 2.0,
@@ -90,7 +90,7 @@ def get_config(preset: str = "a6000"):
             "min_snr_gamma": 0.0,  # 0 = off
             "bridge_variance": 1.0,
             # Share of training at which the average is kept as the younger self; 0: none is
-            "young_at": 0.0,
+            "young_at": 0.22,
             "source_code": 0,  # PET
             "null_code": ae.NUM_CLASSES - 1,
         },
@@ -112,7 +112,7 @@ def sampling(preset: str) -> dict:
         "eta": 0.0,
         "guidance_scale": 1.0,  # more lowers PSNR
         # w of ẑ0_young + w (ẑ0 - ẑ0_young): more is sharper and farther; 1 = off, 2 evaluations else
-        "autoguidance_scale": 1.0,
+        "autoguidance_scale": 1.5,
         "sdedit_strength": 0.6,  # t0 / T, for conditioning sdedit
         # SD in slices of the filter that correlates a patient's noise through plane; 0 = independent
         "noise_slices": 1.5,

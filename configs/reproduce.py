@@ -68,6 +68,7 @@ def trainings(preset: str) -> dict:
     regression.recipe.diffusion.onestep_share = (1.0, 1.0)
     regression.recipe.diffusion.gaussian_denoiser = False  # no noise, no variance
     regression.recipe.sampling.num_samples = ()
+    _without_guidance(regression)
     energy, gaussian = distributional.get_config(preset), distributional.get_config(preset)
     energy.name, gaussian.name = "energy-cells", "gaussian-cells"
     gaussian.recipe.loss = "gaussian"
@@ -77,6 +78,7 @@ def trainings(preset: str) -> dict:
     plain.recipe.diffusion.onestep_share = (0.0, 0.0)
     plain.recipe.diffusion.target, plain.recipe.diffusion.gaussian_denoiser = "v", False
     plain.recipe.diffusion.noisy_weight_power = plain.recipe.diffusion.noise_weight_power = 0.0
+    _without_guidance(plain)
     sdedit, bridge = _reading(preset, "sdedit"), _reading(preset, "bridge")
     sdedit.data.context, sdedit.data.targets = 1, ("pet", "ct", "mr")  # it never sees the source
     bridge.recipe.diffusion.noise_weight_power = 0.0  # has no sigma
@@ -111,4 +113,10 @@ def _reading(preset: str, name: str):
     c.recipe.diffusion.conditioning = name
     c.recipe.diffusion.source_encoding = "latent"
     c.recipe.diffusion.onestep_share = (0.0, 0.0)
+    _without_guidance(c)
     return c
+
+
+def _without_guidance(config) -> None:
+    """No younger self: the CLDM's own lever."""
+    config.recipe.diffusion.young_at, config.recipe.sampling.autoguidance_scale = 0.0, 1.0

@@ -70,7 +70,7 @@ def write_fold(folder, fold, chosen="mirror", methods=("ldm", "unet")):
         scores,
         costs,
         {"ct": {"ldm": chosen, "unet": "predict"} if len(methods) == 2 else {"ldm": chosen}},
-        ["ldm"],
+        {"ct": "ldm"},
         seed=0,
         protocol=PROTOCOLS["cldm"],
         data={

@@ -205,11 +205,17 @@ def test_a_step_before_the_samples_are_learnt_is_never_the_best(study):
     """The mean may be best before a noisy row was seen, and the samples are noise then."""
     state = types.SimpleNamespace(ema_params={"w": np.zeros(1)}, frozen={})
     config, manifest = study.config("ldm"), types.SimpleNamespace(best=None, step=0)
-    assert config.recipe.diffusion.onestep_ramp == (0.5, 0.5)
+    config.recipe.diffusion.onestep_share, ramp = (1.0, 0.5), config.recipe.diffusion.onestep_ramp
+    assert ramp == (0.5, 0.5) and config.recipe.diffusion.young_at == 0.22
     record.keep_best(config, study.root, manifest, 14, {"val/psnr_ct": 99.0}, state)
     assert manifest.best is None and record.first_whole_step(config) == 15
     assert files.read_json(study.ldm / "run.json")["best"]["step"] == 20
-    config.recipe.diffusion.onestep_share = (0.5, 0.5)  # from the start
+    config.recipe.diffusion.onestep_share = (
+        0.5,
+        0.5,
+    )  # from the start: its younger self must be kept
+    assert record.first_whole_step(config) == 5
+    config.recipe.diffusion.young_at = 0.0
     assert record.first_whole_step(config) == 0 == record.first_whole_step(study.config("unet"))
 
 

@@ -201,14 +201,14 @@ def make_manifest(config, workdir, inputs, state, resolved) -> Manifest:
 
 def first_whole_step(config) -> int:
     """The first step of training `config` that may be its best. A CLDM may learn its mean first and its
-    samples, from noisy rows, after it: half of those steps must be done.
+    samples, from noisy rows, after it: half of those steps must be done; and it needs its younger self.
     """
     diffusion = config.recipe.get("diffusion", {})
-    first, last = diffusion.get("onestep_share", (0, 0))
+    steps, (first, last) = config.train.num_train_steps, diffusion.get("onestep_share", (0, 0))
+    young = math.ceil(diffusion.get("young_at", 0) * steps)
     if last >= first:
-        return 0
-    begin = diffusion["onestep_ramp"][1]
-    return math.ceil((begin + 1) / 2 * config.train.num_train_steps)
+        return young
+    return max(young, math.ceil((diffusion["onestep_ramp"][1] + 1) / 2 * steps))
 
 
 def keep_best(config, workdir, manifest: Manifest, step: int, scalars: dict, state) -> None:
