@@ -55,8 +55,8 @@ def settings(path: pathlib.Path, preset: str, values: dict[str, object]) -> str:
             skipped.add(section)
             continue
         homes = (about[h] for h in (path.stem, *SHARED) if h in about)
-        leaf = name.rpartition(".")[2]
-        text = next((home[leaf] for home in homes if leaf in home), "")
+        ends = [name.split(".", i)[-1] for i in range(name.count(".") + 1)]  # a.b.c, b.c, c
+        text = next((home[end] for home in homes for end in ends if end in home), "")
         shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
         lines += _entry(f"--config.{name}={shown}", text)
     return "\n".join([*lines, ""])
@@ -70,7 +70,9 @@ def _elsewhere(name: str) -> tuple[str, str]:
 
 
 def comments(source: str) -> dict[str, str]:
-    """{name of a setting: the comment beside it, or above it, or ""} of a config file."""
+    """{name of a setting: the comment beside it, or above it, or ""} of a config file; of one in a
+    dictionary of a dictionary also by both names, "correction.nac".
+    """
     said, alone = {}, set()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
@@ -78,7 +80,12 @@ def comments(source: str) -> dict[str, str]:
             if not token.line[: token.start[1]].strip():
                 alone.add(token.start[0])
     found: dict[str, str] = {}
+    sections: dict[int, str] = {}  # of a dictionary inside another: its key there
     for node in ast.walk(ast.parse(source)):
+        section = sections.get(id(node), "")
+        if isinstance(node, ast.Dict):
+            pairs = zip(node.keys, node.values, strict=True)
+            sections |= {id(v): k.value for k, v in pairs if isinstance(k, ast.Constant)}
         for name, first, last in _named(node):
             beside = [said[n] for n in range(first, last + 1) if n in said]
             above, line = [], first - 1
@@ -86,7 +93,8 @@ def comments(source: str) -> dict[str, str]:
                 above.insert(0, said[line])
                 line -= 1
             text = " ".join(beside or above)
-            found[name] = found.get(name) or text
+            for known in (name, f"{section}.{name}") if section else (name,):
+                found[known] = found.get(known) or text
     return found
 
 

@@ -102,7 +102,8 @@ def optim(learning_rate: float, ema_decay: float) -> ml_collections.ConfigDict:
 def base(job: str, name: str, preset: str) -> ml_collections.ConfigDict:
     pick(preset, a6000=None)  # refuses an unknown preset
     c = ml_collections.ConfigDict()
-    c.job, c.name, c.preset = job, name, preset
+    c.job, c.preset = job, preset
+    c.name = name  # of the run, as reports call it
     c.seed = 0
     # CPU convolutions: "native" (compiled with the machine's C++ compiler on first use; without one, as
     # "xla") or "xla" (slower, the same to float rounding). No effect on a GPU.

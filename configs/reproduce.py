@@ -57,10 +57,12 @@ def get_config(preset: str = "a6000"):
 
 
 def trainings(preset: str) -> dict:
-    """Name in the table -> training. Rivals of the CLDM, then what separates its ingredients."""
+    """Name in the table -> training. Rivals of the CLDM, then what separates its ingredients: unet-cells
+    is the latent network itself, on pixels packed to the latent's grid.
+    """
     one_slice, cells = unet.get_config(preset), unet.get_config(preset)
     one_slice.name, one_slice.data.context = "unet-1slice", 1
-    cells.name = "unet-cells"  # the latent network itself, on pixels packed to the latent's grid
+    cells.name = "unet-cells"
     cells.recipe.model.unet = ldm.get_config(preset).recipe.model.unet
     cells.recipe.model.stem_block = common.pick(preset, tiny=2, quick=2, cpu=2, cpu1mm=4, a6000=4)
     regression = ldm.get_config(preset)

@@ -2,8 +2,8 @@
 
     .venv/bin/python -m cldm_jax.main --config=configs/unet.py:quick
 
-Same blocks as the latent network plus one level at full resolution (GroupNorm in place of the original
-BatchNorm). Hardware, time and scores: docs/results.md. a6000, multi: not measured.
+Same blocks as the latent network plus one or two levels of finer pixels (GroupNorm in place of the
+original BatchNorm). Hardware, time and scores: docs/results.md. a6000, multi: not measured.
 One slice of context: --config.data.context=1; one target: --config.data.targets="('ct',)"
 On the latent network's grid (space-to-depth cells): --config.recipe.model.stem_block=2
 """

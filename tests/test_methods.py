@@ -262,7 +262,8 @@ def test_every_reading_trains_and_predicts(reading):
         assert np.isfinite(float(metrics["loss"])) and int(new.step) == i + 1
     moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.params, new.params)
     assert max(jax.tree.leaves(moved)) > 0
-    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), state.frozen, new.frozen))
+    before, after = ({k: v for k, v in s.frozen.items() if k != "young"} for s in (state, new))
+    assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), before, after))
     assert ("onestep" in method.predict) == (READINGS[reading].get("onestep_share") is None)
     source = images()
     # Which read-out does not matter to a reading: one of each kind, all of the default's.

@@ -27,6 +27,7 @@ def get_config(preset):
     c.block = {
         "inner": 5,  # Hz
         "other": dict(deep=6),  # not inner's
+        "low": {"inner": 7},  # kHz
     }
     return dict(word=7)  # the end
 '''
@@ -48,6 +49,17 @@ def test_comments_beside_and_above():
     found = usage.comments(SOURCE)
     assert found["rate"] == "mm" and found["size"] == "Above, and on two lines."
     assert found["plain"] == "" and found["inner"] == "Hz" and found["other"] == "not inner's"
+    assert found["low.inner"] == "kHz"
+
+
+def test_a_setting_is_told_from_its_namesakes():
+    """`nac` is a setting of a cohort, and a share of its randomised corrections."""
+    about = ROOT / "configs" / "simulate.py"
+    said = usage.settings(about, "tiny", {"nac": False, "randomised.correction.nac": 0.15})
+    assert "image of the same counts" in said.split("randomised.correction")[0]
+    assert "no attenuation correction at all" in said.split("randomised.correction")[1]
+    said = usage.settings(ROOT / "configs" / "ldm.py", "tiny", {"name": "ldm"})
+    assert "of the run, as reports call it" in said
 
 
 def test_comments_name_every_word_that_a_setting_may_be():
