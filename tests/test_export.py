@@ -118,7 +118,7 @@ def test_sampling_can_be_replaced(study, models):
     sampling |= {"num_samples": [2], "num_sampling_steps": 2}
     for workdir in (study.ldm, models["ldm"]):
         run = stored.open_run(str(workdir), sampling)
-        assert "mean2" in run.method.predict and run.method.evaluations["mean2"] == 4
+        assert "mean2" in run.method.predict and run.method.evaluations["mean2"] == 8
 
 
 def test_steps_of_a_sample_are_handed_on(study, models, tmp_path):
@@ -130,7 +130,7 @@ def test_steps_of_a_sample_are_handed_on(study, models, tmp_path):
     made = stored.open_run(str(folder))
     for mode in ("onestep", "sample"):
         np.testing.assert_array_equal(images(made, mode, study), images(asked, mode, study))
-    assert files.read_json(folder / weights.CARD)["read_outs"]["sample"] == 2
+    assert files.read_json(folder / weights.CARD)["read_outs"]["sample"] == 4
     with pytest.raises(UserError, match="draws no samples"):
         exported(study.unet, tmp_path / "unet", steps=2)
 
@@ -189,7 +189,7 @@ def test_the_machines_kernels_leave_no_trace(study, models, tmp_path, monkeypatc
 def test_the_card_says_what_it_is(study, models):
     card = files.read_json(models["ldm"] / weights.CARD)
     assert card["intended_use"] == "Research use only, not for clinical use."
-    assert card["read_outs"] == {"onestep": 1, "mirror": 2, "sample": 4, "mean4": 16}
+    assert card["read_outs"] == {"onestep": 1, "mirror": 2, "sample": 8, "mean4": 32}
     path = models["ldm"] / weights.WEIGHTS
     facts = {"sha256": files.sha256_file(path), "bytes": path.stat().st_size}
     assert card["files"][weights.WEIGHTS] == facts and card["sha256"] == facts["sha256"]

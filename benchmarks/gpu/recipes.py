@@ -54,6 +54,7 @@ def own_ldm(sizes: Sizes, unet: str, batch: int, dtype: str = "bfloat16"):
     from configs import ldm
 
     c = ldm.get_config(sizes.preset)
+    c.recipe.diffusion.young_at, c.recipe.sampling.autoguidance_scale = 0.0, 1.0  # one network
     c.train.batch_size = batch
     c.autoencoder.train.recipe.model.dtype = dtype
     model = c.recipe.model.unet
