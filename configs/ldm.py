@@ -79,8 +79,9 @@ def get_config(preset: str = "a6000"):
             "gaussian_denoiser": True,
             "class_dropout_prob": 0.1,  # of the noisy rows, for guidance
             # Share of each batch at t = T with zero input (the one-step read-out), first and last; linear
-            # between these shares of training, at once where they are one.
-            "onestep_share": (0.5, 0.5),
+            # between these shares of training, at once where they are one. A short training learns the
+            # mean first, or it costs the mean 0.2 dB.
+            "onestep_share": common.pick(preset, quick=(1.0, 0.5), a6000=(0.5, 0.5)),
             "onestep_ramp": (0.5, 0.5),
             "onestep_weight_power": 2.0,  # loss weight std^p per latent channel: 2 = image-space error
             "noisy_weight_power": 2.0,
@@ -90,7 +91,7 @@ def get_config(preset: str = "a6000"):
             "min_snr_gamma": 0.0,  # 0 = off
             "bridge_variance": 1.0,
             # Share of training at which the average is kept as the younger self; 0: none is
-            "young_at": 0.22,
+            "young_at": common.pick(preset, quick=0.65, a6000=0.22),
             "source_code": 0,  # PET
             "null_code": ae.NUM_CLASSES - 1,
         },
@@ -112,7 +113,7 @@ def sampling(preset: str) -> dict:
         "eta": 0.0,
         "guidance_scale": 1.0,  # more lowers PSNR
         # w of ẑ0_young + w (ẑ0 - ẑ0_young): more is sharper and farther; 1 = off, 2 evaluations else
-        "autoguidance_scale": 1.5,
+        "autoguidance_scale": common.pick(preset, quick=2.0, a6000=1.5),
         "sdedit_strength": 0.6,  # t0 / T, for conditioning sdedit
         # SD in slices of the filter that correlates a patient's noise through plane; 0 = independent
         "noise_slices": 1.5,
