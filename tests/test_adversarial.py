@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cldm_jax.errors import UserError
 from cldm_jax.methods import adversarial
 from cldm_jax.methods.registry import make_method
 from cldm_jax.models.discriminator import PatchDiscriminator
@@ -174,5 +175,5 @@ def test_cyclegan_refuses_several_slices():
     recipe["optim"]["num_train_steps"] = 10
     method = make_method("cyclegan", **recipe)
     batch = {"source": np.zeros((1, 16, 16, 3), np.float32), "target": np.zeros((1, 16, 16, 1))}
-    with pytest.raises(ValueError, match="one source slice, got 3"):
+    with pytest.raises(UserError, match="one source slice, got 3"):
         method.init(jax.random.key(0), batch, {})
