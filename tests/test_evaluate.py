@@ -106,6 +106,8 @@ def test_a_target_without_a_second_acquisition_costs_the_other_nothing(study, mo
     is_ct = rows.keys["label"] == prepared.index.code("ct")
     assert targets == ["ct"] and np.isnan(fewer[~is_ct]).all()
     np.testing.assert_array_equal(fewer[is_ct], images[is_ct])
+    monkeypatch.setattr(prepared, "has", lambda s, name: False)
+    assert references.reacquired(prepared, rows, names) == (None, [])
 
 
 def test_no_untrained_method_beats_the_ceilings(study):

@@ -149,10 +149,8 @@ def _is_done(request: Request, model: Model, names, input_sha256: str) -> bool:
     """
     if request.overwrite or any(p.exists() for p in names.partial()):
         return False
-    key, remedy = (
-        sidecars.run_key(request, model, input_sha256),
-        "Give --overwrite, or another folder",
-    )
+    key = sidecars.run_key(request, model, input_sha256)
+    remedy = "Give --overwrite, or another output folder"
     present = [p for p in names.all(request.report) if p.exists()]
     own = [p for p in names.everything() if names.is_own(p, key)]
     strange = names.of_others(key) or [p for p in names.data() if p.exists() and p not in own]

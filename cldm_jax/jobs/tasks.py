@@ -103,6 +103,7 @@ def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
     images = {REAL: scorer.real, AGAIN: references.reacquired(prepared, rows, names)[0]}
     if references.has_floor(prepared, names):
         images[FLOOR] = references.population_mean(prepared, rows, names)
+    images = {name: found for name, found in images.items() if found is not None}
     sources = {k: scorer.source(k) for k in {e.first.config["data"]["context"] for e in entrants}}
     return Opened(scorer, entrants, {}, sources, images), uses
 

@@ -27,7 +27,8 @@ def add(scorer, runs, rows: SliceSource) -> None:
     for name, value in images.items():
         scorer.add(REFERENCE, name, value)
     again, targets = reacquired(prepared, rows, scorer.names)
-    scorer.add(REFERENCE, "reacquired_ceiling", again, targets)
+    if targets:
+        scorer.add(REFERENCE, "reacquired_ceiling", again, targets)
 
 
 def depth_below_vertex_mm(prepared: Prepared, subject: int, z) -> np.ndarray:
@@ -83,17 +84,20 @@ def _mean_by_depth(prepared: Prepared, name: str) -> tuple[np.ndarray, np.ndarra
 
 def reacquired(
     prepared: Prepared, source: SliceSource, names: dict[int, str]
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray | None, list[str]]:
     """Ceiling: (the same anatomy scanned again, the targets it is there for). A target of which somebody
-    has no second acquisition is NaN.
+    has no second acquisition is NaN; None where all are such.
     """
     keys = source.keys
     people, label = keys["subject"], keys["label"]
     held = {
         code: target
         for code, target in names.items()
-        if all(prepared.has(int(s), f"{target}_reacq") for s in set(people[label == code]))
+        if code in label
+        and all(prepared.has(int(s), f"{target}_reacq") for s in set(people[label == code]))
     }
+    if not held:  # real data: no images of nothing in memory
+        return None, []
     out = np.full((len(label), *prepared.index.grid.size), np.nan, np.float32)
     for i in np.flatnonzero(np.isin(label, list(held))):
         name = f"{held[int(label[i])]}_reacq"
