@@ -54,7 +54,8 @@ def get_config(preset: str = "a6000") -> ml_collections.ConfigDict:
     config.mr_rule = "volume_percentile"  # | train_percentile | volume_minmax_oracle
     config.mr_percentile = 99.5
     config.mr_high = 1.0
-    # Prepared folder whose constants to use, with split_mode external: a test set from elsewhere.
+    # Prepared folder, run or exported model whose constants to use, with split_mode external: a test set
+    # from elsewhere.
     config.normalisers_from = ""
     config.allow_misaligned = False  # True: resample CT and MR to the PET through the affines
     # "" refuses targets that are not on the PET's voxels | rigid registers every target to its PET

@@ -253,6 +253,8 @@ def test_progress_prints_no_line_twice(capsys):
         progress.update(4)
     with Progress(4, "rare", "item", plain_every_s=60) as progress:
         progress.update(4)
+    with Progress(0, "nothing", "item"):
+        pass
     lines = [line.split()[:2] for line in capsys.readouterr().err.splitlines()]
     assert lines == [["work:", "4/4"], ["rare:", "4/4"]]
 

@@ -5,11 +5,11 @@ import importlib.util
 
 import numpy as np
 import pytest
-from data_heads import make_head
+from data_heads import affine_of, make_head
 from scipy import ndimage
 
 from cldm_jax import files
-from cldm_jax.data import mask, warp
+from cldm_jax.data import mask, nifti, warp
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import tasks
 from cldm_jax.report import tables, uses_page
@@ -90,6 +90,33 @@ def test_the_true_mr_normalises_perfectly_and_another_persons_does_not(monkeypat
     assert judge.own["centres"][0]["displacement"] > 1
     with pytest.raises(warp.NoMatch):
         judge.score(np.zeros_like(wrong))
+
+
+def test_a_template_of_two_files(tmp_path, monkeypatch):
+    """T1 and PET of one space on other voxels, the PET turned over; nobody of training is needed."""
+    made = make_head(0)
+    nifti.write_volume(tmp_path / "t1.nii", made["mr"], affine_of(), dtype=np.float32)
+    turned = affine_of() @ np.diag([-1, 1, 1, 1])
+    turned[:3, 3] += (made["pet"].shape[0] - 1) * affine_of()[:3, 0]
+    pet = np.ascontiguousarray(made["pet"][::-1])
+    nifti.write_volume(tmp_path / "pet.nii", pet, turned, dtype=np.float32)
+    monkeypatch.setattr(normalisation, "CUBE_MM", 7.0)
+    monkeypatch.setattr(normalisation, "MIN_VOXELS", 5)
+    cohort = base.Cohort(None, str(tmp_path / "t1.nii"), str(tmp_path / "pet.nii"), 0, lambda: None)
+    template = normalisation._open_template(cohort)
+    straight = nifti.canonical(nifti.read_volume(tmp_path / "pet.nii"))
+    same = normalisation._cubes(straight, straight.array)
+    np.testing.assert_allclose(template.pet.values, np.maximum(same, 0), atol=1e-5)
+    assert template.mr.values.shape == same.shape and len(template.regions) == 24
+    far = affine_of()
+    far[:3, 3] += 1000
+    nifti.write_volume(tmp_path / "far.nii", made["pet"], far, dtype=np.float32)
+    for wrong, reason in (
+        (cohort._replace(template_pet=str(tmp_path / "far.nii")), "another space"),
+        (cohort._replace(template=""), "belongs to the T1"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            normalisation._open_template(wrong)
 
 
 def test_regional_errors_are_percent_and_empty_regions_are_left_out():

@@ -26,7 +26,7 @@ from cldm_jax.data import (
 )
 from cldm_jax.data.convert import Facts, Settings, make_slices
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import first_pass
+from cldm_jax.jobs import external, first_pass
 from cldm_jax.runtime.progress import Progress
 
 
@@ -47,7 +47,8 @@ def make(config, workdir: str) -> str:
     written), and for a folder of other data or settings.
     """
     root = pathlib.Path(workdir)
-    settings = _settings(config)
+    home = external.open_home(config.normalisers_from) if config.normalisers_from else None
+    settings = _settings(config, home)
     if settings.register:
         register.require()
     cohort = bids.find_cohort(config.cohort)
@@ -72,12 +73,14 @@ def make(config, workdir: str) -> str:
         parts = split(subjects)
         fitted = _fit(config, settings, facts, set(parts["train"]))
         settings = dataclasses.replace(settings, normalisers=fitted)
-        if config.normalisers_from:
-            _check_external(config, settings, subjects, facts)
+        if home:
+            external.check_people(home, config.normalisers_from, subjects, facts)
         _check_disk(root, settings.grid, facts)
         train = set(parts["train"])
         entries, written = _write_slices(root, config, settings, subjects, facts, train, mapper)
     index = _index(config, settings, subjects, facts, parts, entries, written, source)
+    if home:
+        index["modalities"] = {name: m.to_json() for name, m in home.modalities.items()}
     if out:
         index["left_out"] = [prepared_folder.recorded(item) for item in out]
     index = shards.write_index(root, index)
@@ -112,7 +115,7 @@ def _summarise(root: pathlib.Path, index: dict, subjects, said: str) -> None:
         print(f"prepare: {said} (each is listed in {root / 'audit.json'})", flush=True)
 
 
-def _settings(config) -> Settings:
+def _settings(config, home: external.Home | None = None) -> Settings:
     if config.center not in ("pet", "fov"):
         raise UserError("center", f"unknown centre {config.center!r}", "Known: pet, fov")
     if config.register not in ("", "rigid"):
@@ -133,21 +136,22 @@ def _settings(config) -> Settings:
         config.register,
         config.mi_threshold,
         config.min_head_fraction,
-        _rules(config),
+        _rules(config, home, model_grid.to_index(config.center)),
     )
 
 
-def _rules(config) -> dict[str, intensity.Normaliser]:
-    """Unfitted normalisers of the config, or the fitted ones of config.normalisers_from."""
+def _rules(config, home: external.Home | None, asked: dict) -> dict[str, intensity.Normaliser]:
+    """Unfitted normalisers of the config, or `home`'s fitted ones where `asked` is its grid."""
     if (config.split_mode == "external") != bool(config.normalisers_from):
         raise UserError(
             "split_mode, normalisers_from",
             "a set without training people, and only such a set, takes another set's constants",
-            "Give --config.split_mode=external --config.normalisers_from=<prepared folder>, or neither",
+            "Give --config.split_mode=external --config.normalisers_from=<prepared folder, run or "
+            "exported model>, or neither",
         )
-    if config.normalisers_from:
-        known = shards.Prepared(config.normalisers_from).index.modalities
-        return {name: m.normaliser for name, m in known.items()}
+    if home:
+        external.check_grid(home, config.normalisers_from, asked)
+        return external.normalisers(home)
     rules = {}
     for name in intensity.MODALITIES:
         kind = "pet" if name in intensity.SOURCES else name
@@ -177,32 +181,6 @@ def _fit(config, settings: Settings, facts: dict[str, Facts], train: set[str]):
         scales, origins = ([getattr(f, k)[name] for f in people] for k in ("scales", "origins"))
         fitted[name] = intensity.fit(spec, scales, origins)
     return fitted
-
-
-def _check_external(config, settings: Settings, subjects, facts: dict[str, Facts]) -> None:
-    """An external set fits the model's data: its grid, its modalities, and none of its people."""
-    home = shards.Prepared(config.normalisers_from).json
-    asked = settings.grid.to_index(settings.center)
-    if asked != home["grid"]:
-        reason = f"{asked} is not the grid of {config.normalisers_from}"
-        raise UserError("size, spacing_mm, slice_spacing_mm, center", reason, f"Use {home['grid']}")
-    seen = {}
-    for s in home["subjects"]:
-        for name, volume in s["volumes"].items():
-            if not name.startswith("mask"):
-                whose = f"{s['id']} {name} ({s['split']})"
-                seen[volume["sha256"]] = ("file", whose)
-                # Saved again, a file has other bytes and the same voxels. Older folders do not say.
-                seen[home.get("pixels", {}).get(s["id"], {}).get(name)] = ("image", whose)
-    for subject in subjects:
-        fact = facts[subject.id]
-        for name in fact.sha256:
-            for digest in (fact.sha256[name], fact.pixels[name]):
-                if digest in seen:
-                    what, whose = seen[digest]
-                    reason = f"the same {what} as {whose} of {config.normalisers_from}"
-                    remedy = "An external set needs other people"
-                    raise UserError(subject.files[name], reason, remedy)
 
 
 # Second pass: write

@@ -145,9 +145,10 @@ def _start(opened: Opened, uses: list[Use]) -> dict:
     config, prepared = opened.scorer.config, opened.scorer.prepared
     count = min(len(prepared.subjects("train")), config.template_people)
     count *= 1 if config.template else normalisation.ROUNDS
-    count *= any(use.name == normalisation.USE.name for use in uses)
+    count *= any(use.name == normalisation.USE.name for use in uses) and not config.template_pet
     with Progress(count, "template", "registration") as progress:
-        cohort = Cohort(prepared, config.template, config.template_people, progress.update)
+        given = config.template, config.template_pet
+        cohort = Cohort(prepared, *given, config.template_people, progress.update)
         return {use.name: use.start(cohort) for use in uses}
 
 
@@ -258,6 +259,7 @@ def _summary(opened: Opened, uses: list[Use], rows, failures, people) -> dict:
             "fingerprint": data.fingerprint,
             "split": opened.scorer.split,
             "template": config.template or "mean of training people",
+            "template_pet": config.template_pet or "mean of training people",
         },
         "run": {
             **run_facts(config, opened.entrants[0].first),

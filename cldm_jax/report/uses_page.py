@@ -31,6 +31,7 @@ def make_page(summary: dict, pictures: dict, *, title: str) -> str:
         *page.run_facts(summary["run"]),
         ("Data", f"{data['name']}, {data['split']} people, contrast {data['contrast']}"),
         ("Template", data["template"]),
+        ("Its PET", data["template_pet"]),
     ]
     context = {
         "title": title,

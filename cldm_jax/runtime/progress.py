@@ -16,7 +16,7 @@ class Progress:
     """`with Progress(total, "train ldm", "step") as p: p.update(1, loss="0.12")`.
 
     In a terminal: one tqdm line. Elsewhere: a plain line every `plain_every_s` seconds and at the end,
-    where the last of them does not say it already.
+    where the last of them does not say it already. Of nothing at all: no line.
     """
 
     is_shown = True  # False: another process of this run shows it
@@ -65,5 +65,5 @@ class Progress:
     def __exit__(self, *exc):
         if self.bar is not None:
             self.bar.close()
-        elif self.printed != self.done:
+        elif self.total and self.printed != self.done:
             self._plain()

@@ -37,8 +37,9 @@ class Cohort(NamedTuple):
 
     prepared: Prepared
     template: str  # path of a NIfTI, or "": the training people's mean head
+    template_pet: str  # path of a PET in its space, or "": the training people's mean PET
     people: int  # training people in that mean, at most
-    step: Callable[..., Any]  # called once per training person, for the progress
+    step: Callable[..., Any]  # called once per registration of a training person, for the progress
 
 
 class Judge(NamedTuple):

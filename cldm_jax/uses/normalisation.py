@@ -45,10 +45,19 @@ def pet_scan(values, spacing) -> Scan:
 
 def start(cohort: Cohort):
     """The judge of a case, after the template is made. UserError where that cannot be."""
-    pairs = _training(cohort)
-    first = _read_template(cohort.template) if cohort.template else _mean_of_centres(pairs)
-    template = make_template(pairs, first, bool(cohort.template), cohort.step)
+    template = _open_template(cohort)
     return lambda case: make_judge(case, template)
+
+
+def _open_template(cohort: Cohort) -> Template:
+    if cohort.template_pet:
+        if not cohort.template:
+            reason = "a PET template belongs to the T1 whose space it is in"
+            raise UserError(cohort.template_pet, reason, "Give that as --config.template")
+        return read_template(cohort.template, cohort.template_pet)
+    pairs = _training(cohort)
+    first = _read_mr(cohort.template) if cohort.template else _mean_of_centres(pairs)
+    return make_template(pairs, first, bool(cohort.template), cohort.step)
 
 
 def make_judge(case: Case, template: Template) -> Judge:
@@ -169,14 +178,29 @@ def _mean_of_centres(pairs: list[_Pair]) -> Scan:
     return mr_scan(_mean(laid), spacing)
 
 
-def _read_template(path: str) -> Scan:
+def read_template(mr: str, pet: str) -> Template:
+    """Both from files that share a space, of any voxels."""
+    first, shown = (nifti.canonical(nifti.read_volume(path)) for path in (mr, pet))
+    there = grid.resample(shown.array, shown.affine, first.array.shape, first.affine, fill=0.0)
+    if not there.any():
+        reason = f"shows nothing where {mr} is: another space"
+        raise UserError(pet, reason, "Give a PET template of the same space as --config.template")
+    scan, own = _read_mr(mr), pet_scan(_cubes(first, there), (CUBE_MM,) * 3)
+    return Template(scan, own, _regions(scan, own.values))
+
+
+def _read_mr(path: str) -> Scan:
     volume = nifti.canonical(nifti.read_volume(path))
+    return mr_scan(_cubes(volume, volume.array), (CUBE_MM,) * 3)
+
+
+def _cubes(volume: nifti.Volume, array) -> np.ndarray:
+    """`array`, on the voxels of a canonical `volume`, on cubes; as fraction of its 99.5th percentile."""
     extent = np.array(volume.array.shape) * volume.spacing
     columns, rows, _ = np.maximum(1, np.rint(extent / CUBE_MM)).astype(int)
     cubes = grid.ModelGrid((int(rows), int(columns)), (CUBE_MM, CUBE_MM), CUBE_MM)
-    values, _ = grid.to_grid(volume.array, volume.affine, cubes, fill=0.0)
-    values = np.maximum(values, 0) / max(float(np.percentile(values, 99.5)), 1e-6)
-    return mr_scan(values, (CUBE_MM,) * 3)
+    values, _ = grid.to_grid(array, volume.affine, cubes, fill=0.0)
+    return np.maximum(values, 0) / max(float(np.percentile(values, 99.5)), 1e-6)
 
 
 def _training(cohort: Cohort) -> list[_Pair]:
@@ -186,7 +210,8 @@ def _training(cohort: Cohort) -> list[_Pair]:
     ]
     if not have:
         reason = "no training person has PET and MR, so there is no mean head and no mean PET"
-        raise UserError(prepared.folder, reason, "Leave normalisation out of --config.uses")
+        remedy = "Give --config.template and --config.template_pet, or other --config.uses"
+        raise UserError(prepared.folder, reason, remedy)
     pairs = []
     for subject in have[: cohort.people]:
         where = np.flatnonzero(prepared.keep(subject, "mr"))
@@ -216,7 +241,7 @@ USE = Use(
     {
         "centres": "Floor: heads laid over each other, no registration",
         "affine_only": "Floor: the real MR's affine transform without its warp",
-        "pet_to_pet": "Rival: the PET to the mean training PET",
+        "pet_to_pet": "Rival: the PET to the template's PET",
         "pet_to_mr": "Rival: the PET straight to the MR template (mutual information, rigid)",
     },
     ("pet_to_pet",),  # the other can be worse than no registration: to beat it says nothing
