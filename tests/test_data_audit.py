@@ -82,6 +82,14 @@ WRONG = {  # what is written over a good subject, and what the finding must say
         lambda d: _put(d, "ct", np.clip(make_head(0)["ct"] + 1024, 0, 255)),
         "not CT in HU",
     ),
+    "CT without its intercept, padded by the scanner": (
+        lambda d: _put(d, "ct", _padded(make_head(0)["ct"] + 1024, -2000)),
+        "1064 HU where the PET shows the head",
+    ),
+    "CT with its intercept twice": (
+        lambda d: _put(d, "ct", make_head(0)["ct"] - 1024),
+        "not CT in HU",
+    ),
     "CT without bone": (lambda d: _put(d, "ct", np.minimum(make_head(0)["ct"], 100)), "no bone"),
     "MR is a CT": (lambda d: _put(d, "mr", make_head(0)["ct"] + 1), "looks like CT"),
     "PET is a CT": (lambda d: _put(d, "pet", make_head(0)["ct"] + 1), "looks like CT"),
@@ -93,6 +101,19 @@ WRONG = {  # what is written over a good subject, and what the finding must say
         "neither CT nor MR",
     ),
 }
+
+
+def _padded(ct, value):
+    """Outside the circle that a scanner reconstructs."""
+    x, y = (np.linspace(-1, 1, n) for n in SHAPE[:2])
+    ct[x[:, None] ** 2 + y**2 > 1] = value
+    return ct
+
+
+def test_a_ct_in_hu_may_be_padded_by_the_scanner(tmp_path):
+    write_head(tmp_path, 0)
+    _put(tmp_path, "ct", _padded(make_head(0)["ct"], -3024))
+    assert _findings(tmp_path)[0] == []
 
 
 def _nan_file(folder):

@@ -10,12 +10,14 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from cldm_jax.data import bids, intensity, layout, mutual_information, nifti, whole_body
+from cldm_jax.data import bids, intensity, layout, mask, mutual_information, nifti, whole_body
 from cldm_jax.data.volumes import read_volume
 from cldm_jax.errors import UserError
 
 AFFINE_TOLERANCE_MM = 0.1  # at the corners of the volume
 _HU_BONE = 200.0
+_HU_HEAD = (-300.0, 500.0)  # median where the PET shows the head; a wrong intercept is 1000 off
+_HEAD = 0.25  # of a PET's 99.9th percentile: above its noise in air
 _MIN_HEAD_ML = 50.0  # of PET foreground; a brain has over 1000
 _BARE = 0.6  # of the largest MR head, each over its PET: a brain is half of a head
 _GAIN = 1.05  # a turned or moved target that fits this much better: as given, it is wrong
@@ -120,6 +122,8 @@ def check_overlap(
     stride = np.maximum(1, np.rint(_MI_SPACING_MM / spacing)).astype(int)
     thin = tuple(slice(None, None, s) for s in stride)
     pet = mutual_information.bins(volumes["pet"].array[thin])
+    positive = volumes["pet"].array[volumes["pet"].array > 0]
+    head = mask.largest(volumes["pet"].array > _HEAD * np.percentile(positive, 99.9))
     for name in (n for n in volumes if n != "pet"):
         target = mutual_information.bins(volumes[name].array[thin])
         here = mutual_information.of_bins(pet, target)
@@ -127,6 +131,13 @@ def check_overlap(
             low = f"mutual information {here:.3f} < {mi_threshold:g}"
             reason = f"its content does not match the PET ({low})"
             notes.add("error", name, reason, f"Check that both are of one person. {advice}")
+            continue
+        # A fill of the scanner's or of a resampling passes for air: air alone does not tell HU.
+        hu = float(np.median(volumes[name].array[head]))
+        if intensity.base_modality(name) == "ct" and not _HU_HEAD[0] <= hu <= _HU_HEAD[1]:
+            reason = f"a median of {hu:.0f} HU where the PET shows the head: not CT in HU"
+            remedy = "Apply the DICOM rescale slope and intercept, once; check that it is the CT"
+            notes.add("error", name, reason, remedy)
             continue
         flips = {
             f"with {word} exchanged": mutual_information.of_bins(pet, np.flip(target, axis))
