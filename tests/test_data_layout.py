@@ -120,6 +120,15 @@ def test_people_without_images_or_pairs_are_named_and_the_others_go_on(tmp_path)
     assert inputs.without == ("sub-2", "sub-4", "sub-7")
 
 
+@pytest.mark.parametrize("name", ["sub-2.zip", "sub-2.tar.gz", "sub-2.TAR"])
+def test_people_who_are_not_unpacked_are_named(tmp_path, name):
+    whole(tmp_path, "sub-1")
+    lay(tmp_path, name, "code.zip", "sub-1.json")
+    for left in (bids.find_cohort(tmp_path).left, pet_inputs.find_all(tmp_path).left):
+        (item,) = left
+        assert item.path.name == name and "unpack it" in item.reason and item.warn
+
+
 def test_a_name_that_no_file_can_have_does_not_stop_the_others(tmp_path):
     whole(tmp_path, "sub-1", "sub-2 ")
     cohort = bids.find_cohort(tmp_path)

@@ -23,7 +23,8 @@ _LIKE |= dict.fromkeys(("t1", "t1w", "mprage", "mp2rage", "spgr", "bravo", "mr",
 _NO_PEOPLE = set("derivatives sourcedata rawdata code stimuli phenotype logs tmp truth".split())
 _SIDE = re.compile(r"\.|~\$|(thumbs\.db|desktop\.ini)$", re.IGNORECASE)  # at the start of a name
 _FOREIGN = re.compile(
-    r"\.(dcm|ima|img|hdr|mgz|mgh|nrrd|nhdr|mha|mnc|zip|bz2|xz|zst|7z)$", re.IGNORECASE
+    r"\.(dcm|ima|img|hdr|mgz|mgh|nrrd|nhdr|mha|mnc|zip|bz2|xz|zst|7z|tar|tgz|rar)(\.gz)?$",
+    re.IGNORECASE,
 )
 # BIDS calls reconstructions of PET acstat, acdyn, nacstat and nacdyn: without attenuation correction.
 _NAC = re.compile(r"_rec-nac[a-z0-9]*_", re.IGNORECASE)
@@ -73,6 +74,8 @@ def scan(root) -> Tree:
         elif not entry.is_dir():
             if NIFTI.search(entry.name) and not _SIDE.match(entry.name):
                 tree.left.append(Left(entry, "lies beside the folders of people (sub-*)", True))
+            elif is_person and _FOREIGN.search(entry.name):
+                tree.left.append(Left(entry, "is a file, and people are folders: unpack it", True))
         elif entry.name.lower() not in _NO_PEOPLE and not _SIDE.match(entry.name):
             left: list[Left] = []  # of what may be nobody's, as lost+found is
             if any(NIFTI.search(p.name) for p in _files_below(entry, 2, left)):
