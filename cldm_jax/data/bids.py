@@ -90,13 +90,14 @@ def check_id(value: str, where) -> str:
         length = len(value.encode())
     except UnicodeEncodeError:  # bytes of a file name that are no UTF-8
         length = 0
-    # "=1+1" and its like are formulas where a table with the id in it is opened.
-    bad = _NO_NAME.search(value) or value[:1] in ".-=+@" or value[-1:] in ". "
+    # "=1+1" and its like are formulas where a table with the id in it is opened; "#p1" is somebody whom
+    # the user has commented out, and no CSV has comments.
+    bad = _NO_NAME.search(value) or value[:1] in ".-=+@#" or value[-1:] in ". "
     if bad or not 0 < length <= MAX_ID or _DEVICE.fullmatch(value):
         reason = f"{ascii(value[:80])} is not a usable subject or group id"
         remedy = (
             f"Use up to {MAX_ID} bytes that can be a file's name anywhere: no / \\ : * ? \" < > |, "
-            "and none of . - = + @ first"
+            "and none of . - = + @ # first"
         )
         raise UserError(where, reason, remedy)
     return value
