@@ -258,6 +258,18 @@ def test_what_spreadsheets_write(tmp_path, comma, encoding):
     assert subject.files["ct"] == tmp_path / rows[1][2]
 
 
+@pytest.mark.parametrize("nothing", ["n/a", "NA", "nan", "None"])
+def test_what_stands_for_nothing_is_no_path_and_no_group(tmp_path, nothing):
+    row = f"{{}},{nothing},{nothing},pet.nii,ct.nii,{nothing},{nothing}\n"
+    text = "subject,group,split,pet,ct,mr,pet_gain\n" + row.format("NA") + row.format("b")
+    (tmp_path / "m.csv").write_text(text)
+    for subject, name in zip(
+        bids.find_cohort(tmp_path / "m.csv").subjects, ("NA", "b"), strict=True
+    ):
+        assert (subject.id, subject.group, subject.split) == (name, name, "")
+        assert sorted(subject.files) == ["ct", "pet"] and subject.pet_gain == 1
+
+
 @pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
 def test_a_description_with_a_byte_order_mark(tmp_path, mark):
     path = tmp_path / "dataset_description.json"

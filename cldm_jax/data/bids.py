@@ -23,6 +23,8 @@ MAX_ID = 200  # bytes of an id as a file name, to which outputs add an ending; a
 _NO_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # not in a file's name, here or on Windows
 # Not a file on Windows.
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)
+# How BIDS, R and pandas write that there is nothing: in any column but the subject's.
+_NOTHING = ("n/a", "na", "nan", "none", "null", "-")
 _IMAGE = re.compile(r"\.(nii(\.gz)?|zip|dcm|mgz|nrrd|mha|img)$", re.IGNORECASE)
 
 
@@ -139,6 +141,7 @@ def _read_csv(path: pathlib.Path) -> Cohort:
         for column in images:
             images[column] += _is_image(path.parent, row[column].strip())
         row = {k: (row[k] or "").strip() if k in row else "" for k in COLUMNS}
+        row |= {k: "" for k in COLUMNS[1:] if row[k].lower() in _NOTHING}
         if not any(row.values()):
             continue
         split = row["split"].lower()
