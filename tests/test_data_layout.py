@@ -120,6 +120,22 @@ def test_people_without_images_or_pairs_are_named_and_the_others_go_on(tmp_path)
     assert inputs.without == ("sub-2", "sub-4", "sub-7")
 
 
+def test_an_image_of_another_person_or_session_is_nobodys_pair(tmp_path):
+    whole(tmp_path, "sub-1", "SUB-2", "sub-3_b.c", "sub-4")
+    lay(tmp_path, "sub-5/ses-a/pet/sub-5_ses-a_pet.nii.gz", "sub-5/ses-a/ct/sub-5_ses-b_ct.nii.gz")
+    (tmp_path / "sub-4/ct/sub-4_ct.nii.gz").rename(tmp_path / "sub-4/ct/sub-40_ct.nii.gz")
+    (tmp_path / "sub-1/ct/sub-1_ct.nii.gz").rename(tmp_path / "sub-1/ct/Sub-1_CT.nii.gz")
+    cohort = bids.find_cohort(tmp_path)
+    full = ["ct", "mr", "pet"]
+    assert held(cohort) == {"sub-1": full, "SUB-2": full, "sub-3_b.c": full, "sub-4": ["mr", "pet"]}
+    words = warned([item for item in cohort.left if item.is_error]).replace(os.sep, "/")
+    assert "called after sub-40 and lies in sub-4" in words
+    assert "called after ses-b and lies in sub-5/ses-a" in words and words.count("\n") == 1
+    (tmp_path / "sub-1/pet/sub-1_pet.nii.gz").rename(tmp_path / "sub-1/pet/sub-9_pet.nii.gz")
+    inputs = pet_inputs.find_all(tmp_path)
+    assert "called after sub-9" in warned(inputs.left) and inputs.without == ("sub-1",)
+
+
 @pytest.mark.parametrize("name", ["sub-2.zip", "sub-2.tar.gz", "sub-2.TAR"])
 def test_people_who_are_not_unpacked_are_named(tmp_path, name):
     whole(tmp_path, "sub-1")

@@ -98,7 +98,10 @@ def _scan_person(folder: pathlib.Path, tree: Tree) -> None:
         foreign: collections.Counter = collections.Counter()
         for path in _files_below(level, _DEPTH, tree.left, skip_sessions=not session):
             kind, left = _classify(path, path.parent.relative_to(level))
-            if kind:
+            if kind and (other := _other_owner(path.name, folder.name, session)):
+                reason = f"is called after {other} and lies in {level.relative_to(folder.parent)}"
+                tree.left.append(Left(path, reason, True, True))
+            elif kind:
                 images.setdefault(kind, []).append(path)
             elif left is not None:
                 tree.left.append(left)
@@ -114,6 +117,16 @@ def _scan_person(folder: pathlib.Path, tree: Tree) -> None:
         tree.left.append(Left(folder, reason, True))
     else:
         tree.left[known:] = [item._replace(of_known=True) for item in tree.left[known:]]
+
+
+def _other_owner(name: str, person: str, session: str) -> str:
+    """The person or session that a file is called after, where that is not whose folder it lies in."""
+    for label, own in (("sub", person), ("ses", session)):
+        named = re.search(rf"(?:^|_)({label}-[^_.]+)", name, re.IGNORECASE)
+        # Of a folder that is no label of BIDS ("sub-1_b") the whole name is in the file's.
+        if own and named and not re.search(rf"(?:^|_){re.escape(own)}[_.]", name, re.IGNORECASE):
+            return named[1]
+    return ""
 
 
 def _is_session(path: pathlib.Path) -> bool:
