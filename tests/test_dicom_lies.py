@@ -187,6 +187,38 @@ def test_what_cannot_be_keeps_the_stored_unit_and_names_the_tag(tmp_path, kind):
     np.testing.assert_allclose(read.volume.array, STORED * np.float32(slope), rtol=1e-6)
 
 
+def whole_body(bladder):
+    """Stored values of a person's FDG PET, head above: 10 mm voxels, RAS; SUV times 100."""
+    affine = np.diag([10.0, 10.0, 10.0, 1.0])
+    affine[:3, 3] = (-195, -145, -950)
+    x, y, z = np.meshgrid(np.arange(-195, 200, 10), np.arange(-145, 150, 10), np.arange(-950, 160, 10),
+                          indexing="ij", sparse=True)  # fmt: skip
+
+    def ball(half, height):
+        return (x / half[0]) ** 2 + (y / half[1]) ** 2 + ((z - height) / half[2]) ** 2 < 1
+
+    pet = np.zeros(np.broadcast_shapes(x.shape, y.shape, z.shape))
+    for half, height, suv_there in (
+        ((180, 110, 340), -480, 0.6), ((60, 60, 120), -150, 0.5), ((78, 98, 110), 0, 0.6),
+        ((66, 84, 62), 20, 6.0), ((45, 45, 45), -740, bladder),
+    ):  # fmt: skip
+        pet[ball(half, height)] = suv_there
+    return np.rint(100 * pet).astype(np.uint16), affine
+
+
+@pytest.mark.parametrize("off", [1, 1000])
+def test_a_full_bladder_is_no_head(tmp_path, off):
+    """Of a whole body the head alone is judged; a dose that cannot be is found there still."""
+    stored, affine = whole_body(bladder=90.0)
+    edit = tags(RescaleSlope=f"{off * 0.01 / (NORMAL * HOUR):.10g}")
+    read = dicom.read_series(made._series(tmp_path, edit, stored=stored, affine=affine))
+    if off == 1:
+        assert read.facts["units"] == "SUVbw" and read.volume.notes == ()
+        np.testing.assert_allclose(read.volume.array, stored * 0.01, rtol=1e-6)
+    else:
+        assert "the head would have SUV 6e+03" in read.volume.notes[0]
+
+
 def test_philips_factors_that_contradict_the_dose():
     pet = made._pet(units="CNTS", philips_activity=2.0)
     right = suv.bw_factor(pet)

@@ -70,13 +70,13 @@ def read_series(
         slices, affine, spacing = dicom_stack.geometry(path, slices)
         array, sha256 = _voxels(path, members, slices)
     nifti.check_values(path, array)
-    facts, factor, more = dicom_units.quantify(slices, array)
+    header = nifti.make_header(array.shape, np.float32, affine)
+    volume = nifti.Volume(array, affine, spacing, header, sha256, tuple(notes))
+    facts, factor, more = dicom_units.quantify(slices, volume)
     if factor != 1:
         array *= factor
         nifti.check_values(path, array)
-    header = nifti.make_header(array.shape, np.float32, affine)
-    volume = nifti.Volume(array, affine, spacing, header, sha256, (*notes, *more))
-    return DicomSeries(volume, facts)
+    return DicomSeries(dataclasses.replace(volume, notes=(*notes, *more)), facts)
 
 
 def _headers(path, members, max_bytes: int) -> tuple[list[Slice], list[str]]:

@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from cldm_jax.data import dicom_header, intensity, suv
+from cldm_jax.data import dicom_header, intensity, nifti, suv, whole_body
+from cldm_jax.errors import UserError
 
 # Median SUV of what is foreground in a PET of a head: brain, or brain and scalp. The whole body has 1 by
 # definition; grey matter takes up to 25 of FDG. Wide enough for any tracer and person, and narrow enough
@@ -13,8 +14,8 @@ HEAD_SUV = (0.1, 25.0)
 FDG_HEAD_SUV = (0.5, 25.0)
 
 
-def quantify(slices, array: np.ndarray):
-    """(facts, what the rescaled voxels are multiplied by, notes)."""
+def quantify(slices, volume: nifti.Volume):
+    """(facts, what the rescaled voxels of `volume` are multiplied by, notes)."""
     first, notes = slices[0], []
     facts = {
         "modality": first.modality,
@@ -40,7 +41,7 @@ def quantify(slices, array: np.ndarray):
     factor = 1.0
     try:
         factor = suv.bw_factor(pet)
-        _check_head(pet, array, factor, first.tracer)
+        _check_head(pet, volume, factor, first.tracer)
         facts.update(units="SUVbw", suv_factor=factor)
         notes += suv.remarks(pet)
     except suv.NoSuv as e:
@@ -72,9 +73,16 @@ def _minutes(seconds, pet: suv.Pet) -> int | None:
         return None
 
 
-def _check_head(pet: suv.Pet, array: np.ndarray, factor: float, tracer: str | None) -> None:
+def _check_head(pet: suv.Pet, volume: nifti.Volume, factor: float, tracer: str | None) -> None:
     """NoSuv where the factor gives a head that no living brain has, whatever the tags say."""
-    if not array.max() > 0:  # refused elsewhere, by name
+    if not volume.array.max() > 0:  # refused elsewhere, by name
+        return
+    try:
+        crop = whole_body.find_head(volume, "")
+    except UserError:  # no head to judge by
+        return
+    array = (volume if crop is None else crop.head).array  # a full bladder is hotter than any brain
+    if not array.max() > 0:
         return
     typical = float(np.median(array[intensity.foreground(array)])) * factor
     low, high = FDG_HEAD_SUV if tracer == "FDG" else HEAD_SUV
