@@ -87,7 +87,7 @@ SOUND = {
     "two tags that agree": (
         drug(RadiopharmaceuticalStartDateTime="19770707091200.00"),
         NORMAL * 2 ** (3552 / HALF_LIFE), 59, 59),
-    "ADMIN": (tags(DecayCorrection="ADMIN"), NORMAL, 60, 60),
+    "ADMIN": (tags(DecayCorrection="ADMIN"), NORMAL, 60, 0),
     "carbon, and says so": (
         nuclide("C-105A1", "^11^Carbon", RadionuclideHalfLife=1223.0, Radiopharmaceutical="PiB"),
         NORMAL * 2 ** (3600 / 1223.0), 60, 60),
@@ -217,6 +217,15 @@ def test_a_full_bladder_is_no_head(tmp_path, off):
         np.testing.assert_allclose(read.volume.array, stored * 0.01, rtol=1e-6)
     else:
         assert "the head would have SUV 6e+03" in read.volume.notes[0]
+
+
+@pytest.mark.parametrize(
+    "edit, image, reference", [(tags(DecayCorrection="NONE"), 60, None), (twice, None, None)]
+)
+def test_times_that_nobody_knows_are_none(tmp_path, edit, image, reference):
+    facts = dicom.read_series(made._series(tmp_path, edit)).facts
+    assert facts["minutes_after_injection"] == image
+    assert facts["minutes_to_decay_reference"] == reference
 
 
 def test_philips_factors_that_contradict_the_dose():

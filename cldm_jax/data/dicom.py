@@ -23,7 +23,7 @@ class DicomSeries(NamedTuple):
             `volume.sha256` depends on the bytes of the series' files, not on their names or order
     facts   JSON-able and not identifying: modality, manufacturer, slices, units, suv_factor,
             tracer, half_life_s, minutes_after_injection (begin of this image),
-            minutes_to_decay_reference, decay_correction, corrections
+            minutes_to_decay_reference (ADMIN: 0), decay_correction, corrections
     """
 
     volume: nifti.Volume

@@ -53,7 +53,7 @@ def quantify(slices, volume: nifti.Volume):
         tracer=first.tracer,
         half_life_s=pet.half_life_s,
         minutes_after_injection=_minutes(suv.image_seconds, pet),
-        minutes_to_decay_reference=_minutes(suv.seconds_after_injection, pet),
+        minutes_to_decay_reference=_minutes(suv.reference_seconds, pet),
         decay_correction=pet.decay_correction,
         corrections=sorted(pet.corrections),
     )

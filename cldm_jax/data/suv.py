@@ -21,6 +21,7 @@ MAX_WRAPPED = 3  # half-lives across a midnight that no date confirms
 SAME_TIME = 0.05  # half-lives between two tags of one time: 3.5 % of the dose
 MAX_LATE_S = 60  # a frame that begins later after the scan's start is another than its first
 SAME_FACTOR = 1.5  # between the maker's own factor and that of the dose: another rounding is less
+SEVERAL = "RadiopharmaceuticalInformationSequence lists several injections"
 BEFORE = "the times of injection and scan contradict each other: the scan begins first"
 
 
@@ -85,7 +86,7 @@ def bw_factor(pet: Pet) -> float:
 def _grams_per_bq(pet: Pet) -> float:
     """Body weight over the dose that is left at the time of the decay correction."""
     if pet.injections > 1:
-        raise NoSuv("RadiopharmaceuticalInformationSequence lists several injections")
+        raise NoSuv(SEVERAL)
     weight_g = 1000 * _within("PatientWeight", pet.weight_kg, WEIGHT_KG, "kg")
     dose = _within("RadionuclideTotalDose", pet.dose_bq, DOSE_BQ, "Bq")
     if pet.decay_correction == "START":
@@ -135,6 +136,8 @@ def seconds_after_injection(pet: Pet) -> float:
         if len(named) == 1
         else _within("RadionuclideHalfLife", pet.half_life_s, HALF_LIFE_S, "s")
     )
+    if pet.injections > 1:
+        raise NoSuv(SEVERAL)
     if pet.injection is None:
         raise NoSuv("RadiopharmaceuticalStartTime is missing")
     start = scan_start(pet)
@@ -165,6 +168,15 @@ def seconds_after_injection(pet: Pet) -> float:
     if elapsed > MAX_HALF_LIVES * half_life:
         raise NoSuv("the times of injection and scan contradict each other")
     return elapsed
+
+
+def reference_seconds(pet: Pet) -> float:
+    """From injection to the time that the voxels are decay-corrected to. Raises NoSuv."""
+    if pet.decay_correction == "ADMIN":
+        return 0.0
+    if pet.decay_correction != "START":
+        raise NoSuv("the voxels are corrected to no time that is known")
+    return seconds_after_injection(pet)
 
 
 def image_seconds(pet: Pet) -> float:
