@@ -222,6 +222,43 @@ def test_sign_and_stored_bits(tmp_path, signed):
     np.testing.assert_array_equal(read.volume.array, expected)
 
 
+def _pads(signed, value, limit=None, syntax=ExplicitVRLittleEndian, at=(slice(2), slice(3))):
+    """Rows 0, 1 of columns 0 to 2 hold `value`; the tag has the other sign than the pixels."""
+
+    def edit(ds, z):
+        rows = np.frombuffer(ds.PixelData, "<u2").reshape(ds.Rows, ds.Columns).copy()
+        rows[at] = value % 65536
+        ds.PixelData, ds.PixelRepresentation = rows.tobytes(), signed
+        ds.file_meta.TransferSyntaxUID = syntax
+        other = value % 65536 if signed else (value + 32768) % 65536 - 32768
+        ds.add_new("PixelPaddingValue", "US" if signed else "SS", other)
+        if limit is not None:
+            ds.add_new("PixelPaddingRangeLimit", "SS" if signed else "US", limit)
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    "modality, edit",
+    [
+        ("PT", _pads(0, 65535)), ("PT", _pads(1, -32768)), ("CT", _pads(0, 65535)),
+        ("PT", _pads(0, 65535, syntax=ImplicitVRLittleEndian)), ("PT", _pads(1, -2000, limit=-1)),
+    ],
+)  # fmt: skip
+def test_padding_is_air_and_is_said(tmp_path, modality, edit):
+    read = dicom.read_series(_series(tmp_path, edit, modality=modality)).volume
+    factor = 0.5 * (suv.bw_factor(_pet()) if modality == "PT" else 1)
+    expected = (STORED * factor).astype(np.float32)
+    expected[:3, :2] = 0.0 if modality == "PT" else -1024.0
+    np.testing.assert_allclose(read.array, expected, rtol=1e-6)
+    assert read.notes == ("36 voxels are padding (PixelPaddingValue), read as air",)
+
+
+def test_a_padding_value_that_tissue_has_is_a_leftover(tmp_path):
+    read = dicom.read_series(_series(tmp_path, _pads(0, 40, at=(3, 4)), modality="CT")).volume
+    assert (read.array[4, 3] == 20.0).all() and read.notes == ()
+
+
 @pytest.mark.parametrize("syntax", ["implicit", "big endian", "RLE"])
 def test_transfer_syntaxes(tmp_path, syntax):
     def edit(ds, z):

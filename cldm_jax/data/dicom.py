@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cldm_jax.data import dicom_files, dicom_header, dicom_stack, dicom_units, nifti
+from cldm_jax.data import dicom_files, dicom_header, dicom_stack, dicom_units, intensity, nifti
 from cldm_jax.data.dicom_files import FIX_FILE
 from cldm_jax.data.dicom_header import Slice, attempt
 from cldm_jax.errors import UserError
@@ -68,7 +68,8 @@ def read_series(
         notes += more
         dicom_stack.check_slices(path, slices, max_bytes)
         slices, affine, spacing = dicom_stack.geometry(path, slices)
-        array, sha256 = _voxels(path, members, slices)
+        array, sha256, more = _voxels(path, members, slices)
+        notes += more
     nifti.check_values(path, array)
     header = nifti.make_header(array.shape, np.float32, affine)
     volume = nifti.Volume(array, affine, spacing, header, sha256, tuple(notes))
@@ -192,10 +193,12 @@ def _list_series(found: dict[str, list[Slice]]) -> str:
 
 
 def _voxels(path, members, slices: list[Slice]):
-    """(float32 [x, y, z] with each slice's own slope and intercept applied, sha256 in z order)."""
+    """(float32 [x, y, z] with each slice's own slope and intercept applied, sha256 in z order, notes)."""
     rows, columns = slices[0].shape
     array = np.empty((columns, rows, len(slices)), np.float32, order="F")
-    digests = []
+    digests, filled = [], 0
+    is_ct = slices[0].modality == "CT"
+    air = intensity.MODALITIES["ct" if is_ct else "pet"].fill
     for z, s in enumerate(slices):
         data = dicom_files.read(path, members[s.index])
         digests.append(hashlib.sha256(data).hexdigest())
@@ -209,4 +212,24 @@ def _voxels(path, members, slices: list[Slice]):
         slope = 1.0 if s.slope is None else s.slope
         with np.errstate(over="ignore"):  # beyond float32 becomes inf and is refused
             array[:, :, z] = (raw.astype(np.float64) * slope + (s.intercept or 0.0)).T
-    return array, hashlib.sha256("".join(digests).encode()).hexdigest()
+        padding = _padded(raw, s).T
+        found = array[padding, z]
+        filled += int(np.count_nonzero(found > air if is_ct else found != air))  # below is air, too
+        array[padding, z] = air
+    note = f"{filled} voxels are padding (PixelPaddingValue), read as air"
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    return array, digest, [note] if filled else []
+
+
+def _padded(raw: np.ndarray, s: Slice) -> np.ndarray:
+    """bool: which stored values of a slice are padding, outside of what was reconstructed: not where
+    its corners are measured, as where the tag is a leftover that some tissue happens to have.
+    """
+    bits = 8 * raw.dtype.itemsize
+    nothing = np.zeros(raw.shape, bool)
+    if not s.padding or not all(-(1 << bits - 1) <= v < 1 << bits for v in s.padding):
+        return nothing
+    # Writers give the tag the sign that the pixels do not have, and the other way round.
+    low, high = sorted(np.array(s.padding).astype(raw.dtype))
+    found = (raw >= low) & (raw <= high)
+    return found if found[[0, 0, -1, -1], [0, -1, 0, -1]].any() else nothing

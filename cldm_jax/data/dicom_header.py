@@ -36,6 +36,7 @@ _TAGS = [
         "SOPClassUID SeriesInstanceUID SeriesNumber Modality InstanceNumber ImageType Manufacturer "
         "ImagePositionPatient ImageOrientationPatient PixelSpacing FrameOfReferenceUID "
         "RescaleSlope RescaleIntercept RescaleType LossyImageCompression NumberOfSlices "
+        "PixelPaddingValue PixelPaddingRangeLimit "
         "BurnedInAnnotation PerFrameFunctionalGroupsSequence SeriesDate SeriesTime "
         "AcquisitionDate AcquisitionTime AcquisitionDateTime FrameReferenceTime ActualFrameDuration "
         "Units SUVType CorrectedImage DecayCorrection PatientWeight "
@@ -79,6 +80,7 @@ class Slice:
     samples: int
     photometric: str
     bits: tuple[int, int, int]  # allocated, stored, high
+    padding: tuple[int, ...]  # the ends of the stored values that are no measurement; () = none
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     spacing: tuple[float, ...] | None
@@ -150,6 +152,7 @@ def parse(index: int, data: bytes) -> list[Slice]:
             samples=_integer(ds, "SamplesPerPixel") or 1,
             photometric=_text(ds, "PhotometricInterpretation"),
             bits=tuple(_integer(ds, f) or 0 for f in ("BitsAllocated", "BitsStored", "HighBit")),
+            padding=_padding(ds),
             position=_vector(ds, "ImagePositionPatient", 3),
             orientation=_vector(ds, "ImageOrientationPatient", 6),
             spacing=_vector(ds, "PixelSpacing", 2),
@@ -167,6 +170,15 @@ def _syntax(ds) -> str:
     named = _text(ds.file_meta, "TransferSyntaxUID")
     implicit, little = ds.original_encoding
     return named or (_IMPLICIT if implicit else _EXPLICIT if little else _BIG_ENDIAN)
+
+
+def _padding(ds) -> tuple[int, ...]:
+    tags = ("PixelPaddingValue", "PixelPaddingRangeLimit")
+    values = [_get(ds, tag) for tag in tags]
+    # Of implicit syntaxes, which do not say whether it has a sign, pydicom gives the bytes.
+    values = [int.from_bytes(v[:2], "little") if isinstance(v, bytes) else v for v in values]
+    first, last = (None if v is None else _finite(v) for v in values)
+    return () if first is None else (int(first), int(first if last is None else last))
 
 
 def syntax_name(uid: str) -> str:
