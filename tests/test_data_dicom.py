@@ -417,20 +417,23 @@ def test_the_tags_reach_the_arithmetic(tmp_path):
     }  # fmt: skip
 
 
-def _philips(value, element=0x00, syntax=ExplicitVRLittleEndian):
+def _philips(value, element=0x00, syntax=ExplicitVRLittleEndian, behind=False):
     def edit(ds, z):
         ds.Units, ds.file_meta.TransferSyntaxUID = "CNTS", syntax
+        if behind:
+            ds.private_block(0x7053, "CANARY", create=True)
         block = ds.private_block(0x7053, "Philips PET Private Group", create=True)
         block.add_new(element, "DS", f"{value:g}")
 
     return edit
 
 
-@pytest.mark.parametrize("implicit", [False, True])
+@pytest.mark.parametrize("implicit, behind", [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("element, factor", [(0x00, 3e-4), (0x09, 1.25 * NORMAL * HOUR)])
-def test_philips_private_factors(tmp_path, element, factor, implicit):
+def test_philips_private_factors(tmp_path, element, factor, implicit, behind):
+    """`behind`: another's private block is the first of the group."""
     read_as = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
-    _series(tmp_path, _philips(factor if element == 0 else 1.25, element, read_as))
+    _series(tmp_path, _philips(factor if element == 0 else 1.25, element, read_as, behind))
     read = dicom.read_series(tmp_path)
     np.testing.assert_allclose(read.volume.array, STORED * 0.5 * factor, rtol=1e-6)
 

@@ -109,6 +109,8 @@ SOUND = {
     "static scan with its middle": (
         tags(AcquisitionTime="101112", FrameReferenceTime="598000", ActualFrameDuration="1200000"),
         NORMAL * HOUR, 60, 60),
+    "codes with spaces around each": (
+        tags(CorrectedImage=["DECY ", " ATTN"]), NORMAL * HOUR, 60, 60),
     "series reconstructed later": (tags(SeriesTime="181112"), NORMAL * HOUR, 60, 60),
 }  # fmt: skip
 

@@ -42,7 +42,8 @@ _TAGS = [
         "Units SUVType CorrectedImage DecayCorrection PatientWeight "
         "RadiopharmaceuticalInformationSequence"
     ).split(),
-    *((0x7053, element) for element in (0x0010, 0x1000, 0x1009)),
+    # A private block is where its creator's name says, often but not always the first.
+    *((0x7053, element) for n in range(0x10, 0x20) for element in (n, n << 8, n << 8 | 9)),
 ]
 
 # Codes that may be repeated in a message or a fact; anything else becomes "other".
@@ -268,7 +269,7 @@ def _list(ds, tag: str) -> list[str]:
     if value is None:
         return []
     many = isinstance(value, collections.abc.Sequence) and not isinstance(value, str)
-    return [str(v) for v in (value if many else [value])]
+    return [str(v).strip() for v in (value if many else [value])]
 
 
 def _finite(value) -> float | None:
