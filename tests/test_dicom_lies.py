@@ -348,7 +348,14 @@ def renamed(path):
     ds.save_as(path)
 
 
-@pytest.mark.parametrize("change", [None, bare, renamed])
+def renumbered(path):
+    """What an archive does that merges two exports."""
+    ds = pydicom.dcmread(path)
+    ds.InstanceNumber += 100
+    ds.save_as(path)
+
+
+@pytest.mark.parametrize("change", [None, bare, renamed, renumbered])
 def test_a_series_exported_twice_counts_once(tmp_path, change):
     alone = dicom.read_series(made._series(tmp_path / "alone")).volume
     folder = copied(made._series(tmp_path / "in"), change)
@@ -374,6 +381,17 @@ def test_other_pixels_or_another_time_are_not_the_same_image(tmp_path):
 
     for i, change in enumerate((brighter, later)):
         made._refused(copied(made._series(tmp_path / str(i)), change), "12 images at 6 positions")
+
+
+def test_two_reconstructions_keep_the_empty_slices_that_they_share(tmp_path):
+    """Of one number and header, other pixels but in the end slices."""
+    for uid, gain in (("7", 1), ("8", 2)):
+        stored = (STORED // 2 * gain).astype(np.uint16)
+        stored[:, :, [0, -1]] = 0
+        made._series(tmp_path, stored=stored, uid=uid)
+    for series in ("3.1", "3.2"):
+        read = dicom.read_series(tmp_path, series=series).volume
+        assert read.array.shape == STORED.shape and "repeat" not in "".join(read.notes)
 
 
 # ---- several series ----

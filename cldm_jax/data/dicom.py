@@ -111,23 +111,26 @@ def _headers(path, members, max_bytes: int) -> tuple[list[Slice], list[str]]:
 
 
 def _once(path, members, slices: list[Slice]) -> tuple[list[Slice], list[str]]:
-    """(the slices without those that another one repeats, notes): the same header but for UIDs, which a
-    second export may have made anew, and the same stored pixels.
+    """(the slices without those that another one repeats, notes): the same header but for UIDs and
+    numbering, which a second export may have made anew, and the same stored pixels. Of another series
+    only if all of it is repeated: two reconstructions may share empty slices at their ends.
     """
     groups: dict[Slice, list[Slice]] = {}
     for s in slices:
-        alike = dataclasses.replace(s, index=0, uid="", frame_of_reference="", syntax="")
-        groups.setdefault(alike, []).append(s)
-    repeated = set()
+        renamed = dict(uid="", instance=None, frame_of_reference="", syntax="")
+        groups.setdefault(dataclasses.replace(s, index=0, **renamed), []).append(s)
+    repeats: dict[int, str] = {}  # index of a slice -> series of the one that it repeats
     for group in groups.values():
-        seen = set()
+        seen: dict[str, str] = {}
         for s in sorted(group, key=lambda s: (s.uid, s.index)) if len(group) > 1 else ():
             data = dicom_files.read(path, members[s.index])
             digest = attempt(dicom_header.pixels_digest, data)
             if digest in seen:
-                repeated.add(s.index)
+                repeats[s.index] = seen[digest]
             elif digest is not None:
-                seen.add(digest)
+                seen[digest] = s.uid
+    own = {s.uid for s in slices if s.index not in repeats}
+    repeated = {s.index for s in slices if repeats.get(s.index) == s.uid or s.uid not in own}
     if not repeated:
         return slices, []
     note = f"{len(repeated)} of {len(slices)} images repeat others and were counted once"
