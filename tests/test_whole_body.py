@@ -5,7 +5,7 @@ import pytest
 from scipy import ndimage
 
 from cldm_jax import Synthesiser
-from cldm_jax.data import nifti, whole_body
+from cldm_jax.data import grid, nifti, pet_checks, whole_body
 from cldm_jax.errors import UserError
 from cldm_jax.report import volume_page
 from faults import corpus
@@ -95,6 +95,23 @@ def test_the_box_holds_the_brain_and_not_the_body(uptake, arms, axes):
     assert low[2] > -150 and high[2] < 180 and (high - low <= 300).all()
     np.testing.assert_array_equal(crop.head.array, array[crop.box])
     assert (affine @ [*(b.start for b in crop.box), 1] == crop.head.affine[:, 3]).all()
+
+
+@pytest.mark.parametrize("start, warned", [(0, True), (40, False)])
+def test_arms_that_end_at_the_box_are_no_head_cut_by_the_image(start, warned):
+    """An arm up to the box's left end: it warns where that is the image's own."""
+    array = np.zeros((140, 60, 60), np.float32)
+    array[start : start + 6, 20:26], array[start + 20 : start + 45, 15:45, 10:50] = 1, 1
+    pet = nifti.from_array(array, np.diag([4.0, 4, 4, 1]))
+    low = np.array([start, 0, 0])
+    crop = whole_body._cut(pet, pet, low, low + 60, 600.0)
+    assert crop.cropped.tolist() == [[start > 0, False, False], [True, False, False]]
+    model = grid.ModelGrid((200, 200), (2.0, 2.0), 2.0)
+    found = pet_checks.check_pet(crop.head, model, crop.head.affine, 200, crop.cropped)
+    said = next(c.warning for c in found if c.name == "foreground at the image's edge")
+    assert bool(said) == warned
+    found = pet_checks.check_pet(crop.head, model, crop.head.affine, 200)
+    assert next(c.warning for c in found if c.name == "foreground at the image's edge")
 
 
 def test_a_head_alone_is_left_as_it_is():

@@ -21,10 +21,13 @@ class Check(NamedTuple):
 
 
 def check_pet(
-    pet: nifti.Volume, model_grid: grid.ModelGrid, grid_affine, depth: int
+    pet: nifti.Volume, model_grid: grid.ModelGrid, grid_affine, depth: int, cropped=False
 ) -> list[Check]:
     """Checks of a PET, any orientation, against the grid it was brought to (`grid_affine`, `depth`
     slices). Warnings say what may go wrong with the prediction; nothing is repaired.
+
+    cropped: bool, or bool [2, 3], where the first and the last voxels along each axis are the edge of a
+    head that was cut out (`whole_body.Crop.cropped`), not of the image: arms and shoulders end there.
     """
     found = [Check("header", "; ".join(pet.notes) or "complete", "; ".join(pet.notes))]
     found.append(_orientation(pet))
@@ -35,7 +38,7 @@ def check_pet(
     found.append(_volume(pet, len(index)))
     found.append(_extent(world))
     found.append(_cut(world, model_grid, grid_affine, depth))
-    found.append(_edges(index, pet))
+    found.append(_edges(index, pet, cropped))
     found.append(_negative(pet, inside))
     return found
 
@@ -82,11 +85,12 @@ def _cut(world, model_grid: grid.ModelGrid, grid_affine, depth: int) -> Check:
     )
 
 
-def _edges(index, pet) -> Check:
+def _edges(index, pet, cropped) -> Check:
     """In-plane the head should end inside the image; below and above a scan may end."""
     plane = [i for i, letter in enumerate(nifti.orientation(pet.affine)) if letter not in "SI"]
     last = np.array(pet.array.shape) - 1
-    edge = ((index == 0) | (index == last))[:, plane].any(1).mean()
+    at_end = np.stack([index == 0, index == last], 1) & ~np.asarray(cropped)
+    edge = at_end[..., plane].any((1, 2)).mean()
     warning = "the head is cut at the edge of the image"
     return Check("foreground at the image's edge", f"{edge:.1%}", warning if edge > 0.005 else "")
 

@@ -37,6 +37,7 @@ class Crop(NamedTuple):
     head: nifti.Volume  # array and affine of the box; all else is the PET's
     box: tuple[slice, slice, slice]
     length_mm: float  # of the whole field of view, below to above
+    cropped: np.ndarray  # bool [2, 3]: the box begins behind the first voxel, ends before the last
 
 
 class _Part(NamedTuple):
@@ -161,4 +162,6 @@ def _cut(pet, ras, low, high, length: float) -> Crop:
     box = tuple(slice(int(a), int(b) + 1) for a, b in zip(first, last, strict=True))
     affine = pet.affine.copy()
     affine[:3, 3] += affine[:3, :3] @ first
-    return Crop(dataclasses.replace(pet, array=pet.array[box], affine=affine), box, length)
+    cropped = np.stack([first > 0, last < np.array(pet.array.shape) - 1])
+    head = dataclasses.replace(pet, array=pet.array[box], affine=affine)
+    return Crop(head, box, length, cropped)

@@ -64,7 +64,9 @@ def look(model: Model, pet: nifti.Volume, facts: dict, where, began: float | Non
     pet_ranges.refuse_no_head(where, measured)
     outside = pet_ranges.outside(measured, model.pet_ranges)
     checks = [] if crop is None else [_said(crop)]
-    checks += pet_checks.check_pet(head, model.data.grid, source.affine, len(source.slices))
+    cropped = crop is not None and crop.cropped
+    size = source.affine, len(source.slices)
+    checks += pet_checks.check_pet(head, model.data.grid, *size, cropped)
     checks += pet_ranges.checks(outside)
     return Looked(pet, crop, facts, source, checks, measured, outside, time.monotonic() - began)
 
