@@ -426,6 +426,16 @@ def test_series_that_share_a_number_can_be_chosen(tmp_path, number, names):
     made._refused(folder, "no series has number 7: number", series=7)
 
 
+def test_a_series_to_each_image_is_not_a_choice(tmp_path):
+    def edit(ds, z):
+        ds.SeriesInstanceUID += f".{z}"
+
+    error = made._refused(
+        made._series(tmp_path, edit), "each of its 6 images has a SeriesInstanceUID"
+    )
+    assert "--series" not in error.remedy
+
+
 def test_a_number_is_for_dicom(tmp_path):
     found = pet_inputs.PetInput("pet", "", tmp_path / "pet.nii.gz", "nifti")
     with pytest.raises(UserError, match="is for DICOM"):

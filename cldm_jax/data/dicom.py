@@ -153,6 +153,9 @@ def _choose(path, slices: list[Slice], wanted) -> tuple[list[Slice], list[str]]:
     pets = [group for group in found.values() if group[0].modality == "PT"]
     if len(pets) == 1:
         return pets[0], [f"{len(found)} series in the input; the only PET series was taken"]
+    if len(found) > 2 and all(len(group) == 1 for group in found.values()):
+        reason = f"each of its {len(found)} images has a SeriesInstanceUID of its own"
+        raise UserError(path, reason, "Export it again with one to the series")
     reason = f"holds {len(found)} series: {_list_series(found)}"
     remedy = "Give the folder of one series, or in prediction --series NUMBER"
     if any(_is_corrected(group) for group in pets):
