@@ -2,6 +2,7 @@
 
 import csv
 import importlib.util
+import types
 
 import numpy as np
 import pytest
@@ -242,13 +243,39 @@ def test_who_fails_is_named_left_out_and_counted(study, config, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "setting, value", [("uses", "tissues"), ("modes", "best"), ("slice_stride", 2), ("runs", "")]
+    "setting, value",
+    [
+        *[("uses", "tissues"), ("modes", "best"), ("modes", "recentred9")],
+        *[("slice_stride", 2), ("runs", "")],
+    ],
 )
 def test_refusals(config, tmp_path, setting, value):
     config[setting] = value
     with pytest.raises(UserError, match=f"config.{setting}"):
         tasks.run(config, str(tmp_path))
     assert not (tmp_path / "tasks.json").exists()
+
+
+def test_who_is_not_scored_is_named(config, capsys):
+    def trained(name, made, *modes):
+        facts = {
+            "method": name,
+            "data": {"targets": made},
+            "recipe": {"diffusion": {"onestep_share": [0.5]}},
+        }
+        method = types.SimpleNamespace(predict=dict.fromkeys(modes))
+        return types.SimpleNamespace(name=name, workdir=name, config=facts, method=method)
+
+    runs = [
+        trained("ldm", ("ct", "mr"), "onestep", "sample", "mean4"),
+        trained("unet", ("ct", "mr"), "predict"),
+        trained("cyclegan", ("ct",), "predict"),
+    ]
+    config.modes = "recentred4"
+    (entrant,) = tasks._entrants(config, runs, ("mr",))
+    assert entrant.name == "ldm"
+    said = capsys.readouterr().out
+    assert "cyclegan: makes no mr" in said and "unet: has no recentred4" in said
 
 
 def test_a_use_is_corrected_for_its_own_tests():

@@ -154,20 +154,29 @@ def _evaluate(config, runs: list[Run], prepared, stamp: str):
     return summary, scorer.scores, make_gallery(scorer, entrants, readouts, rows, drawers)
 
 
+def read_outs(entrant) -> list[str]:
+    """Names of all that a method answers; the recentred sample, made of others, is the last."""
+    run = entrant.first
+    point, mean = spread.point_mode(run), spread.mean_name(run)
+    made = point is not None and mean is not None and is_cldm(entrant)
+    own = [f"{spread.RECENTRED}{mean.removeprefix('mean')}"] if made else []
+    return [*run.method.predict, *own]
+
+
 def recentred(entrant, readouts) -> tuple[str, ReadOut] | None:
     """(name, read-out) of a CLDM's point image with one sample's deviation from the mean of K, out of
     what it has predicted already: the samples are the same. None for a method that lacks one of them.
     """
-    run, name = entrant.first, entrant.name
-    point, mean = spread.point_mode(run), spread.mean_name(run)
-    if point is None or mean is None or not is_cldm(entrant):
+    run, made = entrant.first, read_outs(entrant)[-1]
+    if made in run.method.predict:
         return None
-    count = int(mean.removeprefix("mean"))
-    parts = [readouts[name, mode] for mode in (point, "sample", mean)]
+    count = int(made.removeprefix(spread.RECENTRED))
+    used = (spread.point_mode(run), "sample", spread.mean_name(run))
+    parts = [readouts[entrant.name, mode] for mode in used]
     images = spread.recentred(*(p.images for p in parts), count, 1.0)
     seconds = [p.seconds_per_slice for p in parts]
     total = None if None in seconds else sum(seconds)
-    return f"{spread.RECENTRED}{count}", ReadOut(images, None, total)
+    return made, ReadOut(images, None, total)
 
 
 def _choose_modes(scorer: Scorer, entrants) -> dict[str, dict[str, str]]:

@@ -12,7 +12,7 @@ from cldm_jax import files
 from cldm_jax.data import intensity, mask
 from cldm_jax.data.warp import NoMatch
 from cldm_jax.errors import UserError
-from cldm_jax.jobs.evaluate import open_runs, recentred, run_facts, words
+from cldm_jax.jobs.evaluate import open_runs, read_outs, recentred, run_facts, words
 from cldm_jax.metrics import aggregate
 from cldm_jax.report import uses_page
 from cldm_jax.report.page import SCORE_COLUMNS, json_ready, scores_csv
@@ -90,14 +90,7 @@ def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
         raise UserError("config.uses", f"none is of {' or '.join(made)}", "Name another use")
     targets = tuple(t for t in made if any(use.target == t for use in uses))
     names = prepared.index.names(targets)
-    entrants = make_entrants(
-        [r for r in runs if {*targets} & {*r.config["data"]["targets"]}], targets
-    )
-    for mode in words(config.modes):
-        known = {m for e in entrants for m in e.first.method.predict}
-        if mode not in known and not mode.startswith(RECENTRED):
-            known = ", ".join(sorted(known))
-            raise UserError(f"config.modes={mode}", "no such read-out", f"Known: {known}")
+    entrants = _entrants(config, runs, targets)
     scorer = Scorer(config, prepared, names, reads=shared_source(runs))
     rows = scorer.source(1)
     images = {REAL: scorer.real, AGAIN: references.reacquired(prepared, rows, names)[0]}
@@ -106,6 +99,24 @@ def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
     images = {name: found for name, found in images.items() if found is not None}
     sources = {k: scorer.source(k) for k in {e.first.config["data"]["context"] for e in entrants}}
     return Opened(scorer, entrants, {}, sources, images), uses
+
+
+def _entrants(config, runs, targets: tuple[str, ...]) -> list:
+    """The methods that make one of `targets` and have one of `config.modes`; the others are printed."""
+    makers = []
+    for r in runs:
+        if {*targets} & {*r.config["data"]["targets"]}:
+            makers.append(r)
+        else:
+            print(f"{r.name}: makes no {' or '.join(targets)}, so it is not scored", flush=True)
+    entrants, wanted = make_entrants(makers, targets), words(config.modes)
+    known = {m: None for e in entrants for m in read_outs(e)}
+    for mode in (m for m in wanted if m not in known):
+        raise UserError(f"config.modes={mode}", "no such read-out", f"Known: {', '.join(known)}")
+    lacking = [e.name for e in entrants if wanted and not {*wanted} & {*read_outs(e)}]
+    for name in lacking:
+        print(f"{name}: has no {' or '.join(wanted)}, so it is not scored", flush=True)
+    return [e for e in entrants if e.name not in lacking]
 
 
 def _score(opened: Opened, uses: list[Use]):
@@ -276,7 +287,7 @@ def _tests(opened: Opened, use: Use, rows) -> list[dict]:
     there = {f"{r['method']}:{r['mode']}" for r in aggregate.average_seeds(rows)}
     firsts = {}
     for e in (e for e in opened.entrants if use.target in e.runs):
-        known, name = e.first.method.predict, aggregate.base_name(e.name)
+        known, name = read_outs(e), aggregate.base_name(e.name)
         modes = [m for m in words(config.modes) or known if m in known]
         if modes:
             firsts.setdefault(name, f"{name}:{modes[0]}")
