@@ -328,6 +328,14 @@ def test_impossible_combinations_are_refused(bad, message):
         make_method("ldm", **recipe("ldm", **bad))
 
 
+def test_sampling_that_its_diffusion_cannot_carry_is_refused():
+    """Else a traceback at the first validation."""
+    settings = recipe("ldm", **READINGS["sdedit"])
+    settings["sampling"]["sdedit_strength"] = 0.002
+    with pytest.raises(UserError, match="4 sampling steps: give 1 to 2, .* sdedit_strength 0.002"):
+        make_method("ldm", **settings)
+
+
 def test_what_a_network_cannot_be_is_refused_by_init():
     """Found out where it is made, not by its settings."""
     settings = recipe("ldm")

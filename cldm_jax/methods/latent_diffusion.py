@@ -22,7 +22,7 @@ from cldm_jax.methods.base import (
 )
 from cldm_jax.methods.codec import Codec, make_codec
 from cldm_jax.methods.common import make_update
-from cldm_jax.methods.readings import READINGS, Reading, alphas_bar
+from cldm_jax.methods.readings import READINGS, Reading, alphas_bar, sdedit_steps
 from cldm_jax.models.build import make_latent_unet
 from cldm_jax.models.init import init_params
 from cldm_jax.models.layers import space_to_depth
@@ -55,6 +55,26 @@ def masked_mean(values, mask):
     return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
+def _check(d: dict, s: dict) -> None:
+    """ValueError for diffusion settings `d` and sampling settings `s` that cannot work together."""
+    if d["conditioning"] not in READINGS:
+        known = ", ".join(READINGS)
+        raise ValueError(f"unknown conditioning {d['conditioning']!r}; known: {known}")
+    READINGS[d["conditioning"]].check(d)
+    steps, most, of = s["num_sampling_steps"], d["num_timesteps"], "the diffusion"
+    if d["conditioning"] == "sdedit":
+        most, of = sdedit_steps(d, s), f"sdedit_strength {s['sdedit_strength']:g}"
+    if not 1 <= steps <= most:
+        raise ValueError(f"{steps} sampling steps: give 1 to {most}, the steps of {of}")
+    young_at = d.get("young_at", 0.0)  # runs of before do not name it
+    if not 0 <= young_at < 1:
+        raise ValueError(f"young_at {young_at:g} is no share of training below 1")
+    if s["autoguidance_scale"] != 1.0 and not young_at:
+        raise ValueError(
+            "no younger self to guide by is kept (young_at 0): autoguidance_scale can be 1"
+        )
+
+
 def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, optim: dict) -> Method:
     """autoencoder: of `make_autoencoder`, the frozen one's. model: of `make_latent_unet`. diffusion:
     conditioning, source_encoding ("s2d" | "latent"), schedule, num_timesteps, target, gaussian_denoiser,
@@ -66,20 +86,8 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
     plane; 0: every slice has its own). Raises ValueError for combinations that cannot work.
     """
     d, s = diffusion, sampling
-    if d["conditioning"] not in READINGS:
-        known = ", ".join(READINGS)
-        raise ValueError(f"unknown conditioning {d['conditioning']!r}; known: {known}")
-    READINGS[d["conditioning"]].check(d)
-    if not 1 <= s["num_sampling_steps"] <= d["num_timesteps"]:
-        steps, most = s["num_sampling_steps"], d["num_timesteps"]
-        raise ValueError(f"{steps} sampling steps: give 1 to {most}, the steps of the diffusion")
+    _check(d, s)
     young_at = d.get("young_at", 0.0)  # runs of before do not name it
-    if not 0 <= young_at < 1:
-        raise ValueError(f"young_at {young_at:g} is no share of training below 1")
-    if s["autoguidance_scale"] != 1.0 and not young_at:
-        raise ValueError(
-            "no younger self to guide by is kept (young_at 0): autoguidance_scale can be 1"
-        )
     codec = make_codec(autoencoder)
     outputs = 2 if d.get("gaussian_denoiser") else 1  # runs of before do not name it
     net = make_latent_unet(model, outputs * codec.latent_channels)

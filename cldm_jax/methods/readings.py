@@ -112,8 +112,13 @@ def _sample_concat(d, s, denoise_fn, zs, start, noise_fn):
     return _ddim(d, s, denoise_fn, start, noise_fn)
 
 
+def sdedit_steps(d, s) -> int:
+    """Of the diffusion, those that the source is noised by."""
+    return max(round(s["sdedit_strength"] * d["num_timesteps"]), 1)
+
+
 def _sample_sdedit(d, s, denoise_fn, zs, start, noise_fn):
-    t_start = max(round(s["sdedit_strength"] * d["num_timesteps"]) - 1, 0)
+    t_start = sdedit_steps(d, s) - 1
     ab = alphas_bar(d)[t_start]
     start = jnp.sqrt(ab) * zs + jnp.sqrt(1 - ab) * start
     return _ddim(d, s, denoise_fn, start, noise_fn, t_start)
