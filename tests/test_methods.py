@@ -328,6 +328,14 @@ def test_impossible_combinations_are_refused(bad, message):
         make_method("ldm", **recipe("ldm", **bad))
 
 
+def test_guidance_by_a_null_class_that_was_never_trained_is_refused():
+    settings = recipe("ldm", class_dropout_prob=0.0)
+    make_method("ldm", **settings)
+    settings["sampling"]["guidance_scale"] = 2.0
+    with pytest.raises(UserError, match="null class is never trained"):
+        make_method("ldm", **settings)
+
+
 def test_sampling_that_its_diffusion_cannot_carry_is_refused():
     """Else a traceback at the first validation."""
     settings = recipe("ldm", **READINGS["sdedit"])

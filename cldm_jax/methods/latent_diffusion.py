@@ -66,6 +66,10 @@ def _check(d: dict, s: dict) -> None:
         most, of = sdedit_steps(d, s), f"sdedit_strength {s['sdedit_strength']:g}"
     if not 1 <= steps <= most:
         raise ValueError(f"{steps} sampling steps: give 1 to {most}, the steps of {of}")
+    if s["guidance_scale"] != 1.0 and d["class_dropout_prob"] == 0:
+        raise ValueError(
+            "the null class is never trained (class_dropout_prob 0): guidance_scale can be 1"
+        )
     young_at = d.get("young_at", 0.0)  # runs of before do not name it
     if not 0 <= young_at < 1:
         raise ValueError(f"young_at {young_at:g} is no share of training below 1")

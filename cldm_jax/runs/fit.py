@@ -47,9 +47,7 @@ def _check_codes(config, index: Index) -> None:
         reason = f"cannot tell {' from '.join(asked)} without class embeddings"
         raise UserError("num_class_embeds=0", reason, "Give one of them as config.data.targets.")
     diffusion = recipe.get("diffusion")
-    if diffusion and (
-        diffusion["class_dropout_prob"] > 0 or recipe["sampling"]["guidance_scale"] != 1.0
-    ):
+    if diffusion and diffusion["class_dropout_prob"] > 0:
         asked["no class (null_code)"] = diffusion["null_code"]
     missing = [f"{name}: {code}" for name, code in asked.items() if code >= rows > 0]
     if missing:
