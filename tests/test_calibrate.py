@@ -91,7 +91,7 @@ class TestTheFile:
         """On them 90 % of pixels are covered at every scale; as sampled they are not."""
         opened, prepared = open_run(str(run)), Prepared(study.prepared)
         source = image_source(prepared, "val", ("ct", "mr"), {"context": 3}, slice_stride=2)
-        source = spread.first_people(source, 2)
+        source = spread.first_people(source, 2, range(len(prepared.index.people)))
         drawer = spread.Drawer(opened, "mirror", SAMPLES, batch_size=4, seed=0)
         names, spacing = {1: "ct", 2: "mr"}, tuple(prepared.json["grid"]["spacing_mm"])
         judged = {"ct": [], "mr": []}
@@ -218,12 +218,21 @@ class TestTheFile:
             open_run(str(tmp_path / "model"))
 
 
+def test_calibration_people_are_of_as_many_heads_as_there_are():
+    """A cohort of label volumes lists all variants of one head before the next head."""
+    source = SimpleNamespace(keys={"subject": np.repeat(np.arange(3, 19), 2)})
+    groups = ["train"] * 3 + ["a"] * 8 + ["b"] * 6 + ["c"] * 2
+    for people, asked in (([3, 4, 11, 12, 17], 5), (list(range(3, 19)), 0)):
+        found = spread.first_people(source, asked, groups).keys["subject"]
+        assert found.tolist() == np.repeat(people, 2).tolist()
+
+
 def test_members_are_samples_of_their_own(study, run):
     """Member 0 is the single sample; others differ; a member does not depend on how many there are."""
     opened = open_run(str(run))
     prepared = Prepared(study.prepared)
     source = image_source(prepared, "val", ("ct",), {"context": 3}, slice_stride=4)
-    source = spread.first_people(source, 1)
+    source = spread.first_people(source, 1, range(len(prepared.index.people)))
     one = Predictor(opened._replace(method=opened.drawing), "sample")
     options = dict(batch_size=4, seed=0)
     drawn = spread.Drawer(opened, "mirror", 3, **options).draw(source)

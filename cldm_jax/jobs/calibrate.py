@@ -108,7 +108,8 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
     data, sampling = opened.config["data"], _sampling(opened, settings.steps)
     targets = tuple(t for t in data["targets"] if t not in intensity.SOURCES)
     source = image_source(prepared, "val", targets, data, slice_stride=settings.slice_stride)
-    source = spread.first_people(source, settings.people)
+    groups = [person.group for person in prepared.index.people]
+    source = spread.first_people(source, settings.people, groups)
     point = spread.point_mode(opened)
     at_steps = opened._replace(drawing=stored_method(opened, sampling)[0])
     options = dict(batch_size=settings.batch_size, seed=settings.seed)

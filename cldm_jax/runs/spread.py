@@ -1,5 +1,6 @@
 """A CLDM's samples around its point image, volume by volume, and what they are worth there."""
 
+import collections
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -62,10 +63,15 @@ class Drawer:
         return np.stack([np.clip(images, -1, 1) for images in drawn])
 
 
-def first_people(source, people: int) -> Rows:
-    """The rows of the first so many people (0: of all)."""
-    subjects = source.keys["subject"]
-    chosen = list(dict.fromkeys(subjects.tolist()))[: people or None]
+def first_people(source, people: int, groups) -> Rows:
+    """The rows of so many people (0: of all): the first of every group, then the second, and so on, as a
+    cohort lists all people of a head before the next head. groups: of every subject number.
+    """
+    subjects, turns, seen = source.keys["subject"], {}, collections.Counter()
+    for subject in dict.fromkeys(subjects.tolist()):
+        turns[subject] = seen[groups[subject]]
+        seen[groups[subject]] += 1
+    chosen = sorted(turns, key=turns.get)[: people or None]
     return Rows(source, np.flatnonzero(np.isin(subjects, chosen)))
 
 
