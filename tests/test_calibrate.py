@@ -227,6 +227,23 @@ def test_calibration_people_are_of_as_many_heads_as_there_are():
         assert found.tolist() == np.repeat(people, 2).tolist()
 
 
+def test_who_share_a_head_count_as_one_in_the_rules_of_regions():
+    """Twelve people: nine units allow a quantile, two heads do not."""
+    rng = np.random.default_rng(0)
+    drawn = [SimpleNamespace(subject=s) for s in range(12)]
+    asked = [
+        spread.Asked({"brain_mean": rng.normal(size=5)}, {"brain_mean": rng.normal(size=(3, 5))})
+        for _ in drawn
+    ]
+    for groups, people, rule in (
+        (list("aaaaaabbbbbb"), 2, "student"),
+        (list("abcdefghijkl"), 12, "quantile"),
+        (["a"] * 12, 12, "quantile"),
+    ):
+        found = calibrate._rules(drawn, asked, groups)["brain_mean"]
+        assert (found["people"], found["rule"]) == (people, rule)
+
+
 def test_members_are_samples_of_their_own(study, run):
     """Member 0 is the single sample; others differ; a member does not depend on how many there are."""
     opened = open_run(str(run))

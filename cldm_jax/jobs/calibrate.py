@@ -130,6 +130,7 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
             target,
             spacing,
             height,
+            groups,
         )
         for code, target in names.items()
         if any(d.code == code for d in drawn)
@@ -151,7 +152,7 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
     )
 
 
-def _target(drawn, spec, target: str, spacing, height: float) -> TargetCalibration:
+def _target(drawn, spec, target: str, spacing, height: float, groups) -> TargetCalibration:
     errors, spreads = [], []
     for d in drawn:
         errors.append(ensemble.band_power(d.point - d.real, d.head, spacing))
@@ -173,10 +174,14 @@ def _target(drawn, spec, target: str, spacing, height: float) -> TargetCalibrati
     if not np.isfinite(q90).all():
         reason = f"its samples of {target} do not differ, so there is no spread to scale"
         raise UserError("calibrate", reason, "Train it longer")
-    return TargetCalibration(tuple(map(float, factors)), tuple(q90), _rules(drawn, asked))
+    return TargetCalibration(tuple(map(float, factors)), tuple(q90), _rules(drawn, asked, groups))
 
 
-def _rules(drawn, asked) -> dict[str, dict]:
+def _rules(drawn, asked, groups) -> dict[str, dict]:
+    """groups: of every subject number. Who share a head err together and count as one; of one head alone
+    nothing tells what others would do, and its people stand for them.
+    """
+    units = {g: i for i, g in enumerate(dict.fromkeys(groups[d.subject] for d in drawn))}
     rules = {}
     for name in asked[0].real:
         errors, sds, who = [], [], []
@@ -184,6 +189,7 @@ def _rules(drawn, asked) -> dict[str, dict]:
             mean, sd = regions.centre_and_sd(a.members[name])
             errors.append(a.real[name] - mean)
             sds.append(sd)
-            who.append(np.full(len(sd), d.subject))
+            unit = units[groups[d.subject]] if len(units) > 1 else d.subject
+            who.append(np.full(len(sd), unit))
         rules[name] = regions.fit_rule(*map(np.concatenate, (errors, sds, who)))
     return rules
