@@ -24,6 +24,8 @@ def write(config, folder: pathlib.Path, stored: Stored) -> None:
     """
     if config.dtype != "float32":
         raise UserError("config.format=monai", "is float32", "Leave dtype out.")
+    if config.steps:
+        raise UserError("config.format=monai", "holds no sampler", "Leave steps out.")
     networks = _networks(config.run, stored)
     (folder / CARD).unlink(missing_ok=True)  # from here on, nothing that looks whole
     card = _card(stored)
