@@ -17,7 +17,7 @@ def get_config(preset: str = "a6000"):
     c.title = "Does the image do the job?"
     c.uses = "normalisation,tissue,bone"  # comma-separated, of jobs/tasks.py, USES
     c.modes = ""  # read-outs, comma-separated; "" = all of every method
-    c.max_people = 0  # the first so many of the split; 0 = all
+    c.max_people = 0  # so many of the split, of as many groups as can be; 0 = all
     c.template = ""  # NIfTI of a T1 to normalise to; "" = the mean of the training people's MR
     c.template_pet = ""  # NIfTI of a PET in its space; "" = the mean of the training people's PET
     c.template_people = common.pick(preset, tiny=3, quick=10, a6000=20)  # in that mean, at most

@@ -1,6 +1,7 @@
 """People into train, val and test, once and for good. Groups, never slices, never half a group."""
 
-from collections.abc import Sequence
+import collections
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -111,3 +112,14 @@ def _abstract(groups: list[str], train: int) -> dict[str, set[str]]:
     chosen = _spread(groups, train)
     rest = set(groups) - chosen
     return {"train": chosen, "val": rest, "test": rest}
+
+
+def by_turns(subjects: Iterable[int], groups) -> list[int]:
+    """Subject numbers once each: the first of every group, then the second, and so on, as a cohort lists
+    all people of a head before the next head. groups: of every subject number.
+    """
+    turns, seen = {}, collections.Counter()
+    for subject in dict.fromkeys(subjects):
+        turns[subject] = seen[groups[subject]]
+        seen[groups[subject]] += 1
+    return sorted(turns, key=turns.get)

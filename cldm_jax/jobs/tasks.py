@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cldm_jax import files
-from cldm_jax.data import intensity, mask
+from cldm_jax.data import intensity, mask, splits
 from cldm_jax.data.warp import NoMatch
 from cldm_jax.errors import UserError
 from cldm_jax.jobs.evaluate import open_runs, read_outs, recentred, run_facts, words
@@ -122,8 +122,9 @@ def _entrants(config, runs, targets: tuple[str, ...]) -> list:
 def _score(opened: Opened, uses: list[Use]):
     """(score rows, {use: (person, its pictures)}, failures, ids of people) of everybody."""
     scorer, enrolled = opened.scorer, opened.scorer.prepared.index.people
-    everybody = list(dict.fromkeys(s for s, _, _ in scorer.patients()))
-    people = everybody[: scorer.config.max_people or None]
+    groups = [person.group for person in enrolled]
+    turns = splits.by_turns((s for s, _, _ in scorer.patients()), groups)
+    people = sorted(turns[: scorer.config.max_people or None])
     volumes = [v for v in scorer.patients() if v[0] in people]
     starts = _start(opened, uses)
     rows, pictures, failures = [], {}, []

@@ -1,13 +1,12 @@
 """A CLDM's samples around its point image, volume by volume, and what they are worth there."""
 
-import collections
 import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
-from cldm_jax.data import intensity, mask
+from cldm_jax.data import intensity, mask, splits
 from cldm_jax.metrics import ensemble, regions
 from cldm_jax.runs.calibration import TargetCalibration
 from cldm_jax.runs.readouts import Predictor, Rows
@@ -64,14 +63,9 @@ class Drawer:
 
 
 def first_people(source, people: int, groups) -> Rows:
-    """The rows of so many people (0: of all): the first of every group, then the second, and so on, as a
-    cohort lists all people of a head before the next head. groups: of every subject number.
-    """
-    subjects, turns, seen = source.keys["subject"], {}, collections.Counter()
-    for subject in dict.fromkeys(subjects.tolist()):
-        turns[subject] = seen[groups[subject]]
-        seen[groups[subject]] += 1
-    chosen = sorted(turns, key=turns.get)[: people or None]
+    """The rows of so many people (0: of all), of as many groups as can be. groups: of every subject."""
+    subjects = source.keys["subject"]
+    chosen = splits.by_turns(subjects.tolist(), groups)[: people or None]
     return Rows(source, np.flatnonzero(np.isin(subjects, chosen)))
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cldm_jax.data import grid, intensity, mask, nifti, warp
+from cldm_jax.data import grid, intensity, mask, nifti, splits, warp
 from cldm_jax.data.warp import NoMatch, Scan
 from cldm_jax.errors import UserError
 from cldm_jax.metrics import anatomy
@@ -213,7 +213,8 @@ def _training(cohort: Cohort) -> list[_Pair]:
         remedy = "Give --config.template and --config.template_pet, or other --config.uses"
         raise UserError(prepared.folder, reason, remedy)
     pairs = []
-    for subject in have[: cohort.people]:
+    groups = [person.group for person in prepared.index.people]
+    for subject in splits.by_turns(have, groups)[: cohort.people]:
         where = np.flatnonzero(prepared.keep(subject, "mr"))
         part = slice(where.min(), where.max() + 1)
         scans = []
