@@ -145,6 +145,14 @@ def test_people_who_are_not_unpacked_are_named(tmp_path, name):
         assert item.path.name == name and "unpack it" in item.reason and item.warn
 
 
+def test_a_dataset_one_folder_further_down_is_pointed_at(tmp_path):
+    whole(tmp_path / "rawdata", "sub-1")
+    lay(tmp_path, "derivatives/readme.txt")
+    for find in (bids.find_cohort, pet_inputs.find_all):
+        with pytest.raises(UserError, match=r"; rawdata/ holds people \(sub-\*\): give that\."):
+            find(tmp_path)
+
+
 def test_a_name_that_no_file_can_have_does_not_stop_the_others(tmp_path):
     whole(tmp_path, "sub-1", "sub-2 ")
     cohort = bids.find_cohort(tmp_path)

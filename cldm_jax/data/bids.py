@@ -73,7 +73,7 @@ def find_cohort(path) -> Cohort:
     else:
         raise UserError(path, "no such file or folder", "Give a cohort folder or a manifest .csv")
     if not cohort.subjects:
-        reason = "no subjects found"
+        reason = "no subjects found" + (layout.people_below(path) if path.is_dir() else "")
         for item in [item for item in cohort.left if item.warn][:3]:
             reason += f"; {item.path.name}: {item.reason}"
         raise UserError(path, reason, "Expected a manifest.csv or sub-* folders")

@@ -59,6 +59,13 @@ class Tree(NamedTuple):
     people: list[str]  # folders `sub-*`, whatever they hold
 
 
+def people_below(root) -> str:
+    """ "; NAME/ holds people (sub-*): give that" of a dataset one folder further down, else ""."""
+    inside = (p.parent.name for p in pathlib.Path(root).glob("*/sub-*") if p.is_dir())
+    name = min(inside, default="")
+    return name and f"; {name}/ holds people (sub-*): give that"
+
+
 def scan(root) -> Tree:
     """Every level of every `sub-*` folder of `root`, in the order of names."""
     root = pathlib.Path(root)

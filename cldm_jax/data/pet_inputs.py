@@ -56,6 +56,7 @@ def find_all(path, source: str = "pet") -> Inputs:
             return Inputs([PetInput("pet", "", path, "dicom")], [])
         rec = "_rec-nac*" * (source == "nac")
         reason = f"holds no BIDS PET (sub-*/[ses-*/]pet/*{rec}_pet.nii.gz) and no DICOM files"
+        reason += layout.people_below(path)
         if links := len(list(dicom_files.walk(path, leaving=True))):
             reason += (
                 f"; {links} links that lead out of it are not followed: copy what they point to"
