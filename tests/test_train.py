@@ -56,6 +56,12 @@ def test_a_run_leaves_everything(study):
         manifest_lib.parse("x", run)
 
 
+def test_a_machine_without_git_can_train(monkeypatch):
+    assert record.git_revision() != "git cannot be run"
+    monkeypatch.setenv("PATH", "")
+    assert record.git_revision() == "git cannot be run"
+
+
 def test_training_lowers_the_loss(study):
     values = list(losses(study.unet).values())
     assert np.mean(values[-5:]) < 0.9 * np.mean(values[:2])

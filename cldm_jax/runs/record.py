@@ -150,13 +150,16 @@ def check_same_data(workdir, prepared: Prepared, setting: str = "--workdir") -> 
 
 
 def git_revision() -> str:
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty"],
-        cwd=pathlib.Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    try:
+        result = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            cwd=pathlib.Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:  # no git on this machine: an image of a cluster, say
+        return "git cannot be run"
     return result.stdout.strip() or "not a git checkout"
 
 
