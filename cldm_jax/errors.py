@@ -13,3 +13,10 @@ class UserError(Exception):
 
     def __reduce__(self):  # so that it crosses from a worker process
         return type(self), (self.what, self.reason, self.remedy)
+
+
+def of_system(error: OSError, folder) -> UserError:
+    """What the system refused, of a command that writes into `folder`: inputs are refused by name."""
+    what = error.filename2 or error.filename or folder
+    remedy = "Mend the disk (space, permissions); the same command goes on from there"
+    return UserError(what, error.strerror or str(error), remedy)

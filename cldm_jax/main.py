@@ -22,7 +22,7 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_dict, config_flags
 
-from cldm_jax import settings, usage
+from cldm_jax import errors, settings, usage
 from cldm_jax.errors import UserError
 from cldm_jax.runtime import device
 from cldm_jax.settings import JOBS
@@ -90,10 +90,12 @@ def main(argv) -> None:
             remedy = f"Start it once. For several processes: {', '.join(SHARED_JOBS)}"
             raise UserError(f"job '{config.job}'", "is one process's work", remedy)
         _run_distributed(lambda: module.run(config, workdir))
-    except UserError as error:
-        if _DEBUG.value:
+    except (UserError, OSError) as error:
+        # A broken pipe: whoever read the output left, which is no fault of a disk.
+        if _DEBUG.value or isinstance(error, BrokenPipeError):
             raise
-        console.refuse(error)
+        is_named = isinstance(error, UserError)
+        console.refuse(error if is_named else errors.of_system(error, workdir))
 
 
 def _run_distributed(run) -> None:

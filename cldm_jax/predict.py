@@ -9,7 +9,7 @@ import os
 import pathlib
 import sys
 
-from cldm_jax import console
+from cldm_jax import console, errors
 from cldm_jax.errors import UserError
 
 MODULE, SCRIPT = "cldm_jax.predict", "cldm-predict"
@@ -107,10 +107,7 @@ def _refusal(error: Exception, out: str) -> UserError:
     if isinstance(error, MemoryError):
         remedy = "Give a smaller --batch-size, or crop to the head"
         return UserError("memory", "not enough", remedy)
-    # The disk of the outputs: inputs are refused by name.
-    what = error.filename2 or error.filename or out
-    remedy = "Mend the disk (space, permissions); the same command goes on from there"
-    return UserError(what, error.strerror or str(error), remedy)
+    return errors.of_system(error, out)
 
 
 def script() -> None:

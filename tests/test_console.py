@@ -215,6 +215,26 @@ def test_huge_pages_are_asked_for_before_a_check_of_settings_loads_jax(config, a
     assert done.stderr.splitlines()[-1:] == ["before JAX: True"] * asks, done.stderr
 
 
+# ---- a disk that takes nothing ----
+
+
+@pytest.mark.parametrize("config", ["simulate", "prepare", "unet"])
+def test_what_the_system_refuses_is_one_line(config, monkeypatch, capsys):
+    def run(*_):
+        raise OSError(30, "Read-only file system", "/mnt/w")
+
+    fake = types.SimpleNamespace(run=run)
+    monkeypatch.setattr(device, "check", lambda: None)
+    monkeypatch.setattr(main.importlib, "import_module", lambda name: fake)
+    monkeypatch.chdir(ROOT)
+    with flagsaver.flagsaver():
+        parse(monkeypatch, f"--config=configs/{config}.py:tiny")
+        with pytest.raises(SystemExit) as end:
+            main.main([])
+    assert end.value.code == 2
+    assert capsys.readouterr().err.startswith("error: /mnt/w: Read-only file system. Mend the disk")
+
+
 # ---- the home ----
 
 
