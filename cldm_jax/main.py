@@ -157,6 +157,10 @@ def _parse(argv: list[str], before_jax=lambda: None) -> list[str]:
     if len(rest) > 1:
         remedy = "Settings look like --config.seed=1"
         raise UserError(repr(rest[1]), "neither a flag nor a setting", remedy)
+    preset = _CONFIG.value.get("preset")
+    if preset != known.get("preset"):  # the other settings are made already
+        remedy = f"Name the preset in --config={_given_config(argv).partition(':')[0]}:PRESET"
+        raise UserError(f"--config.preset={preset}", "changes no other setting", remedy)
     _expand_home(_CONFIG.value)
     if JOBS.get(_CONFIG.value.get("job")):
         before_jax()  # which a check may load: words are looked up where the code keeps them

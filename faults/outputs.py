@@ -31,6 +31,7 @@ TYPOS = [  # flags of main, and what the line must say
     (f"{LDM} --confg.seed=1", "--config.seed"),
     (f"{LDM} --workdr=x", "--workdir"),
     (f"{LDM} seed=1", "--config.seed=1"),
+    (f"{LDM} --config.preset=quick", "--config=configs/ldm.py:PRESET"),
     (f"{LDM} --config.train.batch_sise=3", "--config.train.batch_size"),
     (f"{LDM} --config.batch_size=3", "--config.train.batch_size"),
     (f"{LDM} --config.recipe.optim.learnig_rate=1e-3", "learning_rate"),
