@@ -229,11 +229,9 @@ def _load_config(argv: list[str]):
     if not pathlib.Path(_located(path)).is_file():
         known = {str(_CONFIGS / p.name): p for p in _find_configs().glob("*.py")}
         example = "Give a config file and a preset, like --config=configs/ldm.py:quick"
-        remedy = (
-            settings.nearest(path, known, "--config=")
-            if path in known or known and path
-            else example
-        )
+        meant = path if path in known else str(_CONFIGS / f"{pathlib.Path(path).stem}.py")
+        is_given = path and known
+        remedy = settings.nearest(meant, known, "--config=") if is_given else example
         raise UserError(f"--config={given}", "no such config file", remedy)
     try:
         return flags.FLAGS["config"].parser.parse(_located(given))

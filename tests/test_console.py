@@ -235,6 +235,18 @@ def test_what_the_system_refuses_is_one_line(config, monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("error: /mnt/w: Read-only file system. Mend the disk")
 
 
+# ---- a config by its name alone ----
+
+
+@pytest.mark.parametrize(
+    "given", ["ldm", "ldm:tiny", "ldm.py:tiny", "configs/ldm", "configs/ldn.py"]
+)
+def test_a_config_that_is_named_otherwise_is_answered_with_its_file(given, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=r"Did you mean --config=configs/ldm\.py\?"):
+        parse(monkeypatch, f"--config={given}")
+
+
 # ---- the home ----
 
 
