@@ -147,6 +147,23 @@ def test_a_stopped_job_goes_back_into_the_queue_and_a_refused_one_does_not(tmp_p
         assert done.returncode == status and not (tmp_path / "queued").exists()
 
 
+@pytest.mark.parametrize("ends, count, part", [("1 10", 10, "--part 3/10"), ("3 7", 2, "")])
+def test_an_array_shares_out_all_images_or_none(tmp_path, ends, count, part):
+    """Of the tasks 3 and 7 alone nobody knows how many there were."""
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho "$@"\n')
+    python.chmod(0o755)
+    first, last = ends.split()
+    array = {"ID": "3", "MIN": first, "MAX": last, "COUNT": str(count)}
+    job = {f"SLURM_ARRAY_TASK_{k}": v for k, v in array.items()}
+    environment = {**os.environ, **job, "SLURM_SUBMIT_DIR": str(tmp_path)}
+    command = ["bash", "launch/slurm/predict.sbatch", "-i", "BIDS"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert (done.returncode == 0) == bool(part), done.stderr
+    assert part in done.stdout and ("--array=1-N" in done.stderr) != bool(part)
+
+
 def start(words: list[str], count: int) -> list[subprocess.Popen]:
     """A command in so many processes of one device each."""
     with socket.socket() as s:
