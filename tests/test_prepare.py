@@ -439,6 +439,7 @@ def test_too_few_are_left_to_split(cohort, tmp_path):
         (dict(split_mode="manifest"), "nobody is in train"),
         (dict(min_head_fraction=0.99), "enough head"),
         (dict(folder="/no/such/cohort"), "no such file or folder"),
+        (dict(folder=""), "names no people"),
     ],
 )
 def test_refused_settings(cohort, tmp_path, changes, fragment):

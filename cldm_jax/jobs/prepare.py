@@ -46,6 +46,9 @@ def make(config, workdir: str) -> str:
     goes to stdout and <workdir>/audit.json; besides it only what the registrations looked like is
     written), and for a folder of other data or settings.
     """
+    if not config.cohort:
+        remedy = "Give a folder (BIDS, or with manifest.csv) or a manifest .csv"
+        raise UserError("--config.cohort", "names no people", remedy)
     root = pathlib.Path(workdir)
     home = external.open_home(config.normalisers_from) if config.normalisers_from else None
     settings = _settings(config, home)
