@@ -136,6 +136,16 @@ def test_an_image_of_another_person_or_session_is_nobodys_pair(tmp_path):
     assert "called after sub-9" in warned(inputs.left) and inputs.without == ("sub-1",)
 
 
+def test_a_phase_is_no_mr(tmp_path):
+    whole(tmp_path, "sub-1")
+    mr = tmp_path / "sub-1" / "anat" / "sub-1_T1w.nii.gz"
+    mr.rename(mr.with_name("sub-1_part-phase_T1w.nii.gz"))
+    cohort = bids.find_cohort(tmp_path)
+    assert held(cohort) == {"sub-1": ["ct", "pet"]} and "part-phase" in warned(cohort.left)
+    lay(tmp_path, "sub-1/anat/sub-1_part-mag_T1w.nii.gz")
+    assert held(bids.find_cohort(tmp_path)) == {"sub-1": ["ct", "mr", "pet"]}
+
+
 @pytest.mark.parametrize("name", ["sub-2.zip", "sub-2.tar.gz", "sub-2.TAR"])
 def test_people_who_are_not_unpacked_are_named(tmp_path, name):
     whole(tmp_path, "sub-1")

@@ -28,6 +28,8 @@ _FOREIGN = re.compile(
 )
 # BIDS calls reconstructions of PET acstat, acdyn, nacstat and nacdyn: without attenuation correction.
 _NAC = re.compile(r"_rec-nac[a-z0-9]*_", re.IGNORECASE)
+# Of a complex image these are not the magnitude (BIDS, entity part).
+_PART = re.compile(r"_part-(phase|real|imag)(_|$)", re.IGNORECASE)
 SYNTHETIC = re.compile(r"_desc-synth(sd)?(_|$)", re.IGNORECASE)
 _DEPTH = 3  # folders below a person's or session's that are looked into
 
@@ -151,6 +153,10 @@ def _classify(path: pathlib.Path, below: pathlib.Path) -> tuple[str, Left | None
     end = stem.lower().rpartition("_")[2]
     if SYNTHETIC.search(stem):
         return "", Left(path, "images that this program made (desc-synth), not measured", False)
+    if part := _PART.search(stem):
+        return "", Left(
+            path, f"part-{part[1].lower()} of an image, and its magnitude is what is read", True
+        )
     kind = stem.lower() if stem.lower() in FLAT else _ENDS.get(end, "")
     if kind == "pet" and _NAC.search(stem):
         kind = "nac"
