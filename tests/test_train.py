@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import struct
@@ -56,10 +57,16 @@ def test_a_run_leaves_everything(study):
         manifest_lib.parse("x", run)
 
 
-def test_a_machine_without_git_can_train(monkeypatch):
-    assert record.git_revision() != "git cannot be run"
+def test_the_revision_is_this_codes_or_none(tmp_path, monkeypatch):
+    """A machine without git can train; an installed package is of no commit of the folder it is in."""
+    git = ["git", "-c", "user.name=x", "-c", "user.email=x@x", "-c", "commit.gpgsign=false"]
+    git += ["-C", str(tmp_path)]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "theirs"]):
+        subprocess.run([*git, *words], check=True)
+    assert re.fullmatch("[0-9a-f]{7,}", record.git_revision(tmp_path))
+    assert record.git_revision(tmp_path / "site-packages") == "not a git checkout"
     monkeypatch.setenv("PATH", "")
-    assert record.git_revision() == "git cannot be run"
+    assert record.git_revision(tmp_path) == "git cannot be run"
 
 
 def test_training_lowers_the_loss(study):

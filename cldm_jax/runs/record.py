@@ -149,15 +149,13 @@ def check_same_data(workdir, prepared: Prepared, setting: str = "--workdir") -> 
         )
 
 
-def git_revision() -> str:
+def git_revision(root=pathlib.Path(__file__).parents[2]) -> str:
+    """Of the checkout that this package lies in; installed, it may lie in somebody else's."""
+    if not (root / ".git").exists():  # a folder, or a file in a worktree
+        return "not a git checkout"
+    command = ["git", "describe", "--always", "--dirty"]
     try:
-        result = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            cwd=pathlib.Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        result = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
     except OSError:  # no git on this machine: an image of a cluster, say
         return "git cannot be run"
     return result.stdout.strip() or "not a git checkout"
