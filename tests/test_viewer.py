@@ -135,6 +135,18 @@ class TestPage:
         assert 'alt="Axial, coronal and sagittal views' in page  # the static figure stays
 
 
+def test_a_tumour_that_outshines_the_brain_does_not_hide_it():
+    """Amino acids, somatostatin: what glows most is 44 mm wide; the page shows the brain."""
+    at = (np.indices((50, 56, 46)) - np.reshape((24.5, 27.5, 22.5), (3, 1, 1, 1))) * 4.0
+    brain = (at**2 / np.reshape((66.0, 82.0, 62.0), (3, 1, 1, 1)) ** 2).sum(0) < 1
+    tumour = ((at - np.reshape((30.0, 20.0, 10.0), (3, 1, 1, 1))) ** 2).sum(0) < 22**2
+    for uptake in (1.0, 4.0, 9.0):
+        pet = np.where(tumour, uptake, brain * 1.0)
+        (view,) = volume_page.make_views(pet, {})
+        box = volume_page._box(view, np.full(3, 4.0))
+        assert brain[box].sum() == brain.sum(), uptake
+
+
 class TestRoom:
     def test_less_room_gives_fewer_voxels_as_they_are(self):
         """First of the SDs, then through plane, then everywhere; the values stay those of the file."""

@@ -13,6 +13,7 @@ AS_GIVEN = "as given"  # the unit that a file does not tell
 PLANES = ("axial", "coronal", "sagittal")
 _WIDTH = 2.3  # inches of a panel
 _MARGIN_MM = 35.0  # around the brain: skull and scalp
+_BRAIN_MM = 100.0  # no brain is smaller: what is, is a tumour or a gland
 _MAX_BYTES = 9_500_000  # of a page; what its figure and words leave is the viewer's
 _WORDS = 200_000  # bytes: style, script, checks, facts
 
@@ -103,8 +104,12 @@ def write(
 
 
 def _box(pet: View, spacing) -> tuple[slice, ...]:
-    """The brain, which is bright in the PET, and _MARGIN_MM around it."""
-    bright = np.argwhere(pet.array > 0.3 * pet.window[1])
+    """The brain, which is bright in the PET unless something outshines it, and _MARGIN_MM around it."""
+    least = np.minimum(_BRAIN_MM, 0.5 * np.multiply(pet.array.shape, spacing))
+    for share in (0.3, 0.1, 0.03):
+        bright = np.argwhere(pet.array > share * pet.window[1])
+        if ((np.ptp(bright, axis=0) + 1) * spacing >= least).all():
+            break
     margin = _MARGIN_MM / np.asarray(spacing)
     low = np.maximum(np.floor(bright.min(0) - margin), 0).astype(int)
     high = np.minimum(np.ceil(bright.max(0) + margin) + 1, pet.array.shape).astype(int)
