@@ -10,9 +10,10 @@ import pytest
 from data_heads import affine_of, make_head
 from scipy.spatial.transform import Rotation
 
-from cldm_jax.data import grid, nifti, register, shards
+from cldm_jax.data import bids, grid, nifti, register, shards
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import prepare
+from cldm_jax.report import overlay
 from configs import cermep
 from configs.prepare import get_config
 
@@ -231,6 +232,15 @@ def test_a_finished_folder_is_not_taken_for_a_registered_one(aligned, tmp_path, 
     with pytest.raises(UserError, match="other settings: register"):
         prepare.run(_config(aligned, register="rigid"), str(work))
     prepare.run(_config(aligned), str(work))
+
+
+def test_an_id_with_dollars_is_no_formula(tmp_path):
+    """A valid id; matplotlib takes what stands between two of them for one, and stopped prepare there."""
+    name = bids.check_id("a$b_{$" + "x" * 150, "a manifest")
+    views = dict.fromkeys(("pet", "before", "after"), [np.eye(4, dtype=np.float32)] * 3)
+    qc = {"mi_before": 0.2, "mi_after": 0.2, "kept": True}
+    overlay.save(tmp_path / "o.png", f"{name}: PET and ct", views, qc, kind="ct")
+    assert (tmp_path / "o.png").stat().st_size
 
 
 def test_a_picture_of_somebody_else_is_left_alone(aligned, tmp_path):

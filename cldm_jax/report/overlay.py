@@ -44,7 +44,7 @@ def save(path, title: str, views: dict, qc: dict, *, kind: str) -> None:
     lines = " and ".join(f"{share:.0%} ({name})" for share, _, name in _LEVELS)
     side = "Axial, coronal: the patient's left is on the left. Sagittal: the face looks left."
     figure.suptitle(
-        f"{title}. Lines: PET at {lines} of its 99th percentile\n{side}",
+        f"{figures.fold_text(title, 90)}. Lines: PET at {lines} of its 99th percentile\n{side}",
         fontsize=9,
         color=figures.INK,
     )
