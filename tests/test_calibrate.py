@@ -12,7 +12,7 @@ import pytest
 
 from cldm_jax import files
 from cldm_jax.data import nifti
-from cldm_jax.data.shards import Prepared
+from cldm_jax.data.shards import Prepared, write_index
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import calibrate, evaluate, export, predict, train
 from cldm_jax.metrics import ensemble
@@ -139,6 +139,18 @@ class TestTheFile:
         calibrate.run(config, "")
         made = tmp_path / "ldm" / calibration.FILE
         assert made.read_bytes() == (run / calibration.FILE).read_bytes()
+
+    def test_the_job_refuses_the_same_people_prepared_otherwise(self, study, run, tmp_path):
+        """Their PET is scaled to another range than the network has learned from."""
+        folder = shutil.copytree(study.prepared, tmp_path / "prepared")
+        index = files.read_json(folder / "index.json")
+        pet = index["modalities"]["pet"]
+        pet["normaliser"]["high"] = 2 * pet["normaliser"]["high"]
+        write_index(folder, index)
+        config = calibrate_config.get_config("tiny")
+        config.run, config.data.prepared = str(run), str(folder)
+        with pytest.raises(UserError, match="other data or another split"):
+            calibrate.run(config, "")
 
     def test_the_job_refuses_what_has_no_samples(self, study):
         config = calibrate_config.get_config("tiny")
