@@ -201,6 +201,23 @@ def test_an_autoencoder_trained_anew_gets_latents_of_its_own(study, tmp_path):
     assert names[0] == names[1] != names[2]
 
 
+def test_a_run_is_not_resumed_with_another_autoencoder(study, tmp_path, monkeypatch):
+    """It would learn that one's latents, and decode with the one in its checkpoint."""
+    workdir = shutil.copytree(study.ldm, tmp_path / "ldm")
+    shutil.rmtree(workdir / "checkpoints" / "20")  # killed before
+    config = study.config("ldm")
+    found = inputs.open_inputs(config)
+    again = jax.tree.map(lambda x: x * np.float32(1.5), found.frozen["autoencoder"])
+    wider = {**found.recipe["autoencoder"], "latent_channels": 9}
+    for other in (
+        found._replace(frozen={**found.frozen, "autoencoder": again}),
+        found._replace(recipe={**found.recipe, "autoencoder": wider}),
+    ):
+        monkeypatch.setattr(inputs, "open_inputs", lambda config, other=other: other)
+        with pytest.raises(UserError, match="holds another autoencoder than the one"):
+            train.run(config, str(workdir))
+
+
 def event_tags(workdir) -> set[str]:
     """Of TensorBoard's event files: records of length, its CRC, data, their CRC."""
     tags = set()

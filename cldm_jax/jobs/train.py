@@ -13,6 +13,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import calibrate
@@ -48,6 +49,7 @@ def run(config, workdir: str) -> None:
         with processes.main_first():
             record.keep_config(workdir, resolved)
         inputs = inputs_lib.open_inputs(config)
+        _check_codec(config, record.autoencoder(workdir), inputs.recipe.get("autoencoder"))
         method = make_method(config.method, **inputs.recipe)
         finished = _train(config, workdir, resolved, inputs, method, stop)
         if finished:
@@ -151,8 +153,23 @@ def _restore(config, workdir, checkpoints: Checkpoints, state):
     found = checkpoints.restore_latest(abstract)
     if found is None:
         return None, state
+    if found[0] < config.train.num_train_steps:  # it reads latents
+        _check_codec(config, *(s.frozen.get("autoencoder") for s in (found[1], state)))
     print(f"resuming {workdir} at step {found[0]} of {config.train.num_train_steps}", flush=True)
     return found
+
+
+def _check_codec(config, ours, theirs) -> None:
+    """UserError where the autoencoder that a run began with is not the one whose latents it would go on
+    with: the one in its checkpoint decodes. Their settings, or their weights.
+    """
+    is_same = jax.tree.structure(ours) == jax.tree.structure(theirs)
+    is_same = is_same and jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
+    if ours is not None and not is_same:
+        folder = inputs_lib.autoencoder_workdir(config)
+        reason = "holds another autoencoder than the one that this run began with"
+        remedy = "Restore it from a copy, or give another --workdir to start over."
+        raise UserError(folder, reason, remedy)
 
 
 def _nothing_to_do(config, workdir, manifest, start: int) -> bool:

@@ -149,6 +149,12 @@ def check_same_data(workdir, prepared: Prepared, setting: str = "--workdir") -> 
         )
 
 
+def autoencoder(workdir) -> dict | None:
+    """Keywords of the autoencoder that the run in `workdir` began with; None where there is none."""
+    path = pathlib.Path(workdir) / "run.json"
+    return parse(path, files.read_json(path)).autoencoder if path.is_file() else None
+
+
 def git_revision(root=pathlib.Path(__file__).parents[2]) -> str:
     """Of the checkout that this package lies in; installed, it may lie in somebody else's."""
     if not (root / ".git").exists():  # a folder, or a file in a worktree
