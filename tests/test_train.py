@@ -26,6 +26,7 @@ from cldm_jax.methods.registry import make_method
 from cldm_jax.runs import fit, inputs, latents, record
 from cldm_jax.runs import manifest as manifest_lib
 from cldm_jax.runs.latents import latents_folder
+from cldm_jax.runs.stored import open_run
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from cldm_jax.runtime.writers import read_rows
 from configs import ae, distributional, ldm
@@ -88,6 +89,20 @@ def test_another_config_is_refused_with_the_difference(study):
     config.recipe.loss = "l1"
     with pytest.raises(UserError, match="recipe.loss: 'l2' -> 'l1'"):
         train.run(config, str(study.unet))
+
+
+@pytest.mark.parametrize("name", ["config.json", "run.json"])
+@pytest.mark.parametrize("text", ["", '{"method": "un', "[]"])
+def test_a_damaged_record_is_one_line(study, tmp_path, name, text):
+    """Of a copy that was cut short, or edited by hand."""
+    workdir = shutil.copytree(study.unet, tmp_path / "unet")
+    (workdir / name).write_text(text)
+    for opened in (
+        lambda: train.check(study.config("unet"), str(workdir)),
+        lambda: open_run(workdir),
+    ):
+        with pytest.raises(UserError, match=f"{name}: (not readable|holds no settings)"):
+            opened()
 
 
 def test_a_run_is_not_resumed_on_other_data_nor_another_split(study, tmp_path):

@@ -114,11 +114,14 @@ def read_run_json(workdir, name: str) -> dict:
     if not path.is_file():
         reason = f"not a run folder ({name} is missing)"
         raise UserError(workdir, reason, "Give the --workdir of a training.")
+    remedy = "Restore it from a copy, or train again in another folder."
     try:
-        return files.read_json(path)
+        found = files.read_json(path)
     except ValueError as e:
-        remedy = "Restore it from a copy, or train again in another folder."
         raise UserError(path, f"not readable as JSON ({e})", remedy) from e
+    if not isinstance(found, dict):
+        raise UserError(path, "holds no settings by name", remedy)
+    return found
 
 
 def read_manifest(workdir) -> Manifest:

@@ -15,7 +15,8 @@ from cldm_jax import __version__, files
 from cldm_jax.data import pet_ranges
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
-from cldm_jax.runs.manifest import Data, Manifest, parse
+from cldm_jax.runs.inputs import read_manifest, read_run_config, read_run_json
+from cldm_jax.runs.manifest import Data, Manifest
 from cldm_jax.runtime import device, processes, weights
 from cldm_jax.runtime.checkpoint import BEST, Checkpoints
 
@@ -118,7 +119,7 @@ def check_same_config(workdir, resolved: dict) -> None:
     path = pathlib.Path(workdir) / "config.json"
     if not path.is_file():
         return
-    old, new = flatten(files.read_json(path)), flatten(resolved)
+    old, new = flatten(read_run_config(workdir)), flatten(resolved)
     old = {**{k: v for k, v in ADDED.items() if k in new}, **old}
     differing = [
         f"{k}: {old.get(k)!r} -> {new.get(k)!r}"
@@ -140,7 +141,7 @@ def check_same_data(workdir, prepared: Prepared, setting: str = "--workdir") -> 
     path = pathlib.Path(workdir) / "run.json"
     if not path.is_file():
         return
-    old, index = parse(path, files.read_json(path)).data, prepared.index
+    old, index = read_manifest(workdir).data, prepared.index
     if (old.fingerprint, old.split_hash) != (index.fingerprint, index.splits.hash):
         raise UserError(
             workdir,
@@ -152,7 +153,7 @@ def check_same_data(workdir, prepared: Prepared, setting: str = "--workdir") -> 
 def autoencoder(workdir) -> dict | None:
     """Keywords of the autoencoder that the run in `workdir` began with; None where there is none."""
     path = pathlib.Path(workdir) / "run.json"
-    return parse(path, files.read_json(path)).autoencoder if path.is_file() else None
+    return read_manifest(workdir).autoencoder if path.is_file() else None
 
 
 def git_revision(root=pathlib.Path(__file__).parents[2]) -> str:
@@ -170,7 +171,7 @@ def git_revision(root=pathlib.Path(__file__).parents[2]) -> str:
 def make_manifest(config, workdir, inputs, state, resolved) -> Manifest:
     packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     path = pathlib.Path(workdir) / "run.json"
-    old = files.read_json(path) if path.is_file() else {}
+    old = read_run_json(workdir, path.name) if path.is_file() else {}
     index, source = inputs.prepared.index, config.data.source
     return Manifest(
         method=config.method,
@@ -273,4 +274,4 @@ def write_manifest(workdir, manifest: Manifest, step: int, finished: bool) -> No
 
 def is_finished(workdir) -> bool:
     path = pathlib.Path(workdir) / "run.json"
-    return path.is_file() and files.read_json(path)["finished"]
+    return path.is_file() and read_manifest(workdir).finished
