@@ -339,3 +339,12 @@ def test_validation_draws_every_class_from_what_it_has_predicted(study, monkeypa
     assert len(set(calls[0][: validation.SHOWN].tolist())) == 1
     rows = inputs.image_source(prepared, "val", ("ct", "mr"), config.data)
     assert len(calls) == -(-len(rows) // config.train.batch_size) + 1
+
+
+def test_a_summary_that_a_copy_cut_short(tmp_path):
+    """The evaluation of that folder writes it anew; who only reads it is told."""
+    path = tmp_path / "summary.json"
+    path.write_text('{"run": {"stamp": "ab')
+    assert evaluate._stamp_of(path) is None
+    with pytest.raises(UserError, match="summary.json: not readable as JSON"):
+        evaluate.read_summary(path)

@@ -104,9 +104,12 @@ def _stamp(config, runs: list[Run], prepared) -> str:
 
 def _stamp_of(summary: pathlib.Path) -> str | None:
     """None where there is no summary, or one without (pooled folds). Only that is read, so what an older
-    cldm_jax wrote is written anew.
+    cldm_jax wrote, or a copy cut short, is written anew.
     """
-    return files.read_json(summary)["run"].get("stamp") if summary.is_file() else None
+    try:
+        return files.read_json(summary)["run"].get("stamp") if summary.is_file() else None
+    except ValueError:
+        return None
 
 
 def _evaluate(config, runs: list[Run], prepared, stamp: str):

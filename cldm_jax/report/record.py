@@ -150,6 +150,9 @@ def read_summary(path) -> Summary:
     """UserError for a file that lacks what every report has had since: of an early version."""
     try:
         return Summary.from_json(files.read_json(path))
+    except ValueError as e:
+        remedy = "Delete that report and evaluate again"
+        raise UserError(path, f"not readable as JSON ({e})", remedy) from e
     except (KeyError, TypeError, AttributeError) as e:
         remedy = "Delete that report and evaluate again"
         raise UserError(path, f"lacks what reports keep now ({e})", remedy) from e
