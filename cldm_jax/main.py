@@ -28,6 +28,7 @@ from cldm_jax.runtime import device
 from cldm_jax.settings import JOBS
 
 _MODULES = {"train": "make"}  # a training, after what it needs
+MADE_FOR = ("preset", "job", "method", "data.kind")  # what a config's settings belong to
 SHARED_JOBS = ("train", "encode", "evaluate", "predict")  # what several processes can do as one
 
 _CONFIGS, _PACKAGE = pathlib.Path("configs"), pathlib.Path(__file__).resolve().parent
@@ -132,20 +133,28 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _parse(argv: list[str], before_jax=lambda: None) -> list[str]:
-    argv = [re.sub("^--?dry-run", "--dry_run", a) for a in argv]
+    argv = [re.sub("^--?dry-run(-devices)?(?=$|=)", _underscored, a) for a in argv]
+    try:
+        argv = flags.FLAGS.read_flags_from_files(argv)  # which may name the config
+    except flags.Error as error:
+        raise UserError("--flagfile", str(error), "Give a file of flags, one a line") from error
     if any(a in ("--help", "-help", "-h", "--helpshort") for a in argv[1:]):
         print(_help(argv))
         sys.exit(0)
     if any(a.lstrip("-") in ("helpfull", "helpxml") for a in argv):
         return app.parse_flags_with_usage(argv)
+    if sum(re.match(r"--?config(=|$)", a) is not None for a in argv[1:]) > 1:
+        raise UserError("--config", "given twice", "Name one config and preset")
     known = settings.names(_load_config(argv))
     for argument in argv[1:]:
-        match = re.match(r"--?(?:no)?config\.([^=\[]+)", argument)
-        if match and match[1] not in known:
-            name = match[1]
+        match = re.match(r"--?(?:no)?config\.([^=\[]+)(\[)?", argument)
+        name = match and match[1]
+        if match and name not in known:
             raise UserError(
                 f"--config.{name}", "no such setting", settings.nearest(name, known, "--config.")
             )
+        if match and match[2]:
+            raise UserError(argument, "a part of a setting", f"Give all of --config.{name}")
     try:
         rest = flags.FLAGS(_with_located(argv))
     except flags.UnrecognizedFlagError as error:
@@ -157,16 +166,31 @@ def _parse(argv: list[str], before_jax=lambda: None) -> list[str]:
     if len(rest) > 1:
         remedy = "Settings look like --config.seed=1"
         raise UserError(repr(rest[1]), "neither a flag nor a setting", remedy)
-    preset = _CONFIG.value.get("preset")
-    if preset != known.get("preset"):  # the other settings are made already
-        remedy = f"Name the preset in --config={_given_config(argv).partition(':')[0]}:PRESET"
-        raise UserError(f"--config.preset={preset}", "changes no other setting", remedy)
     _expand_home(_CONFIG.value)
     if JOBS.get(_CONFIG.value.get("job")):
         before_jax()  # which a check may load: words are looked up where the code keeps them
-    settings.check_settings(settings.names(_CONFIG.value), known)
+    given = settings.names(_CONFIG.value)
+    settings.check_settings(given, known)
     settings.check_sampling(_CONFIG.value, "")
+    _check_made(given, known, _given_config(argv).partition(":")[0])
     return rest
+
+
+def _underscored(match: re.Match) -> str:
+    return "--" + match[0].lstrip("-").replace("-", "_")
+
+
+def _check_made(given: dict, known: dict, path: str) -> None:
+    """UserError for an override of what a config was made for: its other settings are made already."""
+    # The job without a config of its own.
+    is_encoding = given.get("job") == "encode" and "encode_batch_size" in known
+    for name in MADE_FOR:
+        if given.get(name) == known.get(name) or (name == "job" and is_encoding):
+            continue
+        remedy = f"Name the preset in --config={path}:PRESET"
+        if name != "preset":
+            remedy = f"{path} is made for {known[name]}: give another config; --help lists them"
+        raise UserError(f"--config.{name}={given[name]}", "changes no other setting", remedy)
 
 
 def _expand_home(section) -> None:

@@ -189,7 +189,8 @@ def test_every_job_that_uses_jax_looks_for_the_device_first(job, monkeypatch):
     monkeypatch.setattr(main.importlib, "import_module", lambda name: fake)
     monkeypatch.chdir(ROOT)
     with flagsaver.flagsaver():
-        parse(monkeypatch, "--config=configs/ae.py:tiny", f"--config.job={job}")
+        config = {"train": "ae", "encode": "ldm", "evaluate": "eval"}.get(job, job)
+        parse(monkeypatch, f"--config=configs/{config}.py:tiny", f"--config.job={job}")
         if main.JOBS[job]:
             with pytest.raises(SystemExit):
                 main.main([])
@@ -245,6 +246,39 @@ def test_a_config_that_is_named_otherwise_is_answered_with_its_file(given, monke
     monkeypatch.chdir(ROOT)
     with pytest.raises(UserError, match=r"Did you mean --config=configs/ldm\.py\?"):
         parse(monkeypatch, f"--config={given}")
+
+
+# ---- words that have one line for an answer ----
+
+
+@pytest.mark.parametrize(
+    "words, answer",
+    [
+        ("--config=configs/ldm.py:tiny --config.method=unet", "configs/ldm.py is made for ldm"),
+        ("--config=configs/unet.py:tiny --config.data.kind=latents", "made for images"),
+        ("--config=configs/prepare.py:tiny --config.job=simulate", "made for prepare"),
+        ("--config=configs/ae.py:tiny --config.job=encode", "made for train"),
+        ("--config=configs/ldm.py:tiny --config.data.prepare.size[0]=48", "Give all of"),
+        ("--config=configs/ldm.py:tiny --config=configs/ldm.py:quick", "given twice"),
+        ("--flagfile=none.txt", "No such file"),
+    ],
+)
+def test_what_would_end_in_a_traceback_or_in_other_words_is_one_line(words, answer, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with flagsaver.flagsaver(), pytest.raises(UserError, match=re.escape(answer)):
+        parse(monkeypatch, *words.split())
+
+
+def test_a_flagfile_may_name_the_config_and_its_settings(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / "mine.txt"
+    file.write_text("# of last week\n--config=configs/ldm.py:tiny\n--config.seed=3\n")
+    with flagsaver.flagsaver():
+        parse(monkeypatch, f"--flagfile={file}", "--dry-run", "--dry-run-devices=2")
+        assert main._CONFIG.value.seed == 3 and main._DRY_RUN_DEVICES.value == 2
+    file.write_text("--config=configs/ldm.py:tiny\n--config.sed=3\n")
+    with flagsaver.flagsaver(), pytest.raises(UserError, match="Did you mean --config.seed"):
+        parse(monkeypatch, f"--flagfile={file}")
 
 
 # ---- the home ----
