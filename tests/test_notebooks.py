@@ -1,5 +1,6 @@
 """The notebooks: small, whole, without a trace of the machine they ran on. The slow test runs each."""
 
+import ast
 import os
 import pathlib
 import re
@@ -57,6 +58,48 @@ def test_committed_as_a_reader_wants_it(path):
 @pytest.mark.parametrize("text", ["see /tmp/x", "/home/me/pet.nii", "'/mnt/a'", r"C:\data"])
 def test_a_path_of_a_machine_is_seen(text):
     assert ABSOLUTE.search(text)
+
+
+def defined(module: pathlib.Path) -> set[str]:
+    """The names that a module or package of ours gives, without importing it."""
+    names = {p.stem for p in module.glob("*") if p.is_dir() or p.suffix == ".py"}
+    file = module / "__init__.py" if module.is_dir() else module.with_suffix(".py")
+    for node in ast.parse(file.read_text()).body if file.is_file() else ():
+        names |= {n.id for n in ast.walk(node) if isinstance(n, ast.Name)}
+        names |= {getattr(node, "name", "")}
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(a.asname or a.name).partition(".")[0] for a in node.names}
+    return names
+
+
+def unknown(source: str) -> list[str]:
+    """Names of ours that the code imports, or takes from a module, and that are not there."""
+    wrong, modules = [], {}
+    tree = ast.parse("".join(s for s in source.splitlines(True) if not s.startswith("%")))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (ROOT / node.module.partition(".")[0]).is_dir():
+            folder = ROOT / node.module.replace(".", "/")
+            wrong += [
+                f"{node.module}.{a.name}" for a in node.names if a.name not in defined(folder)
+            ]
+            files = {a.asname or a.name: folder / f"{a.name}.py" for a in node.names}
+            modules |= {
+                name: file.with_suffix("") for name, file in files.items() if file.is_file()
+            }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if module and node.attr not in defined(module):
+                wrong.append(f"{node.value.id}.{node.attr}")
+    return wrong
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_what_it_takes_of_the_package_is_there(path):
+    assert unknown("\n".join(cell.source for cell in code_cells(read(path)))) == []
+    moved = "from cldm_jax.runs.readouts import predict_rows, open_run\n"
+    assert unknown(moved) == ["cldm_jax.runs.readouts.open_run"]
+    assert unknown("from cldm_jax.report import figures\nfigures.saved()") == ["figures.saved"]
 
 
 @pytest.mark.slow
