@@ -9,6 +9,11 @@ import shutil
 import nbformat
 import pytest
 
+from cldm_jax.errors import UserError
+from cldm_jax.runs.stored import read_stored, stored_method
+from cldm_jax.volumes import opened
+from configs import eval as eval_config
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 MAX_BYTES = 300_000
@@ -100,6 +105,16 @@ def test_what_it_takes_of_the_package_is_there(path):
     moved = "from cldm_jax.runs.readouts import predict_rows, open_run\n"
     assert unknown(moved) == ["cldm_jax.runs.readouts.open_run"]
     assert unknown("from cldm_jax.report import figures\nfigures.saved()") == ["figures.saved"]
+
+
+def test_the_evaluation_asks_the_shipped_model_for_what_it_can():
+    source = next(c.source for c in code_cells(read(NOTEBOOKS[3])) if "evaluate.run" in c.source)
+    names = {"eval_config": eval_config, "opened": opened, "os": os, "WORK": ROOT}
+    exec(source.partition("with contextlib")[0], names)
+    sampling = names["config"].sampling.to_dict()
+    stored_method(read_stored(str(opened.PHANTOM)), sampling)
+    with pytest.raises(UserError, match="younger"):
+        stored_method(read_stored(str(opened.PHANTOM)), {**sampling, "autoguidance_scale": 2.0})
 
 
 @pytest.mark.slow
