@@ -15,6 +15,13 @@ die() {
   exit 1
 }
 
+# After a job that ended with status $1, in the step named $2. A refusal (2) has said what to do, and
+# would be said again.
+ended() {
+  [ "$1" -ne 2 ] || exit 2
+  die "$2ended early. The same command goes on from there."
+}
+
 # Seconds -> 1:02:03 or 2:03.
 clock() {
   if [ "$1" -ge 3600 ]; then

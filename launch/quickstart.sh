@@ -23,7 +23,7 @@ step() {
   shift 3
   say "" "[$number/4] $headline (at $(clock $SECONDS))"
   "$VENV_PYTHON" -m cldm_jax.main --config="configs/$config.py:$preset" "$@" ||
-    die "step $number of 4 ended early. The same command goes on from there."
+    ended $? "step $number of 4 "
   say "[$number/4] done in $(clock $((SECONDS - started)))"
 }
 

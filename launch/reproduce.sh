@@ -46,7 +46,7 @@ main() {
   has_gpu || export JAX_PLATFORMS=${JAX_PLATFORMS:-cpu}
   "$VENV_PYTHON" -m cldm_jax.main "--config=configs/reproduce.py:$preset" \
     "--workdir=runs/${name:-reproduce-$preset}" ${flags[@]+"${flags[@]}"} ||
-    die "ended early. The same command goes on from there."
+    ended $? ""
 }
 
 main "$@"

@@ -18,7 +18,7 @@ job() {
   local config=$1 workdir=$2
   shift 2
   "$VENV_PYTHON" -m cldm_jax.main "--config=configs/$config.py:cpu" "--workdir=$workdir" "$@" ||
-    die "ended early. The same command goes on from there."
+    ended $? ""
 }
 
 bash launch/setup.sh

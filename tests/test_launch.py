@@ -24,7 +24,7 @@ case "$1 ${{2:-}}" in
   "-c "*) echo "{version} {can_venv} {path}" ;;
   "-m venv") mkdir -p "$3/bin" && cp "$0" "$3/bin/python" ;;
   "-m pip" | "-m uv" | "-m cldm_jax.main") echo "$2 ${{*:3}}" >>"$CLDM_TEST_LOG"
-    [[ "$*" != *"${{CLDM_TEST_FAIL_ON:-nothing}}"* ]] ;;
+    [[ "$*" != *"${{CLDM_TEST_FAIL_ON:-nothing}}"* ]] || exit "${{CLDM_TEST_STATUS:-1}}" ;;
   *) echo "unexpected: $*" >&2; exit 1 ;;
 esac
 """
@@ -231,6 +231,16 @@ def test_quickstart_runs_four_jobs_and_stops_at_a_failing_one(clone):
     failed = clone.launch("quickstart.sh", "tiny", CLDM_TEST_FAIL_ON="ldm.py")
     assert failed.returncode == 1 and "step 2 of 4" in failed.stderr
     assert "ldm.py:tiny --workdir=runs/quickstart-tiny/ldm " in clone.calls()[-1]
+
+
+@pytest.mark.parametrize("script", ["quickstart.sh", "reproduce.sh", "shipped.sh"])
+def test_what_a_job_refused_is_not_said_to_go_on(clone, script):
+    words = [str(ROOT)] if script == "shipped.sh" else []
+    failing = dict(CLDM_TEST_FAIL_ON="--workdir")
+    crashed = clone.launch(script, *words, **failing)
+    assert crashed.returncode == 1 and "The same command goes on" in crashed.stderr
+    refused = clone.launch(script, *words, **failing, CLDM_TEST_STATUS="2")
+    assert (refused.returncode, refused.stderr) == (2, "")
 
 
 def test_a_training_that_crashes_is_started_again_so_often(clone):
