@@ -434,3 +434,16 @@ def test_recipes_that_cannot_work_are_one_line():
     recipe["sampling"]["num_samples"] = ()
     with pytest.raises(UserError, match="no read-out"):
         make_method("distributional", **recipe)
+
+
+def test_a_preset_for_gpus_is_warned_of_before_its_data_are_made(tmp_path, monkeypatch, capsys):
+    """And by words that can be typed, whatever the run is called."""
+    config = ldm.get_config("a6000")
+    config.name = "mine"
+    said = []
+    monkeypatch.setattr(
+        make, "prepared", lambda data: said.append(capsys.readouterr().out) or 1 / 0
+    )
+    with pytest.raises(ZeroDivisionError):
+        make.run(config, str(tmp_path / "run"))
+    assert "meant for a GPU" in said[0] and "mine" not in said[0]

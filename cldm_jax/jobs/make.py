@@ -15,6 +15,7 @@ from cldm_jax.runtime import processes
 
 def run(config, workdir: str) -> None:
     """Trains `config` in `workdir` (`jobs/train.py`), after what it reads and nobody has made yet."""
+    train.warn_if_gpu_preset(config)
     prepared(config.data)
     train.check(config, workdir)  # before an hour goes into an autoencoder
     needs(config)
@@ -59,6 +60,7 @@ def autoencoder(config) -> None:
     with recipe.unlocked():
         for field in ("prepared", "root", "simulate", "prepare"):  # the same people
             recipe.data[field] = config.data[field]
+    train.warn_if_gpu_preset(recipe)
     dry_run.example(config)  # what its networks cannot be is refused now or never
     train.run(recipe, str(workdir))
 

@@ -40,7 +40,6 @@ def run(config, workdir: str) -> None:
     UserError: what stops a run is named (another writer or config, damage, a full disk, a NaN).
     """
     check(config, workdir)
-    _warn_if_gpu_preset(config)
     lock = run_lock(workdir) if processes.is_main() else contextlib.nullcontext()
     # Inside: a lost process is no full disk.
     with _write_errors_named(workdir), processes.losses_named(), lock, StopRequest() as stop:
@@ -243,13 +242,14 @@ def _print_overview(config, state) -> None:
     print(f"{config.name}: {count:,} parameters, {config.train.num_train_steps} steps", flush=True)
 
 
-def _warn_if_gpu_preset(config) -> None:
+def warn_if_gpu_preset(config) -> None:
+    """Says how long a CPU would take, where the preset is meant for a GPU: before anything is made."""
     seconds = config.train.cpu_step_seconds * config.train.num_train_steps
     if seconds > 0 and jax.default_backend() == "cpu":
         print(
             f"preset '{config.preset}' is meant for a GPU and none was found: on 2 CPU cores training "
             f"would take about {seconds / 86400:.0f} days (estimated, not measured), after making the "
-            f"data. For a CPU use --config=configs/{config.name}.py:cpu (under an hour) or :quick "
-            "(minutes). Going on; Ctrl-C stops and the same command resumes.",
+            "data. For a CPU end --config in :cpu (under an hour) or :quick (minutes). Going on; Ctrl-C "
+            "stops and the same command resumes.",
             flush=True,
         )
