@@ -23,9 +23,10 @@ from cldm_jax.runtime import device
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def start(code: str, **environment: str) -> subprocess.Popen:
+def start(code: str, start_new_session=False, **environment: str) -> subprocess.Popen:
     env = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    pipes["start_new_session"] = start_new_session
     # A job in the background ignores Ctrl-C, and hands that on.
     listen = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     return subprocess.Popen([sys.executable, "-c", code], env=env, preexec_fn=listen, **pipes)
@@ -159,6 +160,21 @@ def test_ctrl_c_ends_it_quietly():
 
 
 # ---- a device that is not there ----
+
+
+def test_ctrl_c_ends_the_workers_too():
+    """What waits in their queue is not made first."""
+    code = (
+        "from cldm_jax import console; console.leave_on_interrupt(); import time; "
+        "from cldm_jax.data import parallel\n"
+        "with parallel.mapper(1) as mapped:\n"
+        "    for _ in mapped(time.sleep, [0] + [60] * 5): print('one', flush=True)\n"
+    )
+    process = start(code, start_new_session=True)
+    assert process.stdout.readline() == b"one\n"
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    assert process.wait(timeout=20) == console.INTERRUPTED
+    assert b"Traceback" not in process.communicate()[1]
 
 
 @pytest.mark.parametrize("platform", ["cuda", "gpu"])

@@ -14,13 +14,18 @@ def mapper(workers: int) -> Iterator[Callable]:
     if workers == 0:
         yield map
         return
+    others = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")
     options = dict(mp_context=context, initializer=console.leave_on_interrupt)
     with concurrent.futures.ProcessPoolExecutor(workers, **options) as pool:
         try:
             yield lambda function, tasks: _windowed(pool, 2 * workers, function, tasks)
-        except BaseException:
+        except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
+            if not isinstance(error, Exception):  # Ctrl-C: workers would go on with what is queued
+                for process in multiprocessing.active_children():
+                    if process not in others:
+                        process.terminate()
             raise
 
 
