@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -162,19 +163,36 @@ def test_ctrl_c_ends_it_quietly():
 # ---- a device that is not there ----
 
 
+WORKERS = """
+from cldm_jax import console; console.leave_on_interrupt()
+from cldm_jax.data import parallel
+import multiprocessing, time
+with parallel.mapper(1) as mapped:
+    for _ in mapped(time.sleep, [0] + [60] * 5):
+        print(multiprocessing.active_children()[0].pid, flush=True)
+"""
+
+
 def test_ctrl_c_ends_the_workers_too():
     """What waits in their queue is not made first."""
-    code = (
-        "from cldm_jax import console; console.leave_on_interrupt(); import time; "
-        "from cldm_jax.data import parallel\n"
-        "with parallel.mapper(1) as mapped:\n"
-        "    for _ in mapped(time.sleep, [0] + [60] * 5): print('one', flush=True)\n"
-    )
-    process = start(code, start_new_session=True)
-    assert process.stdout.readline() == b"one\n"
+    process = start(WORKERS, start_new_session=True)
+    assert process.stdout.readline()
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait(timeout=20) == console.INTERRUPTED
     assert b"Traceback" not in process.communicate()[1]
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="no /proc")
+def test_workers_do_not_outlive_a_process_that_is_killed():
+    process = start(WORKERS)
+    worker = pathlib.Path("/proc", process.stdout.readline().decode().strip(), "cmdline")
+    assert b"spawn" in worker.read_bytes()
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 10
+    while worker.exists() and worker.read_bytes() and time.monotonic() < end:  # empty: a zombie
+        time.sleep(0.02)
+    assert not worker.exists() or not worker.read_bytes()
 
 
 @pytest.mark.parametrize("platform", ["cuda", "gpu"])

@@ -3,6 +3,8 @@
 import concurrent.futures
 import contextlib
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from cldm_jax import console
@@ -16,7 +18,7 @@ def mapper(workers: int) -> Iterator[Callable]:
         return
     others = multiprocessing.active_children()
     context = multiprocessing.get_context("spawn")
-    options = dict(mp_context=context, initializer=console.leave_on_interrupt)
+    options = dict(mp_context=context, initializer=_begin)
     with concurrent.futures.ProcessPoolExecutor(workers, **options) as pool:
         try:
             yield lambda function, tasks: _windowed(pool, 2 * workers, function, tasks)
@@ -27,6 +29,17 @@ def mapper(workers: int) -> Iterator[Callable]:
                     if process not in others:
                         process.terminate()
             raise
+
+
+def _begin() -> None:
+    """A worker's start. Its queue never ends by itself: it would wait for a killed parent for ever."""
+    console.leave_on_interrupt()
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+
+
+def _leave_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def _windowed(pool, window: int, function: Callable, tasks: Iterable) -> Iterator:
