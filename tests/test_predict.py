@@ -290,6 +290,8 @@ class TestDataset:
             run(study, bids, tmp_path / "all", mode="sample")
         shutil.copytree(bids / "sub-03", tmp_path / "first" / "sub-03")
         shutil.copytree(bids / "sub-02", tmp_path / "first" / "sub-99")
+        for path in (tmp_path / "first" / "sub-99").rglob("sub-02*"):
+            path.rename(path.with_name(path.name.replace("sub-02", "sub-99")))
         run(study, tmp_path / "first", tmp_path / "turned", mode="sample")
         for path in alone:
             name = path.name.replace("FDG_pet_desc", "FDG_desc")

@@ -23,7 +23,7 @@ from cldm_jax.data import pipeline, shards
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import encode, make, train
 from cldm_jax.methods.registry import make_method
-from cldm_jax.runs import fit, inputs, latents, record
+from cldm_jax.runs import fit, inputs, latents, record, stored
 from cldm_jax.runs import manifest as manifest_lib
 from cldm_jax.runs.latents import latents_folder
 from cldm_jax.runs.stored import open_run
@@ -68,6 +68,19 @@ def test_the_revision_is_this_codes_or_none(tmp_path, monkeypatch):
     assert record.git_revision(tmp_path / "site-packages") == "not a git checkout"
     monkeypatch.setenv("PATH", "")
     assert record.git_revision(tmp_path) == "git cannot be run"
+
+
+def test_another_step_than_the_best_does_not_answer_unsaid(study, tmp_path, caplog):
+    run = tmp_path / "unet"
+    shutil.copytree(study.unet, run)
+    best = json.loads((run / "run.json").read_text())["best"]["step"]
+    assert stored.read_stored(str(run)).step == best and not caplog.records
+    shutil.rmtree(run / "best")
+    kept = json.loads((run / "run.json").read_text())
+    kept["best"]["step"] = best - 1
+    (run / "run.json").write_text(json.dumps(kept))
+    assert stored.read_stored(str(run)).step == 20
+    assert f"step {best - 1}, which validated best, is not in best/: step 20 answers" in caplog.text
 
 
 def test_training_lowers_the_loss(study):

@@ -1,5 +1,6 @@
 """Trained runs and exported folders: read, verified, opened for prediction."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -121,6 +122,9 @@ def read_stored(workdir: str) -> Stored:
             workdir, "holds no checkpoint", "Train it first (the same command that made it)."
         )
     manifest = read_manifest(workdir)
+    if manifest.best and manifest.best["step"] != found[0]:
+        had = f"step {manifest.best['step']}, which validated best"
+        logging.warning("%s: %s, is not in %s/: step %d answers", workdir, had, BEST, found[0])
     return Stored(_with_held_targets(config, manifest), manifest, *found)
 
 
