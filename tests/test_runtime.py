@@ -106,6 +106,7 @@ def test_an_interrupted_first_save_starts_over(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(1, state_of(1))
     (tmp_path / "sha256-1.json").unlink()
+    assert restore_for_inference(tmp_path) is None
     assert checkpoints.restore_latest(abstract_of(state_of(0))) is None
 
 

@@ -146,9 +146,9 @@ class Checkpoints:
 
 def restore_for_inference(folder) -> tuple[int, dict, dict] | None:
     """(step, EMA parameters, frozen constants) of the newest sound checkpoint as NumPy trees, or None
-    where nothing is saved. Only reads: the training may be running.
+    where no save was finished. Only reads: the training may be running.
 
-    UserError where there are checkpoints and none is sound.
+    UserError where there are whole checkpoints and none is sound.
     """
     folder = pathlib.Path(folder).absolute()
     steps = sorted(_steps(folder), reverse=True)
@@ -158,7 +158,7 @@ def restore_for_inference(folder) -> tuple[int, dict, dict] | None:
             tree = _restore_numpy(folder, step)
             return step, tree["ema_params"], tree.get("frozen") or {}
         logging.error("checkpoint %d of %s is passed over: %s", step, folder, reason)
-    if steps:
+    if any((folder / MANIFEST.format(step=step)).is_file() for step in steps):
         reason = f"none of its {len(steps)} checkpoints is sound"
         raise UserError(folder, reason, "Train again, or restore this folder from a copy.")
     return None
