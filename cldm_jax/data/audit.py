@@ -121,9 +121,9 @@ def check_overlap(
     notes, spacing = Notes(subject), volumes["pet"].spacing
     stride = np.maximum(1, np.rint(_MI_SPACING_MM / spacing)).astype(int)
     thin = tuple(slice(None, None, s) for s in stride)
-    pet = mutual_information.bins(volumes["pet"].array[thin])
-    positive = volumes["pet"].array[volumes["pet"].array > 0]
-    head = mask.largest(volumes["pet"].array > _HEAD * np.percentile(positive, 99.9))
+    uptake = volumes["pet"].array[thin]
+    pet = mutual_information.bins(uptake)
+    head = mask.largest(uptake > _HEAD * np.percentile(uptake[uptake > 0], 99.9))
     for name in (n for n in volumes if n != "pet"):
         target = mutual_information.bins(volumes[name].array[thin])
         here = mutual_information.of_bins(pet, target)
@@ -133,7 +133,7 @@ def check_overlap(
             notes.add("error", name, reason, f"Check that both are of one person. {advice}")
             continue
         # A fill of the scanner's or of a resampling passes for air: air alone does not tell HU.
-        hu = float(np.median(volumes[name].array[head]))
+        hu = float(np.median(volumes[name].array[thin][head]))
         if intensity.base_modality(name) == "ct" and not _HU_HEAD[0] <= hu <= _HU_HEAD[1]:
             reason = f"a median of {hu:.0f} HU where the PET shows the head: not CT in HU"
             remedy = "Apply the DICOM rescale slope and intercept, once; check that it is the CT"
