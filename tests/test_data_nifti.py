@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data_heads import affine_of
 
-from cldm_jax.data import nifti
+from cldm_jax.data import nifti, volumes
 from cldm_jax.errors import UserError
 
 AFFINE = affine_of((10, 12, 8), (2.0, 2.0, 3.0))
@@ -297,3 +297,35 @@ def test_like_of_other_voxels_is_refused(tmp_path):
     volume = nifti.read_volume(tmp_path / "a.nii")
     with pytest.raises(ValueError, match="voxels"):
         nifti.write_volume(tmp_path / "b.nii", _array()[1:], AFFINE, dtype=np.float32, like=volume)
+
+
+def _resliced():
+    """As SPM leaves it: no data beyond a plane, NaN there; and one voxel of NaN in another corner."""
+    array = np.random.default_rng(1).uniform(1, 2, (10, 12, 8)).astype("f4")
+    array[7:] = array[0, 0, 0] = np.nan
+    return array
+
+
+def test_no_data_up_to_the_border_is_air_where_a_caller_says_which(tmp_path):
+    array = _resliced()
+    path = _file(tmp_path, array=array)
+    images = [
+        nifti.read_volume(path, outside=-1024.0),
+        nifti.from_image(nib.load(path), outside=-1024.0),
+        nifti.from_array(array, AFFINE, outside=-1024.0),
+    ]
+    for volume in images:
+        np.testing.assert_array_equal(volume.array, np.where(np.isnan(array), -1024, array))
+        assert "289 voxels up to its border are NaN: no data, taken as -1024" in volume.notes
+    with pytest.raises(UserError, match="289 voxels are NaN"):
+        nifti.read_volume(path)
+    array[3, 4, 5] = np.nan  # within the image: nobody knows what was there
+    with pytest.raises(UserError, match="290 voxels are NaN"):
+        nifti.read_volume(_file(tmp_path, array=array), outside=-1024.0)
+
+
+@pytest.mark.parametrize("name, air", [("ct", -1024), ("ct_reacq", -1024), ("mr", 0), ("pet", 0)])
+def test_which_air_a_cohort_says_by_its_name(tmp_path, name, air):
+    array = _resliced()
+    volume = volumes.read_volume(_file(tmp_path, array=array), name)
+    np.testing.assert_array_equal(volume.array, np.where(np.isnan(array), air, array))

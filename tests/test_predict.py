@@ -217,6 +217,19 @@ class TestPython:
         with pytest.raises(UserError, match=message):
             model(change(np.asarray(image.dataobj), image.affine))
 
+    def test_nan_up_to_the_border_is_air(self, study, bids, tmp_path):
+        """As SPM writes what a resliced PET has no data for: from a file and from memory."""
+        image = nib.load(pet_path(bids))
+        array, zeros = (np.asanyarray(image.dataobj).astype(np.float32) for _ in range(2))
+        array[:4], zeros[:4] = np.nan, 0
+        nib.save(nib.Nifti1Image(array, image.affine), tmp_path / "rpet.nii")
+        model = cldm_jax.Synthesiser(study.unet, targets="ct")
+        given = ((zeros, image.affine), (array, image.affine), tmp_path / "rpet.nii")
+        expected, *made = (model(pet)["ct"] for pet in given)
+        for one in made:
+            np.testing.assert_array_equal(one.image.dataobj, expected.image.dataobj)
+            assert "NaN: no data, taken as 0" in one.sidecar["InputChecks"][0]["Warning"]
+
     def test_images_of_other_kinds(self, bids):
         """Codes and the frame's axis are kept, an affine that was changed in memory counts."""
         image = nib.load(pet_path(bids))

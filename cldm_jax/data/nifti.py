@@ -15,6 +15,7 @@ import zlib
 
 import nibabel as nib
 import numpy as np
+from scipy import ndimage
 
 from cldm_jax.errors import UserError
 from cldm_jax.files import atomic_path, sha256_file
@@ -59,13 +60,19 @@ class Volume:
     notes: tuple[str, ...] = ()
 
 
-def read_volume(path, *, max_bytes: int = MAX_BYTES, allow_constant: bool = False) -> Volume:
+def read_volume(
+    path,
+    *,
+    max_bytes: int = MAX_BYTES,
+    allow_constant: bool = False,
+    outside: float | None = None,
+) -> Volume:
     """Reads a `.nii` or `.nii.gz` (told apart by content) and checks it.
 
     `max_bytes` bounds the decoded float32 volume and is compared with the header before a voxel is
     read. Raises UserError, naming the file, for anything but a finite, non-constant, scalar 3D
     image (or 4D with one frame) with an orthogonal, invertible affine and 0.1-50 mm voxels.
-    `allow_constant`: a label map may be all background.
+    `allow_constant`: a label map may be all background. `outside`: see `fill_outside`.
     """
     path = pathlib.Path(path)
     size = check_file(path)
@@ -85,8 +92,9 @@ def read_volume(path, *, max_bytes: int = MAX_BYTES, allow_constant: bool = Fals
     except OSError as e:
         raise UserError(path, f"cannot be read ({e.strerror or e})", _FIX_FILE) from e
     affine, spacing, notes = _check_affine(path, header)
+    array, filled = fill_outside(array, outside)
     check_values(path, array, allow_constant=allow_constant)
-    return Volume(array, affine, spacing, header, sha256, notes)
+    return Volume(array, affine, spacing, header, sha256, notes + filled)
 
 
 def write_volume(path, array, affine, *, dtype, like: Volume | None = None, description: str = ""):
@@ -139,7 +147,7 @@ def is_image(value) -> bool:
     return isinstance(value, nib.spatialimages.SpatialImage)
 
 
-def from_image(image, name: str = "image") -> Volume:
+def from_image(image, name: str = "image", outside: float | None = None) -> Volume:
     """A nibabel image as a checked volume: what `read_volume` refuses in a file is refused in it."""
     if image.affine is None:
         raise UserError(name, "has no affine", "Give an array with its affine")
@@ -147,15 +155,15 @@ def from_image(image, name: str = "image") -> Volume:
         _check_header(name, image.header, MAX_BYTES)  # before a voxel is read
     array = np.asanyarray(image.dataobj)
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one
-        return from_array(array, image.affine, name)
+        return from_array(array, image.affine, name, outside)
     header = image.header.copy()
     if not np.allclose(header.get_best_affine(), image.affine, atol=1e-4):
         header.set_sform(image.affine, code=2)  # changed since: as nibabel saves it
         header.set_qform(image.affine, code=0)
-    return _from_memory(array, header, name)
+    return _from_memory(array, header, name, outside)
 
 
-def from_array(array, affine, name: str = "array") -> Volume:
+def from_array(array, affine, name: str = "array", outside: float | None = None) -> Volume:
     """Voxels [x, y, z] and the affine that takes their indices to world mm (RAS+), checked."""
     try:
         array, affine = np.asanyarray(array), np.asarray(affine, np.float64)
@@ -170,10 +178,10 @@ def from_array(array, affine, name: str = "array") -> Volume:
         header = make_header(array.shape, np.float32, affine)
     except (nib.spatialimages.HeaderDataError, ValueError) as e:  # 8D; singular
         raise UserError(name, str(e), "Give a 3D array and its affine") from e
-    return _from_memory(array, header, name)
+    return _from_memory(array, header, name, outside)
 
 
-def _from_memory(array: np.ndarray, header, name: str) -> Volume:
+def _from_memory(array: np.ndarray, header, name: str, outside: float | None) -> Volume:
     if array.dtype.names or array.dtype.kind not in "iuf":
         raise UserError(name, f"voxels are {array.dtype}", "Give real numbers")
     header.set_data_dtype(array.dtype if array.dtype.kind != "f" else np.float32)
@@ -181,10 +189,11 @@ def _from_memory(array: np.ndarray, header, name: str) -> Volume:
     with np.errstate(over="ignore"):  # beyond float32 becomes inf and is refused
         array = np.asarray(array, np.float32).reshape(shape)
     affine, spacing, notes = _check_affine(name, header)
+    array, filled = fill_outside(array, outside)
     check_values(name, array)
     digest = hashlib.sha256(repr((shape, affine.tolist())).encode())
     digest.update(np.ascontiguousarray(array).tobytes())
-    return Volume(array, affine, spacing, header, digest.hexdigest(), notes)
+    return Volume(array, affine, spacing, header, digest.hexdigest(), notes + filled)
 
 
 def to_image(array, like: Volume):
@@ -387,3 +396,17 @@ def check_values(path, array: np.ndarray, *, allow_constant: bool = False) -> No
         raise UserError(path, f"{bad} voxels are NaN or infinite", "Export it again or repair them")
     if low == high and not allow_constant:
         raise UserError(path, f"every voxel is {low:g}", "Check that the right series was exported")
+
+
+def fill_outside(array: np.ndarray, outside: float | None) -> tuple[np.ndarray, tuple[str, ...]]:
+    """(array, notes): NaN that reaches the volume's border becomes `outside`. SPM writes it where a
+    resliced image has no data. None, or NaN within the image: all stays, for `check_values`.
+    """
+    if outside is None or not (missing := np.isnan(array)).any():
+        return array, ()
+    # A layer of its own around the volume joins all that touch the border, and nothing else.
+    blocks, _ = ndimage.label(np.pad(missing, 1, constant_values=True), np.ones((3, 3, 3), bool))
+    if (blocks > 1).any():
+        return array, ()
+    note = f"{missing.sum()} voxels up to its border are NaN: no data, taken as {outside:g}"
+    return np.where(missing, np.float32(outside), array), (note,)

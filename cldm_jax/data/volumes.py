@@ -20,10 +20,12 @@ def is_series(path) -> bool:
 
 def read_volume(path, name: str | None = None) -> nifti.Volume:
     """Raises UserError for anything but one sound volume: see `nifti` and `dicom`. With the `name` under
-    which a cohort lists it ("pet", "ct_reacq"), also for a DICOM series of another modality.
+    which a cohort lists it ("pet", "ct_reacq"), also for a DICOM series of another modality; NaN outside
+    its field of view is its air then.
     """
     if not is_series(path):
-        return nifti.read_volume(path)
+        air = intensity.MODALITIES[intensity.base_modality(name)].fill if name else None
+        return nifti.read_volume(path, outside=air)
     series = dicom.read_series(path)
     found = series.facts["modality"]
     if name and found != _DICOM[intensity.base_modality(name)]:

@@ -174,8 +174,8 @@ def _read(pet, series: str, source: str) -> tuple[pet_inputs.PetInput, nifti.Vol
         raise UserError(f"series {series}", "is for DICOM, and this is none", "Leave it out")
     found = pet_inputs.PetInput("pet", "", pathlib.Path(MEMORY), "memory")
     if nifti.is_image(pet):
-        return found, nifti.from_image(pet, MEMORY), {}
+        return found, nifti.from_image(pet, MEMORY, outside=0.0), {}
     if isinstance(pet, tuple) and len(pet) == 2:
-        return found, nifti.from_array(*pet, MEMORY), {}
+        return found, nifti.from_array(*pet, MEMORY, outside=0.0), {}
     kinds = "a path, a nibabel image, or (array, affine)"
     raise UserError(MEMORY, f"is of type {type(pet).__name__}", f"Give {kinds}")
