@@ -25,7 +25,9 @@ def _findings(folder, *, allow_misaligned=False, mi_threshold=0.05):
     if any(f.severity == "error" for f in found):
         return found, volumes
     volumes = align(volumes)
-    return [*found, *audit.check_overlap(subject, volumes, mi_threshold, audit.REGISTER)], volumes
+    seen = {k: dataclasses.replace(v, array=np.ones_like(v.array)) for k, v in volumes.items()}
+    found += audit.check_overlap(subject, volumes, seen, mi_threshold, audit.REGISTER)
+    return found, volumes
 
 
 def _put(folder, name, array, affine=None):

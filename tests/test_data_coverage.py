@@ -105,6 +105,13 @@ def test_a_slab_resliced_to_the_whole_head(tmp_path, whole, name, value):
     assert (images["target"][images["mask"] > 0] == air).mean() < 0.01
 
 
+@pytest.mark.parametrize("value", [-1000, -1024])
+def test_a_ct_of_less_than_half_of_the_head_is_in_hu_all_the_same(tmp_path, value):
+    prepared, reasons = prepared_of(tmp_path, fill("ct", Z < 0, value))
+    assert sum("of the head:" in r for r in reasons) == 5
+    assert all(0 < prepared.keep(s, "ct").sum() <= (Z[0, 0] >= 0).sum() for s in range(5))
+
+
 def test_a_cut_through_every_slice_leaves_those_that_show_the_head(tmp_path):
     prepared, reasons = prepared_of(tmp_path, fill("mr", Y > 45, 0))
     assert sum("of the head:" in r for r in reasons) == 5

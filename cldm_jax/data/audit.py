@@ -113,10 +113,10 @@ def check_geometry(subject: bids.Subject, volumes, allow_misaligned: bool) -> li
 
 
 def check_overlap(
-    subject: bids.Subject, volumes: dict[str, nifti.Volume], mi_threshold: float, advice: str
+    subject: bids.Subject, volumes: dict[str, nifti.Volume], seen, mi_threshold: float, advice: str
 ) -> list[Finding]:
     """Do PET and targets, on the PET's voxels, show one head in one place and the same way round?
-    `advice`: if they do not.
+    `seen`: volumes of 1 where each was measured, else 0. `advice`: if they do not.
     """
     notes, spacing = Notes(subject), volumes["pet"].spacing
     stride = np.maximum(1, np.rint(_MI_SPACING_MM / spacing)).astype(int)
@@ -133,7 +133,8 @@ def check_overlap(
             notes.add("error", name, reason, f"Check that both are of one person. {advice}")
             continue
         # A fill of the scanner's or of a resampling passes for air: air alone does not tell HU.
-        hu = float(np.median(volumes[name].array[thin][head]))
+        shown = head & (seen[name].array[thin] > 0.5)  # a short CT shows less than half of it
+        hu = float(np.median(volumes[name].array[thin][shown])) if shown.any() else 0.0
         if intensity.base_modality(name) == "ct" and not _HU_HEAD[0] <= hu <= _HU_HEAD[1]:
             reason = f"a median of {hu:.0f} HU where the PET shows the head: not CT in HU"
             remedy = "Apply the DICOM rescale slope and intercept, once; check that it is the CT"

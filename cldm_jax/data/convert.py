@@ -66,8 +66,9 @@ def inspect(
         return found, None, registered
     matrices = {name: r.matrix for name, r in registered.items() if name in given}
     volumes = align(_moved(given, matrices))
+    seen = align(_moved({n: measured[n] for n in given}, matrices), as_masks=True)
     advice = _LOOK if settings.register else audit.REGISTER
-    found += audit.check_overlap(subject, volumes, settings.mi_threshold, advice)
+    found += audit.check_overlap(subject, volumes, seen, settings.mi_threshold, advice)
     given = audit.usable(found, given)
     if not given:
         return found, None, registered
