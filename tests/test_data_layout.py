@@ -79,6 +79,7 @@ def test_what_looks_like_an_image_of_ours_is_named(tmp_path, name):
 QUIET = {  # counted and listed, without a warning
     "anat/sub-1_T2w.nii.gz": "another kind (t2w)",
     "anat/sub-1_FLAIR.nii": "another kind (flair)",
+    "func/sub-1_task-rest_part-phase_bold.nii.gz": "another kind (bold)",
     "anat/sub-1_label-brain_mask.nii.gz": "another kind (mask)",
     "pet/._sub-1_pet.nii.gz": "side files",
     "pet/.DS_Store": "side files",

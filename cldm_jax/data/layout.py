@@ -153,11 +153,10 @@ def _classify(path: pathlib.Path, below: pathlib.Path) -> tuple[str, Left | None
     end = stem.lower().rpartition("_")[2]
     if SYNTHETIC.search(stem):
         return "", Left(path, "images that this program made (desc-synth), not measured", False)
-    if part := _PART.search(stem):
-        return "", Left(
-            path, f"part-{part[1].lower()} of an image, and its magnitude is what is read", True
-        )
     kind = stem.lower() if stem.lower() in FLAT else _ENDS.get(end, "")
+    if kind and (part := _PART.search(stem)):
+        reason = f"part-{part[1].lower()} of an image, and its magnitude is what is read"
+        return "", Left(path, reason, True)
     if kind == "pet" and _NAC.search(stem):
         kind = "nac"
     if kind and str(below).lower().strip(".") in _PLACES:
