@@ -45,6 +45,16 @@ def test_whoever_was_left_out_is_told_in_the_end(tmp_path):
     reproduce._tell_left_out(config, str(tmp_path))
 
 
+def test_a_preset_for_gpus_is_warned_of_before_its_data_are_made(tmp_path, monkeypatch, capsys):
+    config = config_file.get_config("a6000")
+    monkeypatch.setattr(reproduce, "_prepared", lambda *_: 1 / 0)
+    for methods, count in (("unet", 0), ("unet,ldm", 1)):
+        config.methods = methods
+        with pytest.raises(ZeroDivisionError):
+            reproduce.run(config, str(tmp_path))
+        assert capsys.readouterr().out.count("meant for a GPU") == count
+
+
 @pytest.mark.slow
 def test_steps_of_two_latent_methods_are_measured_in_one_process(study):
     """Each has an untrained autoencoder, and a step donates its state."""

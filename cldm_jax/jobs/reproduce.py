@@ -28,6 +28,8 @@ def run(config, workdir: str) -> None:
     where somebody of `config.cohort` was left out.
     """
     names = _chosen(config)
+    if any(config.trainings[name].data.kind == "latents" for name in names):
+        train.warn_if_gpu_preset(config.autoencoder)  # its steps are given, the others' bought
     root = pathlib.Path(workdir)
     if not config.folds:
         folder = _prepared(config, root, None)
