@@ -234,6 +234,16 @@ def test_the_same_image_under_two_ids():
     assert audit.audit_cohort(subjects, pixels, "default") == []
 
 
+def test_a_pair_is_no_pair_of_somebody_else_whoever_came_first():
+    """One PET with two targets of its person is two subjects; the second of them twice is a copy."""
+    subjects = [dataclasses.replace(s, group="g") for s in _people("a", "b", "c")]
+    pixels = {"a": {"pet": "1", "ct": "2"}, "b": {"pet": "1", "ct": "3"}}
+    assert audit.audit_cohort(subjects, pixels, "default") == []
+    pixels["c"] = pixels["b"]
+    (finding,) = audit.audit_cohort(subjects, pixels, "default")
+    assert finding.subject == "c" and "b pet" in finding.reason
+
+
 def test_pixel_digest_ignores_packaging(tmp_path):
     write_head(tmp_path, 0, ("pet", "ct"))
     base = _findings(tmp_path)[1]["pet"]

@@ -184,7 +184,9 @@ def check_field_of_view(
 
 
 def _may_share(subject, owner, name: str, pixels) -> bool:
-    """Whether two people of a manifest may have one image `name`: of one group, and not all alike."""
+    """Whether two people of a manifest may have one image `name`: of one group, and of a PET
+    without a target that both have.
+    """
     if subject is owner or subject.group != owner.group:
         return False
     if name not in intensity.SOURCES:
@@ -205,16 +207,19 @@ def audit_cohort(
     one person (group) with the same target, and several targets with the same PET; and, where splits are
     given, people in two of them and people in none.
     """
-    findings, seen = [], {}
+    findings: list[Finding] = []
+    seen: dict[str, list[tuple[bids.Subject, str]]] = {}
     for subject in subjects:
         for name, digest in pixels.get(subject.id, {}).items():
-            owner, own = seen.get(digest, (None, ""))
-            if owner and not (name == own and _may_share(subject, owner, name, pixels)):
+            for owner, own in seen.setdefault(digest, []):
+                if name == own and _may_share(subject, owner, name, pixels):
+                    continue
                 reason = f"the same image as {owner.id} {own}"
                 remedy = "Remove one; the same scan in two splits would leak"
                 what = str(subject.files[name])
                 findings.append(Finding("error", subject.id, what, reason, remedy))
-            seen.setdefault(digest, (subject, name))
+                break
+            seen[digest].append((subject, name))
     if split_mode != "manifest":
         if any(s.split for s in subjects):
             reason = f"the manifest's split column is not used by split_mode {split_mode}"
