@@ -1,10 +1,13 @@
 """Prediction as a user meets it: files in, files out, on the trained tiny study."""
 
+import errno
 import json
+import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import types
 
 import data_heads
 import nibabel as nib
@@ -295,6 +298,21 @@ class TestDataset:
             run(study, bids, tmp_path, mode="sample")
         assert capsys.readouterr().out.count("skipped") == 3
         assert before == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.nii.gz")}
+
+    @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EPIPE])
+    def test_what_the_system_refuses_ends_it(self, monkeypatch, capsys, number):
+        """A full disk, a reader that left: the images after it would be computed for nothing."""
+        tried = []
+
+        def fail(request, model, found, alone):
+            tried.append(found.name)
+            raise OSError(number, os.strerror(number), found.name)
+
+        monkeypatch.setattr(predict, "_one", fail)
+        images = [types.SimpleNamespace(name=name) for name in "ab"]
+        with pytest.raises(OSError, match=os.strerror(number)):
+            predict._each(predict.Request("in", "out"), None, images)
+        assert tried == ["a"] and "Traceback" not in capsys.readouterr().err
 
     def test_a_person_alone_or_among_others_is_the_same_to_the_bit(self, study, bids, tmp_path):
         """Samples included: the noise is keyed by the image's content, not by its place."""

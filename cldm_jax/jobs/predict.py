@@ -107,6 +107,8 @@ def _each(request: Request, model: Model, inputs: list, without=()) -> list[path
             except (UserError, MemoryError) as error:
                 failed.append(found.name)
                 print(f"error: {found.name}: {error}", file=sys.stderr, flush=True)
+            except OSError:  # a full disk, a reader that left: the next image meets it too
+                raise
             except Exception:  # a fault of ours costs this image, not those after it
                 failed.append(found.name)
                 print(f"error: {found.name}: {traceback.format_exc()}", file=sys.stderr, flush=True)
