@@ -189,6 +189,7 @@ def test_summary_is_the_last_file_written(tmp_path, monkeypatch):
 
     monkeypatch.setattr(figures, "save", fail)
     summary = Summary.from_json(make_summary())
+    (tmp_path / "summary.json").write_text("of another evaluation, whose scores.csv is replaced\n")
     with pytest.raises(OSError, match="disk full"):
         write_report(tmp_path, summary, make_scores(), make_gallery(), title="t")
     assert not (tmp_path / "summary.json").exists()

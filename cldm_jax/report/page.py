@@ -28,9 +28,10 @@ def write_report(folder, summary: Summary, scores: list[dict], gallery: dict, *,
     None is printed as "not measured", and what is not finite is stored as null. scores: rows with
     SCORE_COLUMNS, those of "reference" for the file alone. gallery: {target: {"units",
     "window", "error_window", "rule" (in words), "cases"}}, cases as in `figures`; may be empty.
-    summary.json is written last: where it is, the report is whole.
+    summary.json goes first and is written last: where it is, the report is whole and of one evaluation.
     """
     folder, stored = pathlib.Path(folder), json_ready(summary.to_json())
+    (folder / "summary.json").unlink(missing_ok=True)
     summary = Summary.from_json(stored)  # the page says what the file does
     files.write_text(folder / "scores.csv", scores_csv(scores))
     scores = [row for row in scores if row["method"] != "reference"]
