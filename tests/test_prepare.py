@@ -13,6 +13,7 @@ from cldm_jax.data.convert import source_slices
 from cldm_jax.data.grid import ModelGrid, from_grid
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import prepare
+from cldm_jax.runtime.runlock import run_lock
 from configs import common
 from configs.prepare import PRESETS, get_config
 
@@ -301,6 +302,20 @@ def test_an_interrupted_run_starts_cleanly(cohort, prepared, tmp_path, monkeypat
     assert not (work / "pet-00009.npy").exists()
     index = shards.Prepared(work, verify=True).json
     assert index["fingerprint"] == prepared.json["fingerprint"]
+
+
+def test_a_second_process_is_refused_and_takes_nothing_away(cohort, prepared, tmp_path):
+    """It swept the first one's shards, and of other settings both said that theirs are prepared."""
+    work = shutil.copytree(prepared.folder, tmp_path / "work")
+    (work / "index.json").unlink()
+    before = {p.name for p in work.iterdir()}
+    with run_lock(work):
+        with pytest.raises(UserError, match="in use by process"):
+            prepare.run(_config(cohort, split_seed=1), str(work))
+        assert {p.name for p in work.iterdir()} == before | {".lock"}
+    (work / ".lock").touch()  # of one that was killed
+    prepare.run(_config(cohort), str(work))
+    assert {p.name for p in work.iterdir()} == before | {"index.json"}
 
 
 def test_somebody_elses_folder_is_left_alone(cohort, tmp_path):

@@ -14,6 +14,7 @@ from cldm_jax.files import read_json, sha256_file
 from cldm_jax.jobs import simulate
 from cldm_jax.phantom import cohort, subject, tissue
 from cldm_jax.phantom.fields import Grid
+from cldm_jax.runtime.runlock import run_lock
 from configs.simulate import PRESETS, get_config
 
 
@@ -135,6 +136,26 @@ def test_same_bytes_from_any_number_of_workers_and_after_an_interruption(tiny, t
     assert read_json(copy / "manifest.json") == read_json(folder / "manifest.json")
     assert (copy / "sub-0002/pet.nii.gz").stat().st_mtime_ns == kept
     assert not list(copy.glob(".tmp-*"))
+
+
+def test_a_second_process_is_refused_and_takes_nothing_away(tiny, tmp_path):
+    """It swept the person that the first one was writing, who came out without some of the volumes."""
+    folder, _ = tiny
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    (copy / "manifest.json").unlink()
+    (copy / ".tmp-1-sub-0009").mkdir()
+    with run_lock(copy):
+        with pytest.raises(UserError, match="in use by process"):
+            simulate.run(small(), str(copy))
+        assert (copy / ".tmp-1-sub-0009").is_dir()
+    simulate.run(small(), str(copy))
+    assert not (copy / ".tmp-1-sub-0009").exists() and not (copy / ".lock").exists()
+
+
+@pytest.mark.parametrize("name", [".lock", ".tmp-1-simulate.json"])
+def test_what_a_kill_leaves_first_is_no_other_file(tmp_path, name):
+    (tmp_path / name).touch()
+    simulate._check_folder(tmp_path, {})
 
 
 def test_another_seed_gives_other_people(tiny, tmp_path):

@@ -81,18 +81,23 @@ def _still_out(root: pathlib.Path, rows, subjects) -> list[left_out.LeftOut]:
     return out
 
 
-def check_folder(root: pathlib.Path) -> None:
-    """An unfinished attempt is swept away; anything else in the folder is somebody's."""
+def leftovers(root: pathlib.Path) -> list[pathlib.Path]:
+    """Files of an unfinished attempt; anything else in the folder is somebody's: UserError."""
     if root.exists() and not root.is_dir():
         raise UserError(root, "is a file", "Give a folder as the workdir")
-    leftovers = [*root.glob("*-[0-9][0-9][0-9][0-9][0-9].npy"), *root.glob("audit.json")]
-    leftovers += [*root.glob(".tmp-*"), *root.glob(REGISTRATION)]
+    left = [*root.glob("*-[0-9][0-9][0-9][0-9][0-9].npy"), *root.glob("audit.json")]
+    left += [*root.glob(".tmp-*"), *root.glob(REGISTRATION)]
     folder = root / OVERLAYS
     pictures = [p for name in bids.VOLUMES for p in folder.glob(f"*_{name}.png")]
-    ours = {*leftovers, *pictures}
+    ours = {*left, *pictures, root / ".lock"}
     if folder.is_dir() and set(folder.iterdir()) <= ours:
         ours.add(folder)
     if root.exists() and set(root.iterdir()) - ours:
         raise UserError(root, "holds other files", "Give a new or empty folder as the workdir")
-    for path in [*leftovers, *pictures]:
+    return [*left, *pictures]
+
+
+def sweep(root: pathlib.Path) -> None:
+    """Removes what an unfinished attempt left: for the one process that holds the folder's lock."""
+    for path in leftovers(root):
         path.unlink()

@@ -28,6 +28,7 @@ from cldm_jax.data.convert import Facts, Settings, make_slices
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import external, first_pass
 from cldm_jax.runtime.progress import Progress
+from cldm_jax.runtime.runlock import run_lock
 
 
 def run(config, workdir: str) -> None:
@@ -44,7 +45,7 @@ def make(config, workdir: str) -> str:
     left out, and the person with it where no PET with a target remains. Returns who was, "" for nobody.
     Raises UserError for bad settings, for what concerns the whole cohort (`left_out.stopping`; the list
     goes to stdout and <workdir>/audit.json; besides it only what the registrations looked like is
-    written), and for a folder of other data or settings.
+    written), and for a folder of other data or settings, or in which another process writes.
     """
     if not config.cohort:
         remedy = "Give a folder (BIDS, or with manifest.csv) or a manifest .csv"
@@ -61,7 +62,7 @@ def make(config, workdir: str) -> str:
         kept, said = prepared_folder.check_reuse(root, config, cohort)
         print(f"prepare: {root} is complete ({len(kept)} subjects): nothing to do")
         return said
-    prepared_folder.check_folder(root)
+    prepared_folder.leftovers(root)
     for subject in subjects:
         unknown = {intensity.base_modality(n) for n in subject.files} - set(settings.normalisers)
         if unknown:
@@ -69,7 +70,8 @@ def make(config, workdir: str) -> str:
             raise UserError(subject.id, reason, "Leave that column out of the manifest")
     split = functools.partial(_split, config)
     split(subjects)  # said before an image is read, if it cannot be
-    with parallel.mapper(config.workers) as mapper:
+    with run_lock(root), parallel.mapper(config.workers) as mapper:
+        prepared_folder.sweep(root)
         facts, out = first_pass.run(config, settings, cohort, root, mapper, split)
         # From here on as if the cohort had been without what is left out.
         subjects = left_out.remaining(subjects, out)
@@ -81,12 +83,12 @@ def make(config, workdir: str) -> str:
         _check_disk(root, settings.grid, facts)
         train = set(parts["train"])
         entries, written = _write_slices(root, config, settings, subjects, facts, train, mapper)
-    index = _index(config, settings, subjects, facts, parts, entries, written, source)
-    if home:
-        index["modalities"] = {name: m.to_json() for name, m in home.modalities.items()}
-    if out:
-        index["left_out"] = [prepared_folder.recorded(item) for item in out]
-    index = shards.write_index(root, index)
+        index = _index(config, settings, subjects, facts, parts, entries, written, source)
+        if home:
+            index["modalities"] = {name: m.to_json() for name, m in home.modalities.items()}
+        if out:
+            index["left_out"] = [prepared_folder.recorded(item) for item in out]
+        index = shards.write_index(root, index)
     said = left_out.counted(out, len(cohort.subjects), cohort.left)
     _summarise(root, index, subjects, said)
     return said

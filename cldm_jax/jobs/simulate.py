@@ -16,6 +16,7 @@ from cldm_jax.phantom import labels
 from cldm_jax.phantom.cohort import plan_cohort
 from cldm_jax.phantom.subject import Plan, embedded_grid, hash_person, write_person
 from cldm_jax.runtime.progress import Progress
+from cldm_jax.runtime.runlock import run_lock
 
 SETTINGS = "simulate.json"  # written first: which settings an unfinished folder belongs to
 COLUMNS = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
@@ -31,7 +32,7 @@ def run(config, workdir: str) -> None:
     """Simulates config.n_subjects people (or the variants of config.labels) into the folder workdir.
 
     Resumes an interrupted cohort; does nothing when it is finished. UserError: bad settings, a folder
-    that belongs to other settings, too little disk.
+    that belongs to other settings or in which another process writes, too little disk.
     """
     root = pathlib.Path(workdir)
     plans = plan_cohort(config)
@@ -40,16 +41,16 @@ def run(config, workdir: str) -> None:
     if (root / "manifest.json").exists():
         print(f"simulate: {root} is complete ({len(plans)} people): nothing to do")
         return
-    root.mkdir(parents=True, exist_ok=True)
-    for stale in root.glob(".tmp-*"):
-        shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
-    todo = [p for p in plans if not (root / p.id).is_dir()]
-    _check_disk(root, todo)
-    write_json(root / SETTINGS, settings)
-    if len(todo) < len(plans):
-        print(f"simulate: {len(plans) - len(todo)} of {len(plans)} people are there, resuming")
-    _write_people(todo, root, len(plans), config.workers)
-    _write_manifest(root, plans, config, settings)
+    with run_lock(root):
+        for stale in root.glob(".tmp-*"):  # nobody's: this is the only writer
+            shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
+        todo = [p for p in plans if not (root / p.id).is_dir()]
+        _check_disk(root, todo)
+        write_json(root / SETTINGS, settings)
+        if len(todo) < len(plans):
+            print(f"simulate: {len(plans) - len(todo)} of {len(plans)} people are there, resuming")
+        _write_people(todo, root, len(plans), config.workers)
+        _write_manifest(root, plans, config, settings)
     print(f"simulate: {len(plans)} people in {root} (simulated contrast, not patients)")
 
 
@@ -73,7 +74,7 @@ def _check_folder(root: pathlib.Path, settings: dict) -> None:
     if not root.is_dir():
         raise UserError(root, "is a file", "Give a folder as the workdir")
     if not (root / SETTINGS).exists():
-        if any(root.iterdir()):
+        if any(not p.name.startswith((".tmp-", ".lock")) for p in root.iterdir()):
             raise UserError(root, "holds other files", "Give a new or empty folder as the workdir")
         return
     old = read_json(root / SETTINGS)
