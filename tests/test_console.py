@@ -17,6 +17,7 @@ import pytest
 from absl.testing import flagsaver
 
 from cldm_jax import console, main
+from cldm_jax.data import parallel
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import predict
 from cldm_jax.runtime import device
@@ -180,6 +181,13 @@ def test_ctrl_c_ends_the_workers_too():
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait(timeout=20) == console.INTERRUPTED
     assert b"Traceback" not in process.communicate()[1]
+
+
+def test_a_worker_that_the_system_ends_is_one_line():
+    """As it does for lack of memory."""
+    with pytest.raises(UserError, match=r"a worker process: .* memory.*--config.workers"):
+        with parallel.mapper(1) as mapped:
+            list(mapped(os._exit, [9]))
 
 
 @pytest.mark.skipif(not pathlib.Path("/proc/self").exists(), reason="no /proc")

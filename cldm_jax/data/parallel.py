@@ -8,11 +8,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 
 from cldm_jax import console
+from cldm_jax.errors import UserError
 
 
 @contextlib.contextmanager
 def mapper(workers: int) -> Iterator[Callable]:
-    """`map` over people, in this process or (spawned once) in others; results in the tasks' order."""
+    """`map` over people, in this process or (spawned once) in others; results in the tasks' order.
+
+    UserError where the system ended one of them.
+    """
     if workers == 0:
         yield map
         return
@@ -22,6 +26,10 @@ def mapper(workers: int) -> Iterator[Callable]:
     with concurrent.futures.ProcessPoolExecutor(workers, **options) as pool:
         try:
             yield lambda function, tasks: _windowed(pool, 2 * workers, function, tasks)
+        except concurrent.futures.BrokenExecutor as error:
+            reason = "the system ended it, mostly for lack of memory"
+            remedy = "Give fewer (0: none) as --config.workers; the same command goes on"
+            raise UserError("a worker process", reason, remedy) from error
         except BaseException as error:
             pool.shutdown(wait=False, cancel_futures=True)
             if not isinstance(error, Exception):  # Ctrl-C: workers would go on with what is queued
