@@ -183,6 +183,25 @@ def test_without_a_cache_folder_nothing_is_kept(native, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("base", [None, ""])
+def test_a_user_without_a_home_keeps_nothing(monkeypatch, base):
+    """A number alone, as in a container: neither a traceback nor a folder `~`."""
+
+    def unknown(_):
+        raise KeyError
+
+    for name in ("HOME", "XDG_CACHE_HOME", library.CACHE_ENV):
+        monkeypatch.delenv(name, raising=False)
+    if base is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", base)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    assert library.cache_folder() is None
+    monkeypatch.setenv("HOME", "/home/x")
+    assert library.cache_folder() == pathlib.Path("/home/x/.cache/cldm_jax")
+    monkeypatch.setenv(library.CACHE_ENV, "/there")
+    assert library.cache_folder() == pathlib.Path("/there")
+
+
 def test_xla_mode_and_a_missing_compiler_fall_back(tmp_path):
     _, switched_off = child(tmp_path, prepare="library.choose('xla')")
     assert switched_off[0] == "xla"

@@ -29,9 +29,12 @@ def choose(mode: str) -> None:
 
 
 def cache_folder() -> pathlib.Path | None:
-    """Where compiled things are kept: CLDM_CACHE_DIR, or a folder in the user's cache; None = nowhere."""
-    default = pathlib.Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "cldm_jax"
-    folder = os.environ.get(CACHE_ENV, str(default))
+    """Where compiled things are kept: CLDM_CACHE_DIR, or a folder in the user's cache; None = nowhere, as
+    for a user without a home.
+    """
+    home = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    default = "" if home.startswith("~") else os.path.join(home, "cldm_jax")
+    folder = os.environ.get(CACHE_ENV, default)
     return pathlib.Path(folder) if folder else None
 
 
