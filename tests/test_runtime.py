@@ -1,5 +1,6 @@
 """Checkpoints that notice damage, one writer per folder, signals, metric files, the optimiser."""
 
+import contextlib
 import errno
 import json
 import os
@@ -17,7 +18,7 @@ import pytest
 from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.runs.steps import guarded
-from cldm_jax.runtime import device, optim
+from cldm_jax.runtime import device, optim, runlock
 from cldm_jax.runtime.checkpoint import Checkpoints, newest_sound, restore_for_inference
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.runtime.runlock import run_lock
@@ -163,6 +164,17 @@ def test_second_writer_is_refused_and_told_who_holds_it(tmp_path):
         assert "UserError" in result.stderr and f"process {os.getpid()} on" in result.stderr
         assert " since 20" in result.stderr
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("code, said", [(errno.ENOSYS, True), (errno.EIO, False)])
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, capsys, code, said):
+    def refused(*_):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(runlock.fcntl, "flock", refused)
+    with contextlib.nullcontext() if said else pytest.raises(OSError), run_lock(tmp_path):
+        pass
+    assert ("has no locks (Function not implemented)" in capsys.readouterr().err) == said
 
 
 def test_signal_is_remembered_and_handlers_restored():

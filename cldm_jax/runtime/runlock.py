@@ -1,31 +1,28 @@
 """One writer per workdir or folder of data: an advisory lock that dies with its process."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import pathlib
 import socket
+import sys
 import time
 
 from cldm_jax.errors import UserError
+
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre and NFS, mounted without
 
 
 @contextlib.contextmanager
 def run_lock(workdir):
     """Holds `<workdir>/.lock`; refuses, naming the holder, where another process holds it. In the end
-    the file is removed.
+    the file is removed. Where the file system has no locks it says so and goes on.
     """
     path = pathlib.Path(workdir) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+", encoding="utf-8") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            is_ours = (
-                os.fstat(f.fileno()).st_nlink > 0
-            )  # 0: its holder left, and removed it, just now
-        except BlockingIOError:
-            is_ours = False
-        if not is_ours:
+        if not _is_locked(f):
             f.seek(0)
             raise UserError(
                 workdir,
@@ -40,3 +37,17 @@ def run_lock(workdir):
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def _is_locked(f) -> bool:
+    """Whether this process holds the lock of the open file now, or nobody can."""
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        words = f"{f.name}: its file system has no locks ({error.strerror}): start one process here"
+        print(f"warning: {words}", file=sys.stderr, flush=True)
+    return os.fstat(f.fileno()).st_nlink > 0  # 0: its holder left, and removed it, just now
