@@ -249,6 +249,25 @@ def test_a_run_is_not_resumed_with_another_autoencoder(study, tmp_path, monkeypa
             train.run(config, str(workdir))
 
 
+def test_an_autoencoder_may_move_and_another_is_refused(study, tmp_path, monkeypatch, capsys):
+    """By a run that goes on, and by a finished one, where its folder has another name."""
+    config = study.config("ldm")
+    config.autoencoder.workdir = str(shutil.copytree(study.ae, tmp_path / "moved"))
+    make.needs(config)
+    for finished in (False, True):
+        workdir = shutil.copytree(study.ldm, tmp_path / f"ldm-{finished}")
+        if not finished:
+            shutil.rmtree(workdir / "checkpoints" / "20")
+        train.run(config, str(workdir))
+        assert ("already trained to step 20" in capsys.readouterr().out) == finished
+    found = inputs.open_inputs(config)
+    again = jax.tree.map(lambda x: x * np.float32(1.5), found.frozen["autoencoder"])
+    other = found._replace(frozen={**found.frozen, "autoencoder": again})
+    monkeypatch.setattr(inputs, "open_inputs", lambda config: other)
+    with pytest.raises(UserError, match="another autoencoder than the one"):
+        train.run(config, str(workdir))
+
+
 def event_tags(workdir) -> set[str]:
     """Of TensorBoard's event files: records of length, its CRC, data, their CRC."""
     tags = set()

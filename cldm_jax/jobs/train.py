@@ -152,10 +152,19 @@ def _restore(config, workdir, checkpoints: Checkpoints, state):
     found = checkpoints.restore_latest(abstract)
     if found is None:
         return None, state
-    if found[0] < config.train.num_train_steps:  # it reads latents
+    is_finished = found[0] >= config.train.num_train_steps  # and reads no latents
+    if not (is_finished and _same_folder(config, workdir)):
         _check_codec(config, *(s.frozen.get("autoencoder") for s in (found[1], state)))
     print(f"resuming {workdir} at step {found[0]} of {config.train.num_train_steps}", flush=True)
     return found
+
+
+def _same_folder(config, workdir) -> bool:
+    """Whether the autoencoder is named as when the run began; copied elsewhere, it is to be the same."""
+    if "autoencoder" not in config:
+        return True
+    before = inputs_lib.read_run_config(workdir)["autoencoder"]["workdir"]
+    return before == config.autoencoder.workdir
 
 
 def _check_codec(config, ours, theirs) -> None:

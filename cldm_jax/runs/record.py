@@ -34,6 +34,7 @@ MUTABLE = {
     "autoencoder.train.data.on_device",
     "data.root",
     "data.prepared",
+    "autoencoder.workdir",  # its weights are compared
     "encode_batch_size",
     "train.cpu_step_seconds",
     "train.calibrate_samples",
