@@ -25,8 +25,13 @@ def _findings(folder, *, allow_misaligned=False, mi_threshold=0.05):
     if any(f.severity == "error" for f in found):
         return found, volumes
     volumes = align(volumes)
-    seen = {k: dataclasses.replace(v, array=np.ones_like(v.array)) for k, v in volumes.items()}
-    found += audit.check_overlap(subject, volumes, seen, mi_threshold, audit.REGISTER)
+    found += audit.check_overlap(
+        subject,
+        volumes,
+        lambda name: np.ones_like(volumes[name].array),
+        mi_threshold,
+        audit.REGISTER,
+    )
     return found, volumes
 
 

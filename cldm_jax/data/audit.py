@@ -6,7 +6,7 @@ shown and passed. Nothing here repairs data.
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -113,10 +113,14 @@ def check_geometry(subject: bids.Subject, volumes, allow_misaligned: bool) -> li
 
 
 def check_overlap(
-    subject: bids.Subject, volumes: dict[str, nifti.Volume], seen, mi_threshold: float, advice: str
+    subject: bids.Subject,
+    volumes: dict[str, nifti.Volume],
+    measured: Callable[[str], np.ndarray],
+    mi_threshold: float,
+    advice: str,
 ) -> list[Finding]:
     """Do PET and targets, on the PET's voxels, show one head in one place and the same way round?
-    `seen`: volumes of 1 where each was measured, else 0. `advice`: if they do not.
+    `measured`: array of a volume's voxels, 1 where it was measured, else 0. `advice`: if they do not.
     """
     notes, spacing = Notes(subject), volumes["pet"].spacing
     stride = np.maximum(1, np.rint(_MI_SPACING_MM / spacing)).astype(int)
@@ -132,14 +136,18 @@ def check_overlap(
             reason = f"its content does not match the PET ({low})"
             notes.add("error", name, reason, f"Check that both are of one person. {advice}")
             continue
-        # A fill of the scanner's or of a resampling passes for air: air alone does not tell HU.
-        shown = head & (seen[name].array[thin] > 0.5)  # a short CT shows less than half of it
-        hu = float(np.median(volumes[name].array[thin][shown])) if shown.any() else 0.0
-        if intensity.base_modality(name) == "ct" and not _HU_HEAD[0] <= hu <= _HU_HEAD[1]:
-            reason = f"a median of {hu:.0f} HU where the PET shows the head: not CT in HU"
-            remedy = "Apply the DICOM rescale slope and intercept, once; check that it is the CT"
-            notes.add("error", name, reason, remedy)
-            continue
+        if intensity.base_modality(name) == "ct":
+            ct = volumes[name].array[thin]
+            hu = float(np.median(ct[head]))
+            if not _HU_HEAD[0] <= hu <= _HU_HEAD[1]:  # of a short CT, its fill
+                shown = head & (measured(name)[thin] > 0.5)
+                hu = float(np.median(ct[shown])) if shown.any() else 0.0
+            # Air alone does not tell HU: a fill passes for it.
+            if not _HU_HEAD[0] <= hu <= _HU_HEAD[1]:
+                reason = f"a median of {hu:.0f} HU where the PET shows the head: not CT in HU"
+                remedy = "Apply the DICOM rescale slope and intercept, once; is it the CT?"
+                notes.add("error", name, reason, remedy)
+                continue
         flips = {
             f"with {word} exchanged": mutual_information.of_bins(pet, np.flip(target, axis))
             for axis, word in enumerate(("left and right", "front and back", "top and bottom"))

@@ -66,7 +66,11 @@ def inspect(
         return found, None, registered
     matrices = {name: r.matrix for name, r in registered.items() if name in given}
     volumes = align(_moved(given, matrices))
-    seen = align(_moved({n: measured[n] for n in given}, matrices), as_masks=True)
+
+    def seen(name: str) -> np.ndarray:
+        masks = _moved({n: measured[n] for n in ("pet", name)}, matrices)
+        return align(masks, as_masks=True)[name].array
+
     advice = _LOOK if settings.register else audit.REGISTER
     found += audit.check_overlap(subject, volumes, seen, settings.mi_threshold, advice)
     given = audit.usable(found, given)
