@@ -50,7 +50,7 @@ def get_config(preset: str = "a6000"):
             "kl_weight": 1e-7,  # on the KL summed over the latent, averaged over the batch
         },
         "optim": common.optim(
-            # In so few steps more leaves a grid of the latent's cells in what is decoded (levers.md).
+            # cpu1mm: 3e-3 leaves a grid of the latent's cells in its images (docs/results/levers.md).
             learning_rate=common.pick(
                 preset, tiny=1e-3, quick=3e-3, cpu=3e-3, cpu1mm=3e-4, a6000=2e-4
             ),
