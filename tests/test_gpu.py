@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from benchmarks.gpu import (
+    ahead,
     collect,
     heads,
     lines,
@@ -305,6 +306,24 @@ def test_idle_is_what_no_kernel_covers():
     assert found["idle_share"] == pytest.approx(0.6)
     assert [k["name"] for k in found["kernels"]] == ["a", "b"]
     assert found["kernels"][0] == {"name": "a", "share": pytest.approx(0.6), "calls": 2}
+
+
+def test_bytes_of_a_compiled_program_count_each_array_whole():
+    text = """
+fused { %p = f32[9]{0} parameter(0) }
+
+ENTRY %main.1 (x: bf16[2,3]) -> f32[3] {
+  %x = bf16[2,3]{1,0} parameter(0)
+  %a = (f32[3]{0}, pred[4]{0}) fusion(%x), kind=kLoop, calls=%fused
+  %b = f32[3]{0} get-tuple-element(%a), index=0
+  %c = (f32[3]{0}, u8[8]{0}) custom-call(%b, %x), custom_call_target="__cudnn$convForward"
+  ROOT %d = f32[3]{0} get-tuple-element(%c), index=0
+}
+"""
+    assert ahead.moved(text) == {
+        "fusion": (1, 12 + 4 + 12),
+        "cudnn$convForward": (1, 12 + 12 + 12 + 8),
+    }
 
 
 def test_rows_have_names_of_their_own_and_peers_that_exist():

@@ -56,6 +56,33 @@ def test_group_norm_equals_flax():
     np.testing.assert_allclose(ours, theirs, atol=2e-5)
 
 
+@pytest.mark.parametrize("activate", [False, True])
+@pytest.mark.parametrize("dtype, allowed", [("float32", 1e-5), ("bfloat16", 2e-2)])
+def test_the_written_out_gradient_of_group_norm_is_its_gradient(activate, dtype, allowed):
+    x, film = (3 * random((3, 6, 5, 16), 1) + 1).astype(dtype), random((3, 32), 2)
+    params = {"params": {"scale": 1 + random((16,), 3), "bias": random((16,), 4)}}
+    weight, norm = random(x.shape, 5), layers.GroupNorm(4, activate)
+
+    def written(x, params, film):
+        p, (more, shift) = params["params"], jnp.split(film, 2, axis=-1)
+        gain, offset = p["scale"][None] * (1 + more), p["bias"][None] * (1 + more) + shift
+        y = layers.normalise(x, gain, offset, 4, activate)
+        return (y * weight).sum(), y
+
+    def plain(x, params, film):
+        y = norm.apply(params, x.astype(jnp.float32), film)
+        return (y * weight).sum(), y
+
+    found, y = jax.grad(written, (0, 1, 2), has_aux=True)(x, params, film)
+    known, reference = jax.grad(plain, (0, 1, 2), has_aux=True)(x, params, film)
+    for a, b in zip(jax.tree.leaves((found, y)), jax.tree.leaves((known, reference)), strict=True):
+        np.testing.assert_allclose(
+            np.float32(a), np.float32(b), atol=allowed * float(jnp.abs(b).max())
+        )
+    half = norm.apply(params, x.astype(jnp.bfloat16), film)  # what networks call
+    np.testing.assert_allclose(np.float32(half), np.float32(reference), atol=0.1)
+
+
 def test_space_to_depth_is_lossless():
     x = random((2, 8, 12, 3))
     y = layers.space_to_depth(x, 4)

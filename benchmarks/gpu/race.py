@@ -8,6 +8,7 @@ weights, the guard. Without PyTorch and MONAI ours is measured alone.
 """
 
 import importlib.util
+import os
 import sys
 import time
 
@@ -20,6 +21,8 @@ FIRST = 20.0  # of a row, at least, to begin it
 TRACE = 15.0
 COMPILE_VARIANT = 100.0
 GRAPHS = "graphs"
+# Convolutions too in the CUDA graphs that XLA makes of a program: they cut them, without.
+WHOLE = "--xla_gpu_enable_command_buffer=+CONVOLUTION"
 # Dense bfloat16 peak by the vendor's data sheets, TFLOP/s, by a part of the device's name.
 PEAKS = {"H100": 989.4, "H200": 989.4, "A100": 312.0, "A6000": 154.8, "L40S": 362.0, "4090": 165.2}
 
@@ -56,11 +59,13 @@ class Race:
         self.rows = rows.rows(chosen)
         self.facts: dict[str, dict] = {}
         self.gemm, self.peak = None, None
-        self.ours = self.start()
+        self.ours, self.whole = self.start(), self.start(WHOLE)
         self.peers = Peers(chosen.name) if has_peer() else None
 
-    def start(self) -> lines.Worker:
-        return lines.Worker("benchmarks.gpu.race_jax", self.sizes.name, str(self.own.work))
+    def start(self, *flags: str) -> lines.Worker:
+        env = {"XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *flags]).strip()}
+        work = str(self.own.work)
+        return lines.Worker("benchmarks.gpu.race_jax", self.sizes.name, work, env=env)
 
     def run(self) -> None:
         try:
@@ -75,10 +80,13 @@ class Race:
                         self.row(row)
                 if i == 0:
                     self.compare()
-            self.trace()
+                    self.in_whole(group)
+                    self.trace(next(row.name for row in group if row.peer == "-"))
+            self.trace(self.slowest())
             self.compiled()
         finally:
             self.ours.close()
+            self.whole.close()
             if self.peers is not None:
                 self.peers.close()
 
@@ -130,6 +138,8 @@ class Race:
             if not self.ours.is_alive:  # what it had compiled lies in the cache
                 self.ours = self.start()
             limit = seconds + self.limit()
+            if not self.facts:  # beside ours: they compile when the device has nothing to do
+                self.whole.tell("prepare", names=names, seconds=seconds)
             found = self.ours.ask("prepare", limit, names=names, seconds=seconds)
         except lines.WorkerError as error:
             own.failed.append("compilation")
@@ -143,6 +153,16 @@ class Race:
         self.facts |= found.pop("ready")
         own.put(f"compilation/{names[0]}", {**found, "waited_s": time.monotonic() - began})
         own.failed += [f"compile {name}" for name in found["failed"]]
+
+    def in_whole(self, group: list[rows.Row]) -> None:
+        """The first rows as whole CUDA graphs, beside what they took as XLA does it by itself."""
+        own = self.own
+        ready = own.attempt("whole graphs", lambda: self.whole.answer(self.limit()))
+        for row in group if ready is not None else []:
+            if row.name in ready["ready"]:
+                where = f"rows/{row.name}/ours, whole graphs"
+                own.attempt(where, lambda r=row: self.measure(r, self.whole))
+        self.whole.close()
 
     def row(self, row: rows.Row) -> None:
         """Ours, theirs, ours again: the difference of the two is the noise."""
@@ -167,9 +187,9 @@ class Race:
             return []
         return ["eager", GRAPHS] if self.graphs else ["eager"]
 
-    def measure(self, row: rows.Row) -> dict:
-        seconds = self.sizes.sample_s
-        return self.ours.ask("time", self.limit(seconds), name=row.name, seconds=seconds)
+    def measure(self, row: rows.Row, worker: lines.Worker | None = None) -> dict:
+        seconds, worker = self.sizes.sample_s, worker or self.ours
+        return worker.ask("time", self.limit(seconds), name=row.name, seconds=seconds)
 
     def theirs(self, row: rows.Row, variant: str) -> dict:
         """Raises WorkerError where it is another network by its number of parameters."""
@@ -214,13 +234,16 @@ class Race:
 
         return min(done, key=lambda name: lead(done[name]))
 
-    def trace(self) -> None:
-        name = self.slowest()
-        if name is not None:
-            self.own.put("trace/row", name)
-            self.own.attempt(
-                "trace/profile", lambda: self.ours.ask("trace", self.own.left(), name=name), TRACE
-            )
+    def trace(self, name: str | None) -> None:
+        if name is None or name in self.own.result.get("trace", {}):
+            return
+        found = self.own.attempt(
+            f"trace/{name}", lambda: self.ours.ask("trace", self.limit(), name=name), TRACE
+        )
+        took = self.own.result["rows"].get(name, {}).get("summary")
+        if found and took:  # under the profiler itself XLA hands over each operation by itself
+            idle = 1 - 1e3 * found["busy_s_a_call"] / took["ms"]
+            self.own.put(f"trace/{name}/idle_share unprofiled", idle)
 
     def compiled(self) -> None:
         """torch.compile of the first row, where its minute is there."""

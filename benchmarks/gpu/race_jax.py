@@ -45,6 +45,7 @@ def config_of(row: rows.Row, chosen: sizes.Sizes, attention: str):
     if row.kind in ("own_ldm_train", "own_ldm_muon_train"):
         config = recipes.own_ldm(chosen, row.unet, row.batch)
         config.recipe.optim.optimizer = "muon" if "muon" in row.kind else "adamw"  # as the peer's
+        config.recipe.model.unet.attention = attention
         return config
     if row.kind == "ae_train":
         config = recipes.monai_autoencoder(chosen)
@@ -180,7 +181,7 @@ class Side:
     def compile(self, name: str) -> Ready:
         """With cuDNN's attention where there is a choice, or XLA's where that is refused."""
         row = rows.find(self.sizes, name)
-        for attention in ("cudnn", "xla"):
+        for attention in dict.fromkeys((row.attention, "xla")):
             began = time.perf_counter()
             try:
                 task = make_task(row, self.sizes, attention)
@@ -252,7 +253,8 @@ class Side:
                 last = call()
             jax.block_until_ready(last)
 
-        return trace.record(self.work / "trace", some)
+        found = trace.record(self.work / "trace", some)
+        return {**found, "busy_s_a_call": found["busy_s"] / TRACED}
 
     def _call(self, name: str):
         row, ready = rows.find(self.sizes, name), self.ready[name]

@@ -15,6 +15,7 @@ class Row(NamedTuple):
     unet: str = "12M"
     calls: int = 1  # of one batch each: a volume
     peer: str = ""  # another row that the peer runs instead; "-": ours alone
+    attention: str = "cudnn"  # of ours, where it can be compiled
 
 
 def rows(sizes: Sizes) -> list[Row]:
@@ -29,6 +30,7 @@ def rows(sizes: Sizes) -> list[Row]:
         Row(f"ddim{steps}_b{one}", "sample", one),
         Row(f"own_ldm_train_12M_b{large}", "own_ldm_train", large, peer="-"),
         Row(f"own_ldm_muon_12M_b{large}", "own_ldm_muon_train", large, peer="-"),
+        Row(f"own_ldm_xla_12M_b{large}", "own_ldm_train", large, peer="-", attention="xla"),
         Row(f"ldm_train_51M_b{large}", "ldm_train", large, "51M"),
         Row(f"{volume}_ddim{steps}", "sample", chunk, calls=calls),
         Row(f"{volume}_onestep", "onestep", chunk, calls=calls, peer=f"{volume}_ddim{steps}"),

@@ -30,12 +30,22 @@ def conv2d(x, kernel, bias, stride: int = 1):
     return add_bias(y, bias)
 
 
+@jax.custom_vjp
 def add_bias(y, bias):
     """y [..., K] + bias [K] float32, in the type of y. In float32 meanwhile: the gradient of what is
     broadcast is a sum over all pixels, and one in bfloat16 stops growing at 256 times its terms.
     """
     bias = bias.reshape((1,) * (y.ndim - 1) + (-1,))
     return (y.astype(jnp.float32) + bias).astype(y.dtype)
+
+
+def _add_bias_gradient(_, g):
+    if g.dtype.itemsize == 2:  # or XLA writes it in float32 for the sum and once more as it is
+        g = jax.lax.optimization_barrier(g)
+    return g, g.astype(jnp.float32).sum(range(g.ndim - 1))
+
+
+add_bias.defvjp(lambda y, bias: (add_bias(y, bias), None), _add_bias_gradient)
 
 
 def conv2d_prepared(x, weights, bias):
