@@ -173,6 +173,8 @@ def _lines(config, workdir: str, account: dict):
     where = f"a device, compiled for {account['backend']}"
     if account["backend"] == "cpu":
         where += ", not measured on a GPU"
+        if account["dtype"] != "float32":  # 11 instead of 23 GB for ldm:a6000 (docs/performance.md)
+            where += "; a GPU's program, which is not in float32 meanwhile, takes about half"
     peak, temporary = (_size(account[k]) for k in ("peak_bytes", "temporaries_bytes"))
     yield f"  memory        {peak} on {where}: {temporary} of it temporary"
     fits = ", ".join(f"{gb} GB {'yes' if ok else 'NO'}" for gb, ok in account["fits_gb"].items())
