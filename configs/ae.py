@@ -50,9 +50,9 @@ def get_config(preset: str = "a6000"):
             "kl_weight": 1e-7,  # on the KL summed over the latent, averaged over the batch
         },
         "optim": common.optim(
-            # cpu1mm: 3e-3 leaves a grid of the latent's cells in its images (docs/results/levers.md).
+            # 3e-3 leaves a grid of the latent's cells in images after few steps (docs/results/levers.md).
             learning_rate=common.pick(
-                preset, tiny=1e-3, quick=3e-3, cpu=3e-3, cpu1mm=3e-4, a6000=2e-4
+                preset, tiny=1e-3, quick=1e-3, cpu=3e-3, cpu1mm=3e-4, a6000=2e-4
             ),
             ema_decay=common.pick(preset, tiny=0.9, quick=0.99, cpu=0.995, a6000=0.999),
         ),
