@@ -14,7 +14,9 @@ import time
 
 from benchmarks.gpu import lines, part, rows, sizes
 
-GROUP = 3  # rows that are compiled together
+CORES = len(os.sched_getaffinity(0))
+FIRST_ROWS = 3  # compiled as whole CUDA graphs too
+GROUP = max(FIRST_ROWS, CORES // 3)  # rows compiled together: each keeps a core busy, or several
 COMPILING = 0.5  # of the time that is left, at most, for a group
 TURN = 90.0  # seconds in which a worker must answer, beside those it measures
 FIRST = 20.0  # of a row, at least, to begin it
@@ -139,7 +141,7 @@ class Race:
                 self.ours = self.start()
             limit = seconds + self.limit()
             if not self.facts:  # beside ours: they compile when the device has nothing to do
-                self.whole.tell("prepare", names=names, seconds=seconds)
+                self.whole.tell("prepare", names=names[:FIRST_ROWS], seconds=seconds)
             found = self.ours.ask("prepare", limit, names=names, seconds=seconds)
         except lines.WorkerError as error:
             own.failed.append("compilation")

@@ -152,17 +152,23 @@ def check(weights: dict, reference: dict, chosen: sizes.Sizes) -> list[dict]:
     alphas_bar = schedule.cosine(1000)
     count = int(reference["steps"])
     ae = trees["autoencoder"]
-    with jax.default_matmul_precision("highest"):
-        found = {
-            "mean": jax.jit(lambda x: net.apply(ae, x, code, None, method="encode")[0])(
-                jnp.asarray(reference["images"])
-            ),
-            "decoded": jax.jit(lambda z: net.apply(ae, z, code, None, method="decode"))(start),
-            "prediction": jax.jit(unet.apply)(trees["unet"], start, t, code, source),
-            "sample": jax.jit(
-                lambda z, s: tasks_flax.ddim(unet, trees["unet"], z, s, code, alphas_bar, count)
-            )(start, source),
-        }
+    tasks = {
+        "mean": lambda: jax.jit(lambda x: net.apply(ae, x, code, None, method="encode")[0])(
+            jnp.asarray(reference["images"])
+        ),
+        "decoded": lambda: jax.jit(lambda z: net.apply(ae, z, code, None, method="decode"))(start),
+        "prediction": lambda: jax.jit(unet.apply)(trees["unet"], start, t, code, source),
+        "sample": lambda: jax.jit(
+            lambda z, s: tasks_flax.ddim(unet, trees["unet"], z, s, code, alphas_bar, count)
+        )(start, source),
+    }
+
+    def exactly(task):
+        with jax.default_matmul_precision("highest"):  # of this thread
+            return np.asarray(task())
+
+    with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:  # most of it is compilation
+        found = dict(zip(tasks, pool.map(exactly, tasks.values()), strict=True))
     result = []
     for name, value in found.items():
         value, other = np.asarray(value, np.float64), np.asarray(reference[name], np.float64)
