@@ -27,6 +27,10 @@ def atomic_path(path):
             os.fsync(folder)
         finally:
             os.close(folder)
+    except OSError as error:
+        if error.errno and error.filename is None:  # a write that fails names no file
+            error.filename = str(path)
+        raise
     finally:
         tmp.unlink(missing_ok=True)
 

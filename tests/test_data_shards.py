@@ -3,10 +3,12 @@
 import contextlib
 import json
 import pickle
+import resource
 
 import numpy as np
 import pytest
 
+from cldm_jax import errors
 from cldm_jax.data import intensity, pipeline, shards
 from cldm_jax.errors import UserError
 
@@ -197,6 +199,22 @@ def test_writer_refuses_other_shapes(tmp_path):
 
 def _item(source, i):
     return {k: v[0] for k, v in source.read(np.array([i])).items()}
+
+
+def test_a_shard_that_does_not_fit_on_the_disk_is_named_with_the_reason(tmp_path):
+    """A limit of file sizes stands for the disk: NumPy alone says "8192 requested and 5 written"."""
+    writer = shards.ShardWriter(tmp_path, "ct", "uint16", (64, 64), 100)
+    writer.add(np.zeros((10, 64, 64), np.uint16))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(OSError) as caught:
+            writer.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    said = errors.of_system(caught.value, "the folder of the command, on another disk")
+    assert (said.what, said.reason) == (str(tmp_path / "ct-00000.npy"), "File too large")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_items(images):
