@@ -37,7 +37,8 @@ def atomic_path(path):
 
 def write_text(path, text: str) -> None:
     with atomic_path(path) as tmp:
-        tmp.write_text(text, encoding="utf-8")
+        # What is no text: bytes of a file name in another encoding, as the console shows them.
+        tmp.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path, value) -> None:

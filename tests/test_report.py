@@ -154,6 +154,14 @@ def test_odd_names_are_escaped_everywhere(tmp_path):
     assert (tmp_path / "figures" / "ct_best_0.png").exists()
 
 
+def test_a_folder_whose_name_is_no_utf8_can_be_reported(tmp_path):
+    """Python reads such bytes of a name as lone surrogates; after hours of scoring they ended the job."""
+    summary = make_summary()
+    summary["data"]["name"] = b"B\xe4rbel".decode(errors="surrogateescape")
+    write_report(tmp_path, Summary.from_json(summary), [], {}, title="t")
+    assert "B\\udce4rbel" in (tmp_path / "index.html").read_text()
+
+
 def test_missing_parts_say_so(tmp_path):
     summary = make_summary(("ct",))
     for row in summary["rows"]:
