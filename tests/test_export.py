@@ -454,6 +454,15 @@ def test_a_model_is_overwritten_only_on_demand(study, copy):
     assert not (copy / "old.stablehlo").exists()
 
 
+def test_a_model_is_not_exported_onto_itself(tmp_path):
+    """It lost its calibration, without a word: that is read after the card has gone."""
+    folder = shutil.copytree(opened.SHIPPED, tmp_path / "model")
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    with pytest.raises(UserError, match="is the model to export itself"):
+        exported(folder, tmp_path / "else" / ".." / "model", overwrite=True, dtype="float16")
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+
+
 def test_a_trainings_folder_is_not_written_to(study):
     with pytest.raises(UserError, match="folder of a training"):
         exported(study.ldm, study.ldm, overwrite=True)

@@ -50,7 +50,7 @@ def run(config, workdir: str) -> None:
         raise UserError(
             f"config.format={config.format}", "not known", f"Known: {', '.join(FORMATS)}."
         )
-    _check_folder(folder, config.overwrite)
+    _check_folder(folder, config)
     stored = read_stored(config.run)
     if config.format == "monai":
         monai_export.write(config, folder, stored)
@@ -148,11 +148,14 @@ def make_card(stored: Stored, method: Method, facts: dict) -> dict:
     return card
 
 
-def _check_folder(folder: pathlib.Path, overwrite: bool) -> None:
+def _check_folder(folder: pathlib.Path, config) -> None:
     if (folder / "config.json").exists() or (folder / "checkpoints").exists():
         raise UserError(folder, "is the folder of a training", "Give another --workdir.")
+    if folder.resolve() == pathlib.Path(config.run).resolve():
+        # Its card goes first, and with that its calibration; a kill would leave no model at all.
+        raise UserError(folder, "is the model to export itself", "Give another --workdir.")
     is_exported = weights.is_exported(folder) or (folder / monai_export.CARD).is_file()
-    if is_exported and not overwrite:
+    if is_exported and not config.overwrite:
         remedy = "Give another --workdir, or say --config.overwrite=True."
         raise UserError(folder, "holds an exported model already", remedy)
 
