@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import tempfile
 
 import jax
 import jax.numpy as jnp
@@ -222,6 +223,7 @@ def test_a_failing_compiler_is_quoted(tmp_path, monkeypatch):
 
 TRAINING = """
 import sys
+import tempfile
 sys.path[:0] = ["tests"]
 import jax
 import test_methods
@@ -256,3 +258,15 @@ def test_hundred_training_steps_have_the_losses_of_xla(native, tmp_path):
     assert len(losses["xla"]) == 100 and losses["xla"][-1] < 0.7 * losses["xla"][0]
     np.testing.assert_allclose(losses["native"][:20], losses["xla"][:20], rtol=1e-4)
     np.testing.assert_allclose(losses["native"], losses["xla"], rtol=1e-2)
+
+
+def test_without_a_temporary_folder_xla_convolves(monkeypatch, caplog):
+    """A full disk, or a container that may write nowhere: it was refused as if --out were at fault."""
+    monkeypatch.setenv(library.CACHE_ENV, "")
+
+    def nowhere(*args):
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", nowhere)
+    assert library._load.__wrapped__() is None
+    assert "No usable temporary directory found. Going on with XLA's" in caplog.text

@@ -3,6 +3,7 @@
 `choose("xla")` switches them off for what is traced from then on.
 """
 
+import contextlib
 import ctypes
 import functools
 import logging
@@ -40,13 +41,16 @@ def cache_folder() -> pathlib.Path | None:
 
 @functools.cache
 def _load() -> ctypes.CDLL | None:
-    with tempfile.TemporaryDirectory(prefix="cldm_jax-") as temporary:  # a loaded library lives on
-        try:
-            path = build.build(jax.ffi.include_dir(), cache_folder() or pathlib.Path(temporary))
-            library = ctypes.CDLL(str(path))
-        except (build.BuildError, OSError) as error:
-            logging.warning("CPU kernels: %s. Going on with XLA's slower convolution.", error)
-            return None
+    folder = cache_folder()
+    try:
+        with contextlib.ExitStack() as stack:
+            if folder is None:  # a loaded library lives on
+                temporary = tempfile.TemporaryDirectory(prefix="cldm_jax-")
+                folder = pathlib.Path(stack.enter_context(temporary))
+            library = ctypes.CDLL(str(build.build(jax.ffi.include_dir(), folder)))
+    except (build.BuildError, OSError) as error:
+        logging.warning("CPU kernels: %s. Going on with XLA's slower convolution.", error)
+        return None
     for name in ("conv", "kernel_conv", "weights", "weight_gradient"):
         handler = jax.ffi.pycapsule(getattr(library, f"cldm_winograd_{name}"))
         jax.ffi.register_ffi_target(f"cldm_winograd_{name}", handler, platform="cpu")
