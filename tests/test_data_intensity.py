@@ -90,6 +90,16 @@ def test_train_percentile_is_the_training_constant():
     assert intensity.volume_scale(spec, 100 * make_head(0)["pet"]) == 7.0
 
 
+def test_one_scale_for_all_needs_one_unit():
+    """Bq/ml beside SUV: whoever is in SUV would train as black images. Each by itself: no matter."""
+    scales = {"a": 7.0, "b": 30.0, "c": 40_000.0}
+    with pytest.raises(UserError, match=r"1 of 3 have another unit \(c: 2.2e\+03 times"):
+        intensity.check_units(intensity.fit(_spec("pet", "train_percentile"), [7, 30]), scales)
+    intensity.check_units(intensity.fit(_spec("pet", "volume_percentile"), [7, 30]), scales)
+    del scales["c"]
+    intensity.check_units(intensity.fit(_spec("pet", "train_percentile"), [7, 30]), scales)
+
+
 def test_prediction_scale_is_never_the_targets():
     """from_model without a scale is the population's: the same for any unseen target."""
     spec = intensity.fit(_spec("mr", "volume_percentile"), [500.0])

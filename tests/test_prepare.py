@@ -475,6 +475,16 @@ def test_a_target_nobody_trains_on(tmp_path):
         prepare.run(_config(tmp_path / "cohort", split_mode="manifest"), str(tmp_path / "work"))
 
 
+def test_one_scale_for_all_is_refused_for_two_units(tmp_path):
+    people = {p: dict(names=("pet", "mr")) for p in "abcdef"}
+    folder = write_cohort(tmp_path / "in", people).parent
+    pet = nifti.read_volume(folder / "a" / "pet.nii.gz")
+    nifti.write_volume(folder / "a" / "pet.nii.gz", 5000 * pet.array, pet.affine, dtype=np.float32)
+    with pytest.raises(UserError, match="1 of 6 have another unit .a: "):
+        prepare.run(_config(folder, pet_rule="train_percentile"), str(tmp_path / "prepared"))
+    assert not (tmp_path / "prepared" / "index.json").exists()
+
+
 def test_oracle_rules_are_labelled(cohort, tmp_path):
     rules = {f"{m}_rule": "volume_minmax_oracle" for m in ("pet", "ct", "mr")}
     prepare.run(_config(cohort, **rules), str(tmp_path / "work"))

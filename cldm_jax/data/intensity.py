@@ -8,7 +8,7 @@ papers and is labelled wherever it is used.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from cldm_jax.errors import UserError
 
 HU_AIR = -500.0  # between air and anything else
 FOREGROUND_FRACTION = 0.1  # of the robust maximum: above air noise, below brain, in PET and in MR
+OTHER_UNIT = 10.0  # times the training median, or a part of it: more than doses or gains differ by
 ORACLE = "volume_minmax_oracle"
 RULES = ("window", "volume_percentile", "train_percentile", ORACLE)
 
@@ -99,6 +100,23 @@ def fit(spec: Normaliser, train_scales: Sequence[float], train_origins: Sequence
     origin = float(np.median(train_origins)) if len(train_origins) else 0.0
     scale = float(np.median(train_scales))
     return dataclasses.replace(spec, population_scale=scale, population_origin=origin)
+
+
+def check_units(spec: Normaliser, scales: Mapping[str, float]) -> None:
+    """UserError where fitted `spec` divides everybody by one number and somebody's own scale (scales, by
+    id) is far from it: that image would be black, or white, in training.
+    """
+    if spec.rule != "train_percentile":
+        return
+    median = spec.population_scale
+    far = [i for i, own in scales.items() if not median / OTHER_UNIT < own < median * OTHER_UNIT]
+    if far:
+        reason = (
+            f"one scale for all, and {len(far)} of {len(scales)} have another unit ({far[0]}: "
+            f"{scales[far[0]] / median:.2g} times the training median)"
+        )
+        remedy = "Use volume_percentile, or bring all to one unit"
+        raise UserError(f"{spec.modality}_rule=train_percentile", reason, remedy)
 
 
 def volume_scale(spec: Normaliser, volume: np.ndarray) -> float:

@@ -185,6 +185,8 @@ def _fit(config, settings: Settings, facts: dict[str, Facts], train: set[str]):
         people = [f for k, f in sorted(facts.items()) if k in train and name in f.scales]
         scales, origins = ([getattr(f, k)[name] for f in people] for k in ("scales", "origins"))
         fitted[name] = intensity.fit(spec, scales, origins)
+        own = {i: f.scales[name] for i, f in sorted(facts.items()) if name in f.scales}
+        intensity.check_units(fitted[name], own)
     return fitted
 
 
