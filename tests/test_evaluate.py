@@ -155,6 +155,21 @@ def test_what_makes_another_evaluation(study, tmp_path, monkeypatch, capsys, cha
         evaluate.run(config, str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["model.json", "best/sha256-20.json"])
+def test_other_weights_in_the_same_folder_are_another_evaluation(tmp_path, name):
+    """A model exported anew with other steps or precision, a training made again on another autoencoder:
+    folder, step and the training's config stay."""
+    manifest = types.SimpleNamespace(config_sha256="c")
+    run = types.SimpleNamespace(workdir=str(tmp_path), step=20, manifest=manifest, calibration=None)
+    prepared = types.SimpleNamespace(index=types.SimpleNamespace(fingerprint="f"))
+    stamps = []
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    for sha256 in ("a", "b", "a"):
+        files.write_json(tmp_path / name, {"card_sha256": sha256})
+        stamps.append(evaluate._stamp(eval_config.get_config("tiny"), [run], prepared))
+    assert stamps[0] != stamps[1] and stamps[0] == stamps[2]
+
+
 def test_a_read_out_is_compiled_once_per_run(study):
     run = stored.open_run(str(study.unet))
     scorer = Scorer(eval_config.get_config("tiny"), Prepared(study.prepared), {1: "ct"})

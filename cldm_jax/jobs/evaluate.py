@@ -37,6 +37,7 @@ from cldm_jax.scoring.scorer import (
     shared_source,
 )
 from cldm_jax.scoring.summary import make_summary
+from cldm_jax.volumes.sidecars import model_identity
 
 
 def run(config, workdir: str) -> None:
@@ -90,7 +91,7 @@ def _stamp(config, runs: list[Run], prepared) -> str:
             "config": config.to_json(),
             "data": prepared.index.fingerprint,
             "runs": [
-                (r.workdir, r.step, r.manifest.config_sha256)
+                (r.workdir, model_identity(r.workdir, r))
                 + ((r.calibration.to_json(),) if r.calibration else ())
                 for r in runs
             ],
