@@ -2,12 +2,15 @@
 
 import json
 import types
+from dataclasses import replace
 
 import jax
 import numpy as np
 import pytest
 
 from cldm_jax import files
+from cldm_jax.data import intensity
+from cldm_jax.data.grid import ModelGrid
 from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
@@ -17,6 +20,7 @@ from cldm_jax.metrics.scores import METRICS
 from cldm_jax.runs import inputs, readouts, stored, validation
 from cldm_jax.runs.inputs import image_source
 from cldm_jax.scoring import controls, coverage, references
+from cldm_jax.scoring import scorer as scorer_lib
 from cldm_jax.scoring import summary as summary_lib
 from cldm_jax.scoring.scorer import Scorer, main_methods
 from configs import eval as eval_config
@@ -292,6 +296,27 @@ def test_evaluating_on_other_data_is_refused(study, tmp_path):
     config.data.prepared = str(tmp_path)
     with pytest.raises(UserError, match="other data"):
         evaluate.run(config, str(tmp_path / "report"))
+
+
+@pytest.mark.parametrize("field, value", [("high", 0.72), ("rule", "train_percentile")])
+def test_other_data_must_be_in_the_runs_range(field, value):
+    """Else an MR of 1 would be read as 0.72, and its scores would say so of the method."""
+    mr = intensity.make("mr", "volume_percentile", low=0, high=1, percentile=99.5)
+    grid = ModelGrid((40, 32), (6.0, 6.0), None)
+
+    def data(spec):
+        modalities = {"mr": types.SimpleNamespace(normaliser=intensity.fit(spec, [3.0]))}
+        return types.SimpleNamespace(grid=grid, modalities=modalities)
+
+    run = types.SimpleNamespace(workdir="ldm", manifest=types.SimpleNamespace(data=data(mr)))
+    same = types.SimpleNamespace(folder="mine", index=data(mr))
+    other = types.SimpleNamespace(folder="mine", index=data(replace(mr, **{field: value})))
+    scorer_lib._check_range(run, same)
+    with pytest.raises(UserError, match="mine: mr is not as ldm was trained on"):
+        scorer_lib._check_range(run, other)
+    same.index.grid = replace(grid, size=(48, 32))
+    with pytest.raises(UserError, match="mine: grid is not as ldm"):
+        scorer_lib._check_range(run, same)
 
 
 def test_learning_curves_end_where_training_does(study):

@@ -1,5 +1,7 @@
 """Predicted images -> score rows per patient."""
 
+import dataclasses
+
 import numpy as np
 
 from cldm_jax.data import intensity
@@ -31,7 +33,24 @@ def shared_data(config, runs: list[Run]) -> Prepared:
                 "Evaluate runs of one dataset, or say --config.other_data=True (scores are then out of "
                 "domain).",
             )
+        _check_range(r, prepared)
     return prepared
+
+
+def _check_range(run: Run, prepared: Prepared) -> None:
+    """UserError where model range is of other intensities, or a pixel of other size, than in the training
+    of `run`: its images would be read in units that it did not write.
+    """
+    made, here = run.manifest.data, prepared.index
+    pairs = {"grid": tuple(dataclasses.astuple(d.grid) for d in (made, here))}
+    for name in made.modalities.keys() & here.modalities.keys():
+        specs = (m.modalities[name].normaliser for m in (made, here))
+        pairs[name] = tuple((s.rule, s.low, s.high, s.percentile) for s in specs)
+    for what, (trained, found) in sorted(pairs.items()):
+        if trained != found:
+            reason = f"{what} is not as {run.workdir} was trained on: {found}, not {trained}"
+            remedy = "Prepare them with --config.split_mode=external --config.normalisers_from="
+            raise UserError(prepared.folder, reason, remedy + run.workdir)
 
 
 def shared_source(runs: list[Run]) -> str:
