@@ -13,7 +13,7 @@ from configs import common, ldm
 
 def get_config(preset: str = "a6000"):
     c = common.base("evaluate", "eval", preset)
-    c.title = "PET to CT and MR"
+    c.title = ""  # of the report; empty: what was made of PET
     c.runs = f"runs/unet-{preset},runs/ldm-{preset}"  # workdirs, comma-separated
     c.data = common.data(preset)
     c.other_data = False  # allow runs that were trained on another dataset (out of domain)

@@ -132,4 +132,5 @@ def test_from_training_to_scores(only, tmp_path):
     scores = eval_config.get_config("tiny")
     scores.runs = str(tmp_path / "unet")
     evaluate.run(scores, str(tmp_path / "eval"))
-    assert (tmp_path / "eval" / "index.html").is_file()
+    page = (tmp_path / "eval" / "index.html").read_text()
+    assert f"<title>PET to {target.upper()}</title>" in page

@@ -57,7 +57,9 @@ def run(config, workdir: str) -> None:
     if not processes.is_main():
         return
     save_gallery(pathlib.Path(workdir) / GALLERY, gallery)
-    page = write_report(workdir, summary, scores, gallery, title=config.title)
+    made = " and ".join(target.upper() for target in summary.chosen)
+    title = config.title or f"PET to {made}"
+    page = write_report(workdir, summary, scores, gallery, title=title)
     _print(summary)
     print(f"report: {page}")
 
