@@ -107,7 +107,7 @@ def normalise(x, gain, shift, groups: int, activate: bool):
 
     Its gradient is written out, and what it needs of the activation is computed twice: a GPU waits for
     its memory here, and XLA would write that to it in float32. A CLDM step of 12.5 M parameters at batch
-    256 moves 61 GB instead of 68 (compiled for an H200 by benchmarks/gpu/ahead.py, not timed on one).
+    256 moves 62 GB instead of 70 (compiled for an H200 by benchmarks/gpu/ahead.py, not timed on one).
     """
     return _normalise(x, gain, shift, groups, activate)[0]
 
