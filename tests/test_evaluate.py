@@ -220,6 +220,17 @@ def test_controls_are_of_the_targets_that_the_run_makes(study, monkeypatch):
     assert len(rows) == 5 and {r["name"] for r in rows} >= {"class_flip", "both_codes"}
 
 
+def test_the_unit_of_mr_is_that_of_the_data(study):
+    prepared, config = Prepared(study.prepared), eval_config.get_config("tiny")
+    said = " ".join(Scorer(config, prepared, {2: "mr"}).protocol.describe())
+    assert "(of the volume's own 99.5th foreground percentile)" in said
+    entry = prepared.index.modalities["mr"]
+    rule = replace(entry.normaliser, rule="train_percentile", percentile=97.0)
+    prepared.index.modalities["mr"] = replace(entry, normaliser=rule)
+    said = " ".join(Scorer(config, prepared, {2: "mr"}).protocol.describe())
+    assert "(of the training people's 97th foreground percentile)" in said
+
+
 def test_without_training_people_of_a_target_there_is_no_floor(study):
     prepared = Prepared(study.prepared)
     assert references.has_floor(prepared, {1: "ct", 2: "mr"})

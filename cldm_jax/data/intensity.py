@@ -178,8 +178,18 @@ def metric_name(spec: Normaliser) -> str:
         return "HU"
     if spec.rule == ORACLE:
         return "fraction of the volume's own range"
-    whose = "volume's own" if spec.rule == "volume_percentile" else "training people's"
-    return f"fraction of the {whose} percentile"
+    return f"fraction of the {_whose(spec)} percentile"
+
+
+def metric_scale(spec: Normaliser) -> str:
+    """What one unit of `metric_units` of a PET or MR is a fraction of, in words."""
+    if spec.rule == ORACLE:
+        return "of the volume's own range"
+    return f"of the {_whose(spec)} {spec.percentile:g}th foreground percentile"
+
+
+def _whose(spec: Normaliser) -> str:
+    return "volume's own" if spec.rule == "volume_percentile" else "training people's"
 
 
 def foreground(volume: np.ndarray) -> np.ndarray:

@@ -104,8 +104,12 @@ class Scorer:
         self.split = split or config.split
         self.cohort = find_truth(prepared)
         self.contexts: dict[tuple[int, int], Context] = {}
-        self.protocol = PROTOCOLS[config.protocol]
         self.specs = {t: prepared.index.modalities[t].normaliser for t in names.values()}
+        self.protocol = PROTOCOLS[config.protocol]
+        if self.protocol.mr and "mr" in self.specs:  # its unit is the data's
+            scale = intensity.metric_scale(self.specs["mr"])
+            mr = dataclasses.replace(self.protocol.mr, scale=scale)
+            self.protocol = dataclasses.replace(self.protocol, mr=mr)
         self.scores: list[dict] = []
         self.keys = self.source(1).keys
         self.real, self.masks = references.targets(self.source(1), config.batch_size)
