@@ -708,8 +708,8 @@ def test_the_only_pet_of_several_series_is_taken(tmp_path):
     _series(tmp_path, uid="22", number=7)
     read = dicom.read_series(tmp_path)
     assert read.facts["modality"] == "PT" and "2 series" in read.volume.notes[0]
-    assert dicom.read_series(tmp_path, series=2).facts["modality"] == "CT"
-    _refused(tmp_path, "no series has number 9: number 2 CT", series=9)
+    assert dicom.read_series(tmp_path, series="2").facts["modality"] == "CT"
+    _refused(tmp_path, "no series has number 9: number 2 CT", series="9")
     _series(tmp_path, uid="23", number=8)
     _refused(tmp_path, "3 series")
 
@@ -717,8 +717,10 @@ def test_the_only_pet_of_several_series_is_taken(tmp_path):
 def test_size_limit_comes_before_the_voxels(tmp_path, monkeypatch):
     monkeypatch.setattr(dicom, "_voxels", None)
     stored = np.tile(STORED, (5, 5, 1))
-    _refused(_series(tmp_path, stored=stored), "declares 6 images", max_bytes=4 * stored.size - 1)
-    _refused(tmp_path, "takes 0 MiB", max_bytes=500)
+    monkeypatch.setattr(nifti, "MAX_BYTES", 4 * stored.size - 1)
+    _refused(_series(tmp_path, stored=stored), "declares 6 images")
+    monkeypatch.setattr(nifti, "MAX_BYTES", 500)
+    _refused(tmp_path, "takes 0 MiB")
 
 
 def test_rle_bomb_never_reaches_the_decoder(tmp_path, monkeypatch):
@@ -841,7 +843,8 @@ def test_zip_bomb_is_refused_by_its_declared_size(tmp_path, monkeypatch):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as z:
         z.writestr("CANARY.dcm", bytes(1 << 24))
     monkeypatch.setattr(dicom_files, "read", None)
-    _refused(path, "unpacks to 16 MiB (limit 2)", max_bytes=1 << 20)
+    monkeypatch.setattr(nifti, "MAX_BYTES", 1 << 20)
+    _refused(path, "unpacks to 16 MiB (limit 2)")
 
 
 def test_lying_encrypted_and_damaged_zips(tmp_path):

@@ -423,7 +423,7 @@ def test_series_that_share_a_number_can_be_chosen(tmp_path, number, names):
     assert f"number {names[1]} PT 6 images 9 x 7 (not att" in error.reason
     assert dicom.read_series(folder, series=names[0]).facts["units"] == "SUVbw"
     assert dicom.read_series(folder, series=names[1]).facts["units"] == "Bq/ml"
-    made._refused(folder, "no series has number 7: number", series=7)
+    made._refused(folder, "no series has number 7: number", series="7")
 
 
 def test_a_series_to_each_image_is_not_a_choice(tmp_path):

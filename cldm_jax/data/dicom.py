@@ -46,27 +46,27 @@ def is_dicom(path) -> bool:
         return False
 
 
-def read_series(
-    path, *, series: int | str | None = None, max_bytes: int = nifti.MAX_BYTES
-) -> DicomSeries:
+def read_series(path, *, series: str = "") -> DicomSeries:
     """Reads the one image series of a folder (searched recursively), of a zip (in memory), or beside a
     DICOMDIR. Images that are there more than once, in whatever series, count once.
 
     `series` picks by number, as the error that lists several series gives it; without it the only PET
     among them is taken. A PET is in SUVbw (g/ml) where the tags allow, and with a note in the stored unit
-    where not. `max_bytes` bounds the decoded float32 volume and each file. Raises UserError, naming only
-    `path`, for anything but complete, evenly spaced, parallel, uncompressed or RLE greyscale slices of
-    one frame with their geometry.
+    where not. Raises UserError, naming only `path`, for anything but complete, evenly spaced, parallel,
+    uncompressed or RLE greyscale slices of one frame with their geometry, and where a file or the decoded
+    volume takes more than `nifti.MAX_BYTES`.
     """
-    path = dicom_files.of_directory(pathlib.Path(path))
+    path = pathlib.Path(path)
+    if path.name.upper() == "DICOMDIR" and path.is_file():
+        path = path.parent  # what it lists lies there
     dicom_header.pydicom()
-    with dicom_files.members(path, max_bytes) as members:
-        slices, notes = _headers(path, members, max_bytes)
+    with dicom_files.members(path) as members:
+        slices, notes = _headers(path, members)
         slices, more = _once(path, members, slices)
         notes += more
         slices, more = _choose(path, slices, series)
         notes += more
-        dicom_stack.check_slices(path, slices, max_bytes)
+        dicom_stack.check_slices(path, slices)
         slices, affine, spacing = dicom_stack.geometry(path, slices)
         array, sha256, more = _voxels(path, members, slices)
         notes += more
@@ -80,7 +80,7 @@ def read_series(
     return DicomSeries(dataclasses.replace(volume, notes=(*notes, *more)), facts)
 
 
-def _headers(path, members, max_bytes: int) -> tuple[list[Slice], list[str]]:
+def _headers(path, members) -> tuple[list[Slice], list[str]]:
     """(the images among the members, notes)."""
     slices, found = [], 0
     for index, member in enumerate(members):
@@ -89,9 +89,9 @@ def _headers(path, members, max_bytes: int) -> tuple[list[Slice], list[str]]:
             continue
         found += 1
         which = f"file {index + 1} of {len(members)} (sorted by name)"
-        if member[0] > max_bytes:
+        if member[0] > nifti.MAX_BYTES:
             reason = f"{which} takes {member[0] / 2**20:.0f} MiB"
-            raise UserError(path, reason, f"The limit is {max_bytes / 2**20:.0f} MiB")
+            raise UserError(path, reason, f"The limit is {nifti.MAX_BYTES / 2**20:.0f} MiB")
         data = dicom_files.read(path, member)
         if dicom_header.DEFLATED in data:  # pydicom would inflate it without a bound
             reason = "transfer syntax Deflated Explicit VR Little Endian"
@@ -137,15 +137,15 @@ def _once(path, members, slices: list[Slice]) -> tuple[list[Slice], list[str]]:
     return [s for s in slices if s.index not in repeated], [note]
 
 
-def _choose(path, slices: list[Slice], wanted) -> tuple[list[Slice], list[str]]:
+def _choose(path, slices: list[Slice], wanted: str) -> tuple[list[Slice], list[str]]:
     """(the slices of one series, notes)."""
     groups: dict[str, list[Slice]] = {}
     for s in slices:
         groups.setdefault(s.uid, []).append(s)
     found = _numbered(groups)
-    if wanted is not None:
-        if str(wanted) in found:
-            return found[str(wanted)], []
+    if wanted:
+        if wanted in found:
+            return found[wanted], []
         reason = f"no series has number {wanted}: {_list_series(found)}"
         raise UserError(path, reason, "Give one of these numbers, or the folder of one series")
     if len(found) == 1:

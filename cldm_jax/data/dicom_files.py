@@ -8,10 +8,11 @@ import stat
 import struct
 import zipfile
 
+from cldm_jax.data import nifti
 from cldm_jax.errors import UserError
 
 MAX_FILES = 20_000
-ZIP_SLACK = 2  # a zip may unpack to this many times `max_bytes`: the CT of a PET/CT study
+ZIP_SLACK = 2  # a zip may unpack to this many times the limit: the CT of a PET/CT study
 FIX_FILE = "Export the series from the archive again"
 HEAD_BYTES = 132  # preamble and mark
 _VRS = frozenset(
@@ -67,51 +68,40 @@ def walk(folder: pathlib.Path, *, leaving: bool = False):
                 continue
 
 
-def of_directory(path: pathlib.Path) -> pathlib.Path:
-    """The folder that a DICOMDIR lists; any other path as it is."""
-    return path.parent if path.name.upper() == "DICOMDIR" and path.is_file() else path
-
-
 @contextlib.contextmanager
-def members(path: pathlib.Path, max_bytes: int):
+def members(path: pathlib.Path):
     """[(size, opener)] of the files below a folder or in a zip, sorted by name. UserError."""
     fix = "Give the folder of one series, or a zip of it"
-    try:
-        if path.is_dir():
-            files, archive = list(walk(path)), None
-        elif not path.exists():
-            raise UserError(path, "no such folder or file", "Check the path")
-        elif looks_dicom(head_of(path)):
-            raise UserError(path, "is one DICOM file, not a series", fix)
-        elif not zipfile.is_zipfile(path):
-            raise UserError(path, "is neither a folder nor a zip", fix)
-        else:
-            archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile, NotImplementedError):
-        raise UserError(path, "cannot be read", "Check the permissions, or copy it again") from None
-    if archive is None:
-        found = [(file.stat().st_size, functools.partial(open, file, "rb")) for file in files]
-        _check_count(path, len(found))
+    with contextlib.ExitStack() as opened:
+        try:
+            if path.is_dir():
+                found = [(f.stat().st_size, functools.partial(open, f, "rb")) for f in walk(path)]
+            elif not path.exists():
+                raise UserError(path, "no such folder or file", "Check the path")
+            elif looks_dicom(head_of(path)):
+                raise UserError(path, "is one DICOM file, not a series", fix)
+            elif not zipfile.is_zipfile(path):
+                raise UserError(path, "is neither a folder nor a zip", fix)
+            else:
+                found = _in_zip(path, opened.enter_context(zipfile.ZipFile(path)))
+        except (OSError, zipfile.BadZipFile, NotImplementedError):
+            remedy = "Check the permissions, or copy it again"
+            raise UserError(path, "cannot be read", remedy) from None
+        if len(found) > MAX_FILES:
+            raise UserError(path, f"holds {len(found)} files (limit {MAX_FILES})", fix)
         yield found
-        return
-    with archive:
-        infos = sorted(
-            (info for info in archive.infolist() if not info.is_dir()), key=lambda i: i.filename
-        )
-        _check_count(path, len(infos))
-        if any(info.flag_bits & 1 for info in infos):
-            raise UserError(path, "the zip is encrypted", "Unpack it and give the folder")
-        total, limit = sum(info.file_size for info in infos), ZIP_SLACK * max_bytes
-        if total > limit:  # zipfile never gives more than the size declared
-            reason = f"the zip unpacks to {total / 2**20:.0f} MiB (limit {limit / 2**20:.0f})"
-            raise UserError(path, reason, "Zip one series only, or give a folder")
-        yield [(info.file_size, functools.partial(archive.open, info)) for info in infos]
 
 
-def _check_count(path, count: int) -> None:
-    if count > MAX_FILES:
-        reason = f"holds {count} files (limit {MAX_FILES})"
-        raise UserError(path, reason, "Give the folder of one series")
+def _in_zip(path, archive: zipfile.ZipFile) -> list:
+    infos = [info for info in archive.infolist() if not info.is_dir()]
+    if any(info.flag_bits & 1 for info in infos):
+        raise UserError(path, "the zip is encrypted", "Unpack it and give the folder")
+    total, limit = sum(info.file_size for info in infos), ZIP_SLACK * nifti.MAX_BYTES
+    if total > limit:  # zipfile never gives more than the size declared
+        reason = f"the zip unpacks to {total / 2**20:.0f} MiB (limit {limit / 2**20:.0f})"
+        raise UserError(path, reason, "Zip one series only, or give a folder")
+    infos.sort(key=lambda info: info.filename)
+    return [(info.file_size, functools.partial(archive.open, info)) for info in infos]
 
 
 def read(path, member, count: int = -1) -> bytes:

@@ -16,7 +16,7 @@ DCM2NIIX = "Convert the series to .nii.gz, for example with dcm2niix"
 _OF_A_SLICE = ("series", "acquisitions", "frames")
 
 
-def check_slices(path, slices: list[Slice], max_bytes: int) -> None:
+def check_slices(path, slices: list[Slice]) -> None:
     """Refuses, before a voxel is read, what is not one stack of greyscale slices."""
     first = slices[0]
     if any(s.multiframe for s in slices):
@@ -37,10 +37,10 @@ def check_slices(path, slices: list[Slice], max_bytes: int) -> None:
         if allocated not in (8, 16, 32) or not 1 <= stored <= allocated or high != stored - 1:
             raise UserError(path, "unusual pixel layout (BitsAllocated/Stored, HighBit)", DCM2NIIX)
     need = 4 * len(slices) * max(s.shape[0] * s.shape[1] for s in slices)
-    if need > max_bytes:
+    if need > nifti.MAX_BYTES:
         rows, columns = max(s.shape for s in slices)
         reason = f"declares {len(slices)} images of {columns} x {rows}, {need / 2**20:.0f} MiB"
-        raise UserError(path, reason, f"The limit is {max_bytes / 2**20:.0f} MiB")
+        raise UserError(path, reason, f"The limit is {nifti.MAX_BYTES / 2**20:.0f} MiB")
     if len(slices) < 2 or min(first.shape) < 2:
         reason = f"{len(slices)} image of {first.shape[1]} x {first.shape[0]} is not a 3D volume"
         raise UserError(path, reason, "Export all slices of the series")

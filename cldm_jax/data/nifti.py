@@ -60,18 +60,11 @@ class Volume:
     notes: tuple[str, ...] = ()
 
 
-def read_volume(
-    path,
-    *,
-    max_bytes: int = MAX_BYTES,
-    allow_constant: bool = False,
-    outside: float | None = None,
-) -> Volume:
+def read_volume(path, *, allow_constant: bool = False, outside: float | None = None) -> Volume:
     """Reads a `.nii` or `.nii.gz` (told apart by content) and checks it.
 
-    `max_bytes` bounds the decoded float32 volume and is compared with the header before a voxel is
-    read. Raises UserError, naming the file, for anything but a finite, non-constant, scalar 3D
-    image (or 4D with one frame) with an orthogonal, invertible affine and 0.1-50 mm voxels.
+    Raises UserError, naming the file, for anything but a finite, non-constant, scalar 3D image (or 4D
+    with one frame) of at most MAX_BYTES with an orthogonal, invertible affine and 0.1-50 mm voxels.
     `allow_constant`: a label map may be all background. `outside`: see `fill_outside`.
     """
     path = pathlib.Path(path)
@@ -82,7 +75,7 @@ def read_volume(
             raw.seek(0)
             stream = gzip.GzipFile(fileobj=raw) if zipped else raw
             header = _read_header(path, stream)
-            shape = _check_header(path, header, max_bytes)
+            shape = _check_header(path, header)
             array = _read_voxels(path, stream, header, shape, None if zipped else size)
         sha256 = sha256_file(path)
     except (EOFError, gzip.BadGzipFile, zlib.error) as e:
@@ -152,7 +145,7 @@ def from_image(image, name: str = "image", outside: float | None = None) -> Volu
     if image.affine is None:
         raise UserError(name, "has no affine", "Give an array with its affine")
     if math.prod(image.shape[:3]) * 4 > MAX_BYTES or math.prod(image.shape[3:]) > 1:
-        _check_header(name, image.header, MAX_BYTES)  # before a voxel is read
+        _check_header(name, image.header)  # before a voxel is read
     array = np.asanyarray(image.dataobj)
     if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one
         return from_array(array, image.affine, name, outside)
@@ -185,7 +178,7 @@ def _from_memory(array: np.ndarray, header, name: str, outside: float | None) ->
     if array.dtype.names or array.dtype.kind not in "iuf":
         raise UserError(name, f"voxels are {array.dtype}", "Give real numbers")
     header.set_data_dtype(array.dtype if array.dtype.kind != "f" else np.float32)
-    shape = _check_header(name, header, MAX_BYTES)
+    shape = _check_header(name, header)
     with np.errstate(over="ignore"):  # beyond float32 becomes inf and is refused
         array = np.asarray(array, np.float32).reshape(shape)
     affine, spacing, notes = _check_affine(name, header)
@@ -287,7 +280,7 @@ def _read_header(path, stream):
     return header
 
 
-def _check_header(path, header, max_bytes: int) -> tuple[int, int, int]:
+def _check_header(path, header) -> tuple[int, int, int]:
     """The 3D shape, refused before a voxel is read when it is not an image of ours."""
     try:
         dims, dtype = header.get_data_shape(), header.get_data_dtype()
@@ -305,9 +298,9 @@ def _check_header(path, header, max_bytes: int) -> tuple[int, int, int]:
         raise UserError(path, f"shape {dims} is not a 3D volume", "Export all slices in one file")
     shape = tuple(int(d) for d in dims[:3])
     need = shape[0] * shape[1] * shape[2] * max(4, dtype.itemsize)
-    if need > max_bytes:
+    if need > MAX_BYTES:
         reason = f"its header declares {shape} voxels, {need / 2**20:.0f} MiB to read"
-        remedy = f"The limit is {max_bytes / 2**20:.0f} MiB; crop to the head or resample"
+        remedy = f"The limit is {MAX_BYTES / 2**20:.0f} MiB; crop to the head or resample"
         raise UserError(path, reason, remedy)
     return shape
 

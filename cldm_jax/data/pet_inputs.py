@@ -102,7 +102,7 @@ def read_input(found: PetInput, series: str = "") -> tuple[nifti.Volume, dict]:
             reason = "is for DICOM, and this is a NIfTI file"
             raise UserError(f"series {series}: {found.path}", reason, "Leave it out")
         return nifti.read_volume(found.path, outside=0.0), {}
-    series = dicom.read_series(found.path, series=series or None)
+    series = dicom.read_series(found.path, series=series)
     if series.facts["modality"] not in ("PT", "NM"):
         reason = f"a DICOM series of modality {series.facts['modality']}, not of a PET"
         raise UserError(found.path, reason, "Give the folder of the PET series")
