@@ -59,23 +59,15 @@ def find_cohort(path) -> Cohort:
     UserError for anything ambiguous: repeated ids, ids of a manifest that no file can have, several
     candidates for one image (all of them are listed), misspelt columns.
     """
-    path = pathlib.Path(os.path.expanduser(path))
-    try:
-        is_file = path.is_file()
-    except OSError as e:  # a name that is too long, a folder that may not be entered
-        raise UserError(path, f"cannot be read ({e.strerror})", "Check the path") from e
-    if is_file:
+    path = layout.existing(path)
+    if path.is_file():
         cohort = _read_csv(path)
     elif (path / "manifest.csv").is_file():
         cohort = _read_csv(path / "manifest.csv")
-    elif path.is_dir():
-        cohort = _read_tree(path)
     else:
-        raise UserError(path, "no such file or folder", "Give a cohort folder or a manifest .csv")
+        cohort = _read_tree(path)
     if not cohort.subjects:
-        reason = "no subjects found" + (layout.people_below(path) if path.is_dir() else "")
-        for item in [item for item in cohort.left if item.warn][:3]:
-            reason += f"; {item.path.name}: {item.reason}"
+        reason = "no subjects found" + layout.hints(path, cohort.left)
         raise UserError(path, reason, "Expected a manifest.csv or sub-* folders")
     seen = set()
     for s in cohort.subjects:

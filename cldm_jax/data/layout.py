@@ -1,6 +1,6 @@
 """What lies in a dataset folder: people's images by kind, and what is left aside, with the reason.
 
-`sub-*/[ses-*/]`, images in the folder itself or in `pet`, `ct`, `anat`; letters of either case. Nothing
+`sub-*/[ses-*/]`, images in the folder itself or in `pet`, `ct`, `anat`; letters of either case. No image
 is opened here, and nothing is chosen: a folder may hold several candidates for one image.
 """
 
@@ -9,6 +9,9 @@ import os
 import pathlib
 import re
 from typing import NamedTuple
+
+from cldm_jax.data import nifti
+from cldm_jax.errors import UserError
 
 NIFTI = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 FLAT = ("pet", "ct", "mr", "ct_reacq", "mr_reacq", "nac")  # files of one flat folder per person
@@ -61,11 +64,28 @@ class Tree(NamedTuple):
     people: list[str]  # folders `sub-*`, whatever they hold
 
 
-def people_below(root) -> str:
-    """ "; NAME/ holds people (sub-*): give that" of a dataset one folder further down, else ""."""
-    inside = (p.parent.name for p in pathlib.Path(root).glob("*/sub-*") if p.is_dir())
+def existing(path) -> pathlib.Path:
+    """The path, home expanded. UserError where nothing is there."""
+    path = pathlib.Path(os.path.expanduser(path))
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            nifti.check_file(path)
+        raise UserError(path, "no such file or folder", "Check the path") from None
+    except (OSError, ValueError) as e:  # too long, links in a circle, no permission; a NUL byte
+        reason = f"cannot be read ({getattr(e, 'strerror', None) or e})"
+        raise UserError(repr(str(path))[1:-1], reason, "Check the path") from e
+    return path
+
+
+def hints(root: pathlib.Path, left: list[Left]) -> str:
+    """ "; ..." where nobody was found: a folder of people further down, and what may have been meant."""
+    inside = (p.parent.name for p in root.glob("*/sub-*") if p.is_dir())
     name = min(inside, default="")
-    return name and f"; {name}/ holds people (sub-*): give that"
+    said = [f"{name}/ holds people (sub-*): give that"] if name else []
+    said += [f"{item.path.name}: {item.reason}" for item in left if item.warn][:3]
+    return "".join(f"; {words}" for words in said)
 
 
 def scan(root) -> Tree:

@@ -1,7 +1,6 @@
 """What a person hands in for prediction: a NIfTI file, a DICOM series or a BIDS dataset of PET images."""
 
 import hashlib
-import os
 import pathlib
 import re
 from typing import NamedTuple
@@ -47,7 +46,7 @@ def find_all(path, source: str = "pet") -> Inputs:
     of people as well as of their sessions. Names of DICOM inputs never come from the folder,
     which may be called after the patient. UserError where there is none.
     """
-    path = existing(path)
+    path = layout.existing(path)
     if path.is_dir():
         inputs = _bids(path, source)
         if inputs.found:
@@ -56,32 +55,15 @@ def find_all(path, source: str = "pet") -> Inputs:
             return Inputs([PetInput("pet", "", path, "dicom")], [])
         rec = "_rec-nac*" * (source == "nac")
         reason = f"holds no BIDS PET (sub-*/[ses-*/]pet/*{rec}_pet.nii.gz) and no DICOM files"
-        reason += layout.people_below(path)
+        reason += layout.hints(path, inputs.left)
         if links := len(list(dicom_files.walk(path, leaving=True))):
             reason += (
                 f"; {links} links that lead out of it are not followed: copy what they point to"
             )
-        for item in [item for item in inputs.left if item.warn][:3]:
-            reason += f"; {item.path.name}: {item.reason}"
         raise UserError(path, reason, "Give a NIfTI file, a DICOM series or a BIDS dataset")
     if not layout.NIFTI.search(path.name) and dicom.is_dicom(path):
         return Inputs([PetInput("pet", "", path, "dicom")], [])
     return Inputs([PetInput(_stem(path.name), "", path, "nifti")], [])
-
-
-def existing(path) -> pathlib.Path:
-    """The path, home expanded. UserError where nothing is there."""
-    path = pathlib.Path(os.path.expanduser(path))
-    try:
-        os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        if path.is_symlink():
-            nifti.check_file(path)
-        raise UserError(path, "no such file or folder", "Check the path") from None
-    except (OSError, ValueError) as e:  # too long, links in a circle, no permission; a NUL byte
-        reason = f"cannot be read ({getattr(e, 'strerror', None) or e})"
-        raise UserError(repr(str(path))[1:-1], reason, "Check the path") from e
-    return path
 
 
 def sha256(found: PetInput) -> str:

@@ -43,7 +43,7 @@ def predict(request: Request) -> list[pathlib.Path]:
         raise UserError("input", "none given", "Give a NIfTI file, DICOM series or BIDS dataset")
     if pathlib.Path(request.input).resolve() == pathlib.Path(request.out).resolve():
         raise UserError(request.out, "is the input folder itself", "Give another output folder")
-    pet_inputs.existing(request.input)  # said before the model is read
+    layout.existing(request.input)  # said before the model is read
     model = open_model(request)
     everything = pet_inputs.find_all(request.input, model.source)
     inputs = _part(request.part, everything.found)
