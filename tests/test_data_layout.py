@@ -265,7 +265,7 @@ def test_what_stands_in_for_a_file_is_told_apart(tmp_path, reason):
     with pytest.raises(UserError, match=reason):
         nifti.read_volume(path)
     with pytest.raises(UserError, match=reason):
-        pet_inputs.sha256(pet_inputs.PetInput("x", "", path, "nifti"))
+        nifti.sha256(path)
 
 
 # Manifests and side files

@@ -263,6 +263,15 @@ def check_file(path) -> int:
     return size
 
 
+def sha256(path) -> str:
+    """Of the file's bytes. UserError where it is none that can be read."""
+    check_file(path)
+    try:
+        return sha256_file(path)
+    except OSError as e:
+        raise UserError(path, f"cannot be read ({e.strerror or e})", _FIX_FILE) from e
+
+
 def _read_header(path, stream):
     block = stream.read(540)
     code = {int.from_bytes(block[:4], order) for order in ("little", "big")} & set(_HEADERS)

@@ -5,7 +5,6 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from cldm_jax import files
 from cldm_jax.data import dicom, dicom_files, layout, nifti
 from cldm_jax.errors import UserError
 
@@ -64,15 +63,6 @@ def find_all(path, source: str = "pet") -> Inputs:
     if not layout.NIFTI.search(path.name) and dicom.is_dicom(path):
         return Inputs([PetInput("pet", "", path, "dicom")], [])
     return Inputs([PetInput(_stem(path.name), "", path, "nifti")], [])
-
-
-def sha256(found: PetInput) -> str:
-    """Of a NIfTI input's bytes. UserError where it is no file that can be read."""
-    nifti.check_file(found.path)
-    try:
-        return files.sha256_file(found.path)
-    except OSError as e:
-        raise UserError(found.path, f"cannot be read ({e.strerror or e})", "Copy it again") from e
 
 
 def read_input(found: PetInput, series: str = "") -> tuple[nifti.Volume, dict]:

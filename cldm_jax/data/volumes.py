@@ -2,7 +2,6 @@
 
 import pathlib
 
-from cldm_jax import files
 from cldm_jax.data import dicom, intensity, layout, nifti
 from cldm_jax.errors import UserError
 
@@ -36,4 +35,4 @@ def read_volume(path, name: str | None = None) -> nifti.Volume:
 
 def sha256(path) -> str:
     """That of `read_volume(path)`, without the voxels where a file's bytes are enough."""
-    return read_volume(path).sha256 if is_series(path) else files.sha256_file(path)
+    return read_volume(path).sha256 if is_series(path) else nifti.sha256(path)

@@ -14,7 +14,7 @@ import traceback
 import jax
 
 from cldm_jax import files
-from cldm_jax.data import layout, pet_inputs
+from cldm_jax.data import layout, nifti, pet_inputs
 from cldm_jax.errors import UserError
 from cldm_jax.runtime import processes
 from cldm_jax.runtime.progress import Progress
@@ -125,7 +125,7 @@ def _each(request: Request, model: Model, inputs: list, without=()) -> list[path
 def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool) -> list:
     """Predicts one PET and writes its images, sidecars and report; nothing where that was done."""
     names = Names(request.out, found, model)
-    if found.kind == "nifti" and _is_done(request, model, names, pet_inputs.sha256(found)):
+    if found.kind == "nifti" and _is_done(request, model, names, nifti.sha256(found.path)):
         return names.images()
     began = time.monotonic()
     pet, facts = pet_inputs.read_input(found, request.series)
