@@ -67,10 +67,10 @@ NAN = make_head(0)["mr"]
 NAN[3, 3, 3] = np.nan
 WRONG = {  # what is written over a good subject, and what the finding must say
     "shifted affine": (lambda d: _put(d, "ct", make_head(0)["ct"], _moved(2)), "2.00 mm apart"),
-    "flipped affine": (lambda d: _put(d, "ct", make_head(0)["ct"], _mirrored()), "stored as LAS"),
+    "flipped affine": (lambda d: _put(d, "ct", make_head(0)["ct"], _mirrored()), "mm apart"),
     "other spacing": (
         lambda d: _put(d, "mr", make_head(0)["mr"], affine_of(SHAPE, (5, 5, 7.5))),
-        "voxels of 5 x 5 x 7.5 mm",
+        "mm apart",
     ),
     "other shape": (lambda d: _put(d, "mr", make_head(0)["mr"][:-1]), "shape (35, 44, 18)"),
     "mirrored voxels": (lambda d: _put(d, "ct", make_head(0)["ct"][::-1]), "left and right"),
@@ -194,7 +194,7 @@ def test_misaligned_pairs_can_be_allowed(tmp_path):
         tmp_path, "ct", make_head(0)["ct"][::-1], affine_of() @ np.diag([-1, 1, 1, 1.0]) @ _shift()
     )
     strict, _ = _findings(tmp_path)
-    assert any(f.severity == "error" and "stored as LAS" in f.reason for f in strict)
+    assert any(f.severity == "error" and "mm apart" in f.reason for f in strict)
     findings, volumes = _findings(tmp_path, allow_misaligned=True)
     assert [f.severity for f in findings] == ["warning"]
     np.testing.assert_array_equal(volumes["ct"].array, make_head(0)["ct"])

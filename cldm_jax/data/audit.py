@@ -88,22 +88,14 @@ def check_geometry(subject: bids.Subject, volumes, allow_misaligned: bool) -> li
     notes, pet = Notes(subject), volumes["pet"]
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in pet.array.shape], [1])).reshape(4, -1)
     for name, volume in volumes.items():
-        reasons = []
-        codes = [nifti.orientation(v.affine) for v in (pet, volume)]
-        if codes[0] != codes[1]:
-            reasons.append(f"stored as {codes[1]}, PET as {codes[0]}")
+        gap = np.sqrt((((pet.affine - volume.affine) @ corners)[:3] ** 2).sum(0)).max()
         if pet.array.shape != volume.array.shape:
-            reasons.append(f"shape {volume.array.shape}, PET {pet.array.shape}")
-        if not np.allclose(pet.spacing, volume.spacing, rtol=1e-3):
-            mm = [" x ".join(f"{s:.4g}" for s in v.spacing) for v in (volume, pet)]
-            reasons.append(f"voxels of {mm[0]} mm, PET {mm[1]} mm")
-        if not reasons:
-            gap = np.sqrt((((pet.affine - volume.affine) @ corners)[:3] ** 2).sum(0)).max()
-            if gap > AFFINE_TOLERANCE_MM:
-                reasons.append(f"the affines put the same voxel up to {gap:.2f} mm apart")
-        if not reasons:
+            why = f"shape {volume.array.shape}, PET {pet.array.shape}"
+        elif gap > AFFINE_TOLERANCE_MM:
+            why = f"the affines put the same voxel up to {gap:.2f} mm apart"
+        else:
             continue
-        reason = "not on the PET's voxels: " + "; ".join(reasons)
+        reason = f"not on the PET's voxels: {why}"
         severity, remedy = "warning", "It is resampled through the affines, as was allowed"
         if not allow_misaligned:
             remedy = f"{REGISTER}, or set config.allow_misaligned if both affines are right"
