@@ -57,9 +57,9 @@ def inspect(
         return found, None, {}
     given, measured, filled = _clean(subject, given)
     found += filled
-    registered, digests = {}, {}
+    registered = {}
     if settings.register:
-        more, registered, digests = _register(settings, subject, given)
+        more, registered = _register(subject, given)
         found += more
         given = audit.usable(found, given)
     if not given:
@@ -76,11 +76,11 @@ def inspect(
     given = audit.usable(found, given)
     if not given:
         return found, None, registered
-    facts = _facts(settings, subject, given, measured, matrices, volumes, digests, found)
+    facts = _facts(settings, subject, given, measured, matrices, volumes, found)
     return found, facts if audit.usable(found, given) else None, registered
 
 
-def _facts(settings, subject, given, measured, matrices, volumes, digests, found) -> Facts:
+def _facts(settings, subject, given, measured, matrices, volumes, found) -> Facts:
     """Of the images in `given`; appends to `found` what they do not show of the head."""
     volumes, measured = ({n: of[n] for n in given} for of in (volumes, measured))
     matrices = {n: m for n, m in matrices.items() if n in given}
@@ -91,7 +91,8 @@ def _facts(settings, subject, given, measured, matrices, volumes, digests, found
         if name == "pet":
             scales[name] /= subject.pet_gain
         origins[name] = intensity.volume_origin(spec, volume.array)
-        pixels[name] = digests.get(name) or audit.pixel_digest(volume)
+        # As given: two copies of one file would differ once each has been brought to its PET.
+        pixels[name] = audit.pixel_digest(nifti.canonical(given[name]))
     center = pet_center_mm(volumes["pet"]) if settings.center == "pet" else None
     _, affine, heads = _judge(settings, given, measured, center, matrices, scales["pet"])
     found += audit.check_field_of_view(subject, volumes["pet"], affine, settings.grid.size)
@@ -157,20 +158,18 @@ def _check_coverage(subject: bids.Subject, heads: coverage.Heads) -> list[audit.
     return found
 
 
-def _register(settings: Settings, subject: bids.Subject, volumes: dict[str, nifti.Volume]):
-    """(findings, registrations, digests of the targets as given)."""
-    found, registered, digests = audit.Notes(subject), {}, {}
+def _register(subject: bids.Subject, volumes: dict[str, nifti.Volume]):
+    """(findings, registrations)."""
+    found, registered = audit.Notes(subject), {}
     pet = volumes["pet"]
     for name in sorted(set(volumes) - set(intensity.SOURCES)):  # a NAC is its PET's own scan
         target = volumes[name]
         done = register.register_rigid(pet, target, intensity.base_modality(name))
         registered[name] = done._replace(views=register.views(pet, target, done.matrix))
-        # Two copies of one file would differ once each has been turned to its PET.
-        digests[name] = audit.pixel_digest(nifti.canonical(target))
         severity, reason = register.verdict(done.qc)
         if severity:
             found.add(severity, name, reason, _LOOK)
-    return found, registered, digests
+    return found, registered
 
 
 def pet_center_mm(pet: nifti.Volume) -> tuple[float, float, float]:
