@@ -208,7 +208,7 @@ class TestPython:
             (lambda a, affine: (np.stack([a, a], -1), affine), "more than one frame"),
             (lambda a, affine: (a[0], affine), "not a 3D volume"),
             (lambda a, affine: (a * 1j, affine), "complex"),
-            (lambda a, affine: (a, affine[:3]), "affine of shape"),
+            (lambda a, affine: (a, affine[:3]), "4x4 affine"),
             (lambda a, affine: (a, np.diag([1e-3, 1e-3, 1e-3, 1])), "voxels of 0.001"),
             (lambda a, affine: (-a - 1, affine), "no voxel is positive"),
             (lambda a, affine: a, "of type ndarray.*a path, a nibabel image, or"),

@@ -160,17 +160,11 @@ def from_array(array, affine, name: str = "array", outside: float | None = None)
     """Voxels [x, y, z] and the affine that takes their indices to world mm (RAS+), checked."""
     try:
         array, affine = np.asanyarray(array), np.asarray(affine, np.float64)
-    except (TypeError, ValueError) as e:  # ragged; words
-        raise UserError(name, str(e), "Give an array of numbers and its affine") from e
-    if affine.shape != (4, 4) or not np.isfinite(affine).all():
-        reason = f"an affine of shape {affine.shape}, or with NaN or infinity"
-        raise UserError(name, reason, "Give 4 x 4 numbers: voxel index to world mm (RAS+)")
-    if max(array.shape, default=0) > np.iinfo(np.int16).max:
-        raise UserError(name, f"shape {array.shape} is too large", "Crop it to the head")
-    try:
         header = make_header(array.shape, np.float32, affine)
-    except (nib.spatialimages.HeaderDataError, ValueError) as e:  # 8D; singular
-        raise UserError(name, str(e), "Give a 3D array and its affine") from e
+    except (TypeError, ValueError, nib.spatialimages.HeaderDataError) as e:
+        # Ragged or words; too large or 8D; an affine of another shape, singular or with NaN.
+        remedy = "Give a 3D array of numbers and 4 x 4 of them: voxel index to world mm (RAS+)"
+        raise UserError(name, " ".join(str(e).split()), remedy) from e
     return _from_memory(array, header, name, outside)
 
 
@@ -226,8 +220,7 @@ def to_canonical(array: np.ndarray, like: Volume) -> np.ndarray:
 
 def description(volume: Volume) -> str:
     """What the header's free text says, for looking at: it may name a person."""
-    text = volume.header["descrip"] if "descrip" in volume.header else b""
-    return bytes(np.asarray(text).item()).decode("latin-1")
+    return volume.header["descrip"].item().decode("latin-1")
 
 
 def orientation(affine) -> str:
