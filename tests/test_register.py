@@ -203,8 +203,12 @@ def test_without_it_the_refusal_names_the_command(turned, tmp_path, capsys):
 def _pretend(monkeypatch, **changes):
     """Registration in no time, with a verdict to come."""
     monkeypatch.setattr(register, "require", lambda: None)
-    result = register.Registration(np.eye(4), GOOD | changes)
-    monkeypatch.setattr(register, "register_rigid", lambda *_: result)
+
+    def registered(pet, target, kind):
+        views = register.views(pet, target, np.eye(4), np.zeros(3))
+        return register.Registration(np.eye(4), GOOD | changes, views)
+
+    monkeypatch.setattr(register, "register_rigid", registered)
 
 
 def test_an_implausible_result_stops_it_and_can_be_looked_at(aligned, tmp_path, monkeypatch):

@@ -163,9 +163,8 @@ def _register(subject: bids.Subject, volumes: dict[str, nifti.Volume]):
     found, registered = audit.Notes(subject), {}
     pet = volumes["pet"]
     for name in sorted(set(volumes) - set(intensity.SOURCES)):  # a NAC is its PET's own scan
-        target = volumes[name]
-        done = register.register_rigid(pet, target, intensity.base_modality(name))
-        registered[name] = done._replace(views=register.views(pet, target, done.matrix))
+        done = register.register_rigid(pet, volumes[name], intensity.base_modality(name))
+        registered[name] = done
         severity, reason = register.verdict(done.qc)
         if severity:
             found.add(severity, name, reason, _LOOK)

@@ -30,14 +30,6 @@ _SHELL_MM = 10.0  # the head's outermost layer: skin, fat, skull
 _STRIPPED = 0.6  # of that layer unseen, with the brain whole: skull-stripped
 
 
-class Cleaned(NamedTuple):
-    """volume: its fill replaced by air. measured: bool, like its array. fill: (value, share) or None."""
-
-    volume: nifti.Volume
-    measured: np.ndarray
-    fill: tuple[float, float] | None
-
-
 class Cover(NamedTuple):
     """One target of one person, on the training grid.
 
@@ -65,13 +57,14 @@ class Heads(NamedTuple):
     mr_size: float  # the MR's head in the slices that count for it, over the PET's brain; 0: no MR
 
 
-def clean(volume: nifti.Volume, kind: str) -> Cleaned:
-    """A target of `kind` "ct" or "mr" as read. A CT's fill becomes air where it is no air; whatever lies
-    below the lowest HU becomes the lowest.
+def clean(volume: nifti.Volume, kind: str):
+    """A target of `kind` "ct" or "mr" as read -> (the same with air for its fill, bool like its array:
+    what was measured, (value, share) of the fill or None). A CT's fill becomes air where it is no air;
+    whatever lies below the lowest HU becomes the lowest.
     """
     blocks, values = filled_blocks(volume.array)
     if not values:
-        return Cleaned(volume, np.ones(volume.array.shape, bool), None)
+        return volume, np.ones(volume.array.shape, bool), None
     air = intensity.MODALITIES[kind].fill
     array, worst = volume.array, None
     for label, value in values.items():
@@ -82,7 +75,7 @@ def clean(volume: nifti.Volume, kind: str) -> Cleaned:
             share = float(own.mean())
             if wrong and share > (worst[1] if worst else _FILLED):
                 worst = (value, share)
-    return Cleaned(dataclasses.replace(volume, array=array), blocks == 0, worst)
+    return dataclasses.replace(volume, array=array), blocks == 0, worst
 
 
 def filled_blocks(array: np.ndarray) -> tuple[np.ndarray, dict[int, float]]:

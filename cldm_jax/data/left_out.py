@@ -17,24 +17,21 @@ _SHOWN = 10  # in one line
 
 
 class LeftOut(NamedTuple):
-    """Images of one person. is_person: all of them, although some may have no error."""
+    """Images of one person, and why. is_person: all of them, although some may have no error."""
 
     subject: Subject
     volumes: tuple[str, ...]
     is_person: bool
-    reasons: tuple[str, ...]
+    why: str
 
     def name(self) -> str:
         return self.subject.id + ("" if self.is_person else f" {' and '.join(self.volumes)}")
-
-    def why(self) -> str:
-        return "; ".join(self.reasons)
 
     def rows(self) -> list[dict[str, str]]:
         """For the list of what was left aside."""
         owner = "the person is left out" if self.is_person else "the person's other images are used"
         paths = [str(self.subject.files[n]) for n in self.volumes] or [""]
-        reason = f"{self.why()} ({owner})"
+        reason = f"{self.why} ({owner})"
         return [{"path": p, "reason": reason, "subject": self.subject.id} for p in paths]
 
 
@@ -49,8 +46,8 @@ def find(
     for s in subjects:
         names = tuple(n for n in s.files if n not in kept.get(s.id, ()))
         if names or s.id not in kept:
-            reasons = tuple(f"{f.volume or f.what}: {f.reason}" for f in why.get(s.id, ()))
-            out.append(LeftOut(s, names, s.id not in kept, reasons))
+            reasons = [f"{f.volume or f.what}: {f.reason}" for f in why.get(s.id, ())]
+            out.append(LeftOut(s, names, s.id not in kept, "; ".join(reasons)))
     return out
 
 
@@ -103,7 +100,7 @@ def counted(out: list[LeftOut], total: int, aside: Iterable[Left] = ()) -> str:
     if others := len(out) + len(refused) - people:
         whose = f" other{'s' * (others > 1)}" if people else f" of {total} people"
         parts.append(f"images of {others}{whose}")
-    names = [f"{item.name()} ({item.why()})" for item in out]
+    names = [f"{item.name()} ({item.why})" for item in out]
     names += [f"{item.path.name} ({item.reason})" for item in refused]
     listed = names[:_SHOWN] + [f"and {len(names) - _SHOWN} more"] * (len(names) > _SHOWN)
     return f"left out: {' and '.join(parts)}: {'; '.join(listed)}" if names else ""

@@ -27,7 +27,7 @@ def inputs_hash(subjects: Iterable[bids.Subject], sha256: dict[str, dict[str, st
 def recorded(item: left_out.LeftOut) -> dict:
     """For the index: with hashes, so that a repaired image is noticed."""
     sha256 = {name: _sha256(item.subject.files[name]) for name in item.volumes}
-    return {"id": item.subject.id, "person": item.is_person, "why": item.why(), "sha256": sha256}
+    return {"id": item.subject.id, "person": item.is_person, "why": item.why, "sha256": sha256}
 
 
 def _sha256(path) -> str:
@@ -70,7 +70,7 @@ def _still_out(root: pathlib.Path, rows, subjects) -> list[left_out.LeftOut]:
         if s is None:
             continue
         names = tuple(n for n in s.files if row["person"] or n in row["sha256"])
-        item = left_out.LeftOut(s, names, row["person"], (row["why"],))
+        item = left_out.LeftOut(s, names, row["person"], row["why"])
         if any(_sha256(s.files[n]) != row["sha256"].get(n) for n in names):
             reason = f"was prepared without {item.name()}, whose files are others now"
             raise UserError(root, reason, "Give another workdir, or delete this folder")

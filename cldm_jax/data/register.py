@@ -37,7 +37,7 @@ class Registration(NamedTuple):
 
     matrix: np.ndarray  # float64 [4, 4], PET world mm -> target world mm (RAS+)
     qc: dict
-    views: dict[str, list] | None = None  # of `views`, where somebody is to look at them
+    views: dict[str, list]
 
 
 class _Level(NamedTuple):
@@ -145,7 +145,8 @@ def register_rigid(fixed: nifti.Volume, moving: nifti.Volume, kind: str) -> Regi
         "spread_mm": _shift(spread, middle),
         "spread_deg": angle(spread),
     }
-    return Registration(matrix, {k: round(v, 4) for k, v in qc.items()} | {"kept": kept})
+    qc = {k: round(v, 4) for k, v in qc.items()} | {"kept": kept}
+    return Registration(matrix, qc, views(fixed, moving, matrix, middle))
 
 
 def verdict(qc: dict) -> tuple[str, str]:
@@ -167,14 +168,13 @@ def verdict(qc: dict) -> tuple[str, str]:
     return "", ""
 
 
-def views(fixed: nifti.Volume, moving: nifti.Volume, matrix: np.ndarray) -> dict[str, list]:
+def views(fixed: nifti.Volume, moving: nifti.Volume, matrix, centre) -> dict[str, list]:
     """What a person looks at: {"pet", "before", "after": [axial, coronal, sagittal]}, float32.
 
-    Planes of 1.5 mm pixels through the middle of the PET's head along the world's axes; NaN outside
-    the field of view. Row 0 is anterior (axial) or superior, column 0 the patient's left (axial,
-    coronal) or anterior (sagittal).
+    Planes of 1.5 mm pixels through `centre` (world mm) along the world's axes; NaN outside the field of
+    view. Row 0 is anterior (axial) or superior, column 0 the patient's left (axial, coronal) or anterior
+    (sagittal).
     """
-    centre = _Scan(fixed, "pet").centre
     steps = np.arange(-_VIEW_MM, _VIEW_MM + 1, 1.5)
     down, across = np.meshgrid(-steps, steps, indexing="ij")
     zero = np.zeros_like(down)
