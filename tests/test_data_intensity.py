@@ -115,8 +115,8 @@ def test_prediction_scale_is_never_the_targets():
         ("pet", "slice_minmax", "cannot be inverted"),
         ("ct", "slice_minmax", "cannot be inverted"),
         ("mr", "zscore", "unknown rule"),
-        ("pet", "window", "no fixed units"),
-        ("ct", "volume_percentile", "calibrated"),
+        ("pet", "window", "does not fit"),
+        ("ct", "volume_percentile", "does not fit"),
     ],
 )
 def test_refused_rules(name, rule, fragment):

@@ -222,12 +222,9 @@ def _check_rule(spec: Normaliser) -> None:
         raise UserError(field, reason, "Use window (CT) or volume_percentile (PET, MR)")
     if spec.rule not in RULES:
         raise UserError(field, f"unknown rule {spec.rule!r}", f"Known: {', '.join(RULES)}")
-    if spec.rule == "window" and spec.modality != "ct":
-        reason = f"{spec.modality} has no fixed units, so no fixed window"
-        raise UserError(field, reason, "Use volume_percentile or train_percentile")
-    if spec.modality == "ct" and spec.rule.endswith("_percentile"):
-        reason = "HU are calibrated; a percentile would throw the calibration away"
-        raise UserError(field, reason, "Use window")
+    if spec.rule != ORACLE and (spec.rule == "window") != (spec.modality == "ct"):
+        reason = f"{spec.rule} does not fit: HU are calibrated, PET and MR have no fixed units"
+        raise UserError(field, reason, "Use window (CT) or volume_percentile (PET, MR)")
     if spec.rule.endswith("_percentile") and not (spec.percentile and 0 < spec.percentile <= 100):
         reason = f"percentile {spec.percentile}"
         raise UserError(f"{spec.modality}_percentile", reason, "Give a number above 0, up to 100")
