@@ -75,14 +75,12 @@ def _minutes(seconds, pet: suv.Pet) -> int | None:
 
 def _check_head(pet: suv.Pet, volume: nifti.Volume, factor: float, tracer: str | None) -> None:
     """NoSuv where the factor gives a head that no living brain has, whatever the tags say."""
-    if not volume.array.max() > 0:  # refused elsewhere, by name
-        return
     try:
         crop = whole_body.find_head(volume, "")
     except UserError:  # no head to judge by
         return
     array = (volume if crop is None else crop.head).array  # a full bladder is hotter than any brain
-    if not array.max() > 0:
+    if not array.max() > 0:  # refused elsewhere, by name
         return
     typical = float(np.median(array[intensity.foreground(array)])) * factor
     low, high = FDG_HEAD_SUV if tracer == "FDG" else HEAD_SUV

@@ -46,6 +46,3 @@ class _Permutations:
             recent = {e: o for e, o in list(self._orders.items()) if e >= epoch - 1}
             self._orders = {**recent, epoch: order}
         return order
-
-    def __getstate__(self):
-        return {**self.__dict__, "_orders": {}}

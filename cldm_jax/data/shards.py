@@ -43,11 +43,9 @@ def encode(array: np.ndarray, dtype: str) -> np.ndarray:
         if not (low >= -1.0001 and high <= 1.0001):
             raise ValueError(f"values {low} .. {high} outside [-1, 1]")
         return np.rint((np.clip(array, -1, 1) + 1) * np.float32(32767.5)).astype(np.uint16)
-    if dtype == "float16":
-        if not (low > -65504 and high < 65504):
-            raise ValueError(f"values {low} .. {high} outside float16")
-        return np.asarray(array, np.float16)
-    raise ValueError(f"unknown dtype {dtype!r}; known: uint16, float16")
+    if not (low > -65504 and high < 65504):
+        raise ValueError(f"values {low} .. {high} outside float16")
+    return np.asarray(array, np.float16)
 
 
 class ShardWriter:
