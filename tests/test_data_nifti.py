@@ -121,7 +121,7 @@ BAD = {
     "RGB": (lambda d: _file(d, array=RGB), "RGB"),
     "complex": (lambda d: _file(d, array=_array().astype("c8")), "complex"),
     "NaN affine": (lambda d: _file(d, srow_x=[np.nan, 0, 0, 0]), "NaN"),
-    "singular affine": (lambda d: _file(d, affine=_affine(a00=0, a10=2.0)), "singular"),
+    "singular affine": (lambda d: _file(d, affine=_affine(a00=0, a10=2.0)), "perpendicular"),
     "zero column": (lambda d: _file(d, srow_x=[0, 0, 0, 1]), "voxels of"),
     "voxels of a nanometre": (lambda d: _file(d, affine=np.diag([1e-6, 2, 2, 1])), "voxels of"),
     "voxels of a metre": (lambda d: _file(d, affine=np.diag([1000, 2, 2, 1])), "voxels of"),
