@@ -892,7 +892,7 @@ def test_is_dicom(tmp_path):
     assert dicom.is_dicom(_zip(tmp_path / "in", tmp_path / "in.zip"))
     (tmp_path / "empty").mkdir()
     nifti.write_volume(tmp_path / "nii" / "x.nii.gz", STORED, AFFINE, dtype=np.int16)
-    for other in ("empty", "nii", "nii/x.nii.gz", "none", "a\0b"):
+    for other in ("empty", "nii", "nii/x.nii.gz", "none"):
         assert not dicom.is_dicom(tmp_path / other)
 
 

@@ -152,10 +152,10 @@ def check_overlap(
                 words = f"moved about {abs(mm)} mm {side}"
                 moves[words] = max(fit, moves.get(words, 0.0))
         # One explanation, the best: a displaced head may also fit better mirrored.
-        best = max(flips | moves, key=(flips | moves).get)
-        value = (flips | moves)[best]
-        if value > _GAIN * here:
-            reason = f"fits the PET better {best} ({value:.3f} against {here:.3f})"
+        fits = flips | moves
+        best = max(fits, key=fits.get)
+        if fits[best] > _GAIN * here:
+            reason = f"fits the PET better {best} ({fits[best]:.3f} against {here:.3f})"
             if best in flips:
                 notes.add("error", name, reason, "Check its affine against the PET's in a viewer")
             else:

@@ -35,15 +35,10 @@ def is_dicom(path) -> bool:
     `read_series` refuses by name); decided by content.
     """
     path = pathlib.Path(path)
-    try:
-        if path.is_dir():
-            return any(
-                dicom_files.looks_dicom(dicom_files.head_of(f)) for f in dicom_files.walk(path)
-            )
-        head = dicom_files.head_of(path) if path.is_file() else b""
-        return head[:4] == b"PK\x03\x04" or dicom_files.looks_dicom(head)
-    except (OSError, ValueError):  # ValueError: a NUL byte in the name
-        return False
+    if path.is_dir():
+        return any(dicom_files.looks_dicom(dicom_files.head_of(f)) for f in dicom_files.walk(path))
+    head = dicom_files.head_of(path) if path.is_file() else b""
+    return head[:4] == b"PK\x03\x04" or dicom_files.looks_dicom(head)
 
 
 def read_series(path, *, series: str = "") -> DicomSeries:
