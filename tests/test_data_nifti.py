@@ -140,43 +140,6 @@ def test_bad_volume_is_refused_by_name(tmp_path, kind):
     assert caught.value.remedy
 
 
-def test_nibabel_loads_the_flipped_bit_silently(tmp_path):
-    """Negative control: what the checksum is for."""
-    path = _flip_bit(tmp_path)
-    assert nib.load(path).dataobj[0, 0, 0] is not None
-
-
-def test_every_damaged_voxel_bit_is_caught(tmp_path):
-    path = tmp_path / "x.nii.gz"
-    nifti.write_volume(path, _array(), AFFINE, dtype=np.int16)
-    good = path.read_bytes()
-    rng = np.random.default_rng(0)
-    for _ in range(60):
-        data = bytearray(good)
-        data[rng.integers(10, len(data))] ^= 1 << rng.integers(8)
-        path.write_bytes(data)
-        with pytest.raises(UserError):
-            nifti.read_volume(path)
-
-
-def test_random_headers_never_raise_anything_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(nifti, "MAX_BYTES", 1 << 24)
-    good = _file(tmp_path).read_bytes()
-    rng = np.random.default_rng(1)
-    refused = 0
-    for _ in range(400):
-        data = bytearray(good)
-        for _ in range(rng.integers(1, 6)):
-            data[rng.integers(0, 352)] = rng.integers(256)
-        path = _raw(tmp_path, "fuzz.nii", bytes(data))
-        try:
-            volume = nifti.read_volume(path)
-            assert np.isfinite(volume.array).all()
-        except UserError:
-            refused += 1
-    assert 50 < refused < 400
-
-
 @pytest.mark.parametrize("suffix", [".nii", ".nii.gz"])
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.int32, np.float32, np.float64])
 def test_round_trip(tmp_path, suffix, dtype):

