@@ -12,8 +12,7 @@ TILT = Rotation.from_euler("xyz", [14, -9, 21], degrees=True).as_matrix()
 
 
 def _volume(affine, array):
-    spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
-    return nifti.Volume(np.asarray(array, np.float32), affine, spacing, None, "")
+    return nifti.Volume(np.asarray(array, np.float32), affine, None, "")
 
 
 def _center_of_mass(image):

@@ -50,7 +50,7 @@ def _scan(head, name, shape, spacing, matrix, *, table=False):
     array = grid.resample(head[name], affine_of(*FINE), shape, seen, fill=FILL[name])
     if table:  # 20 mm thick, behind the head, as wide as the field of view
         array[:, 2:12] = np.maximum(array[:, 2:12], 150.0)
-    return nifti.Volume(array, affine, np.array(spacing), None, "")
+    return nifti.Volume(array, affine, None, "")
 
 
 @pytest.fixture(scope="module")

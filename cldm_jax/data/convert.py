@@ -241,7 +241,7 @@ def align(volumes: dict[str, nifti.Volume], *, as_masks: bool = False) -> dict[s
         volume = nifti.canonical(volume)
         how = _interpolation(name, as_masks)
         array = grid.resample(volume.array, volume.affine, pet.array.shape, pet.affine, **how)
-        out[name] = dataclasses.replace(volume, array=array, affine=pet.affine, spacing=pet.spacing)
+        out[name] = dataclasses.replace(volume, array=array, affine=pet.affine)
     return out
 
 

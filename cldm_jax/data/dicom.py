@@ -62,12 +62,12 @@ def read_series(path, *, series: str = "") -> DicomSeries:
         slices, more = _choose(path, slices, series)
         notes += more
         dicom_stack.check_slices(path, slices)
-        slices, affine, spacing = dicom_stack.geometry(path, slices)
+        slices, affine = dicom_stack.geometry(path, slices)
         array, sha256, more = _voxels(path, members, slices)
         notes += more
     nifti.check_values(path, array)
     header = nifti.make_header(array.shape, np.float32, affine)
-    volume = nifti.Volume(array, affine, spacing, header, sha256, tuple(notes))
+    volume = nifti.Volume(array, affine, header, sha256, tuple(notes))
     facts, factor, more = dicom_units.quantify(slices, volume)
     if factor != 1:
         array *= factor

@@ -75,7 +75,7 @@ def _check_same(path, what: str, values) -> None:
 
 
 def geometry(path, slices: list[Slice]):
-    """(slices in the order of z, affine voxel -> RAS+ mm [4, 4], spacing mm [3]).
+    """(slices in the order of z, affine voxel -> RAS+ mm [4, 4]).
 
     DICOM PS3.3 C.7.6.2.1.1: the first cosines point along a row, the second down a column, and
     PixelSpacing gives the distance between rows first. DICOM is LPS+, NIfTI RAS+.
@@ -111,9 +111,8 @@ def geometry(path, slices: list[Slice]):
     affine = np.eye(4)
     affine[:3] = np.stack([row * pixel[0, 1], column * pixel[0, 0], step, positions[0]], 1)
     affine = np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine
-    spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    nifti.check_spacing(path, spacing, FIX_FILE)
-    return slices, affine, spacing
+    nifti.check_spacing(path, affine, FIX_FILE)
+    return slices, affine
 
 
 def _check_duplicates(path, slices: list[Slice], along: np.ndarray) -> None:

@@ -46,7 +46,6 @@ class Volume:
 
     array    float32 [x, y, z] in the file's voxel order, slope and intercept applied, all finite
     affine   float64 [4, 4], voxel index -> world mm (RAS+)
-    spacing  float64 [3], mm per voxel along each array axis
     header   the nibabel header, opaque to callers; `write_volume(like=...)` takes codes from it
     sha256   of the file's bytes
     notes    what a person should know and the reader could not decide (shown as audit warnings)
@@ -54,10 +53,14 @@ class Volume:
 
     array: np.ndarray
     affine: np.ndarray
-    spacing: np.ndarray
     header: object
     sha256: str
     notes: tuple[str, ...] = ()
+
+    @property
+    def spacing(self) -> np.ndarray:
+        """float64 [3], mm per voxel along each array axis."""
+        return np.sqrt((self.affine[:3, :3] ** 2).sum(0))
 
 
 def read_volume(path, *, allow_constant: bool = False, outside: float | None = None) -> Volume:
@@ -84,10 +87,10 @@ def read_volume(path, *, allow_constant: bool = False, outside: float | None = N
         ) from e
     except OSError as e:
         raise UserError(path, f"cannot be read ({e.strerror or e})", _FIX_FILE) from e
-    affine, spacing, notes = _check_affine(path, header)
+    affine, notes = _check_affine(path, header)
     array, filled = fill_outside(array, outside)
     check_values(path, array, allow_constant=allow_constant)
-    return Volume(array, affine, spacing, header, sha256, notes + filled)
+    return Volume(array, affine, header, sha256, notes + filled)
 
 
 def write_volume(path, array, affine, *, dtype, like: Volume | None = None, description: str = ""):
@@ -175,12 +178,12 @@ def _from_memory(array: np.ndarray, header, name: str, outside: float | None) ->
     shape = _check_header(name, header)
     with np.errstate(over="ignore"):  # beyond float32 becomes inf and is refused
         array = np.asarray(array, np.float32).reshape(shape)
-    affine, spacing, notes = _check_affine(name, header)
+    affine, notes = _check_affine(name, header)
     array, filled = fill_outside(array, outside)
     check_values(name, array)
     digest = hashlib.sha256(repr((shape, affine.tolist())).encode())
     digest.update(np.ascontiguousarray(array).tobytes())
-    return Volume(array, affine, spacing, header, digest.hexdigest(), notes + filled)
+    return Volume(array, affine, header, digest.hexdigest(), notes + filled)
 
 
 def to_image(array, like: Volume):
@@ -198,8 +201,7 @@ def canonical(volume: Volume) -> Volume:
     ornt = nib.io_orientation(volume.affine)
     array = nib.apply_orientation(volume.array, ornt)
     affine = volume.affine @ nib.orientations.inv_ornt_aff(ornt, volume.array.shape)
-    spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
-    return dataclasses.replace(volume, array=array, affine=affine, spacing=spacing)
+    return dataclasses.replace(volume, array=array, affine=affine)
 
 
 def make_header(shape, dtype, affine, *, version2: bool = False):
@@ -339,7 +341,7 @@ def _read_voxels(path, stream, header, shape) -> np.ndarray:
 
 
 def _check_affine(path, header):
-    """(affine, spacing mm, notes); sform first, then qform, as nibabel and most tools choose."""
+    """(affine, notes); sform first, then qform, as nibabel and most tools choose."""
     q_code, s_code = int(header["qform_code"]), int(header["sform_code"])
     fix = "Set the sform from the scanner's geometry (dcm2niix does)"
     try:
@@ -348,10 +350,9 @@ def _check_affine(path, header):
         raise UserError(path, f"the affine is damaged ({e})", fix) from e
     if not np.isfinite(affine).all():
         raise UserError(path, "the affine holds NaN or infinity", fix)
-    axes = affine[:3, :3]
-    spacing = np.sqrt((axes**2).sum(0))
-    check_spacing(path, spacing, fix)
-    cosines = (axes / spacing).T @ (axes / spacing) - np.eye(3)
+    spacing = check_spacing(path, affine, fix)
+    axes = affine[:3, :3] / spacing
+    cosines = axes.T @ axes - np.eye(3)
     if np.abs(cosines).max() > MAX_SHEAR_COSINE:
         reason = "the voxel axes are not perpendicular (gantry tilt?)"
         raise UserError(path, reason, "Resample the volume to perpendicular axes")
@@ -366,15 +367,17 @@ def _check_affine(path, header):
             gap = np.inf
         if not gap < 0.5 * spacing.min():
             notes.append(f"qform and sform disagree (up to {gap:.2f}); the sform is used")
-    return affine, spacing, tuple(notes)
+    return affine, tuple(notes)
 
 
-def check_spacing(path, spacing: np.ndarray, remedy: str) -> None:
-    """UserError for voxels (mm) that are none of a head's."""
+def check_spacing(path, affine: np.ndarray, remedy: str) -> np.ndarray:
+    """mm per voxel along each axis. UserError where a head has none such."""
+    spacing = np.sqrt((affine[:3, :3] ** 2).sum(0))
     low, high = SPACING_MM
     if not ((spacing >= low) & (spacing <= high)).all():
         mm = " x ".join(f"{s:.3g}" for s in spacing)
         raise UserError(path, f"voxels of {mm} mm (allowed: {low} to {high})", remedy)
+    return spacing
 
 
 def check_values(path, array: np.ndarray, *, allow_constant: bool = False) -> None:
