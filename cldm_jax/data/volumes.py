@@ -17,22 +17,21 @@ def is_series(path) -> bool:
     return path.is_dir() or path.suffix.lower() == ".zip"
 
 
-def read_volume(path, name: str | None = None) -> nifti.Volume:
-    """Raises UserError for anything but one sound volume: see `nifti` and `dicom`. With the `name` under
-    which a cohort lists it ("pet", "ct_reacq"), also for a DICOM series of another modality; NaN outside
-    its field of view is its air then.
+def read_volume(path, name: str) -> nifti.Volume:
+    """What a cohort lists as `name` ("pet", "ct_reacq"); NaN outside its field of view is its air. Raises
+    UserError for anything but one sound volume (see `nifti` and `dicom`) of that modality.
     """
+    modality = intensity.base_modality(name)
     if not is_series(path):
-        air = intensity.MODALITIES[intensity.base_modality(name)].fill if name else None
-        return nifti.read_volume(path, outside=air)
+        return nifti.read_volume(path, outside=intensity.MODALITIES[modality].fill)
     series = dicom.read_series(path)
     found = series.facts["modality"]
-    if name and found != _DICOM[intensity.base_modality(name)]:
+    if found != _DICOM[modality]:
         reason = f"its DICOM files say {found}, and the cohort lists it as {name}"
         raise UserError(path, reason, "List it in the right column, or export the other series")
     return series.volume
 
 
 def sha256(path) -> str:
-    """That of `read_volume(path)`, without the voxels where a file's bytes are enough."""
-    return read_volume(path).sha256 if is_series(path) else nifti.sha256(path)
+    """That of the volume that is read, without its voxels where a file's bytes are enough."""
+    return dicom.read_series(path).volume.sha256 if is_series(path) else nifti.sha256(path)
