@@ -56,18 +56,16 @@ def read_series(path, *, series: str = "") -> DicomSeries:
         path = path.parent  # what it lists lies there
     dicom_header.pydicom()
     with dicom_files.members(path) as members:
-        slices, notes = _headers(path, members)
-        slices, more = _once(path, members, slices)
-        notes += more
-        slices, more = _choose(path, slices, series)
-        notes += more
+        slices, strays = _headers(path, members)
+        slices, repeats = _once(path, members, slices)
+        slices, taken = _choose(path, slices, series)
         dicom_stack.check_slices(path, slices)
         slices, affine = dicom_stack.geometry(path, slices)
-        array, sha256, more = _voxels(path, members, slices)
-        notes += more
+        array, sha256, padding = _voxels(path, members, slices)
     nifti.check_values(path, array)
     header = nifti.make_header(array.shape, np.float32, affine)
-    volume = nifti.Volume(array, affine, header, sha256, tuple(notes))
+    notes = (*strays, *repeats, *taken, *padding)
+    volume = nifti.Volume(array, affine, header, sha256, notes)
     facts, factor, more = dicom_units.quantify(slices, volume)
     if factor != 1:
         array *= factor
