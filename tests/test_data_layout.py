@@ -25,7 +25,7 @@ def whole(root, *people: str) -> None:
 
 
 def warned(left) -> str:
-    return "\n".join(f"{item.path}: {item.reason}" for item in left if item.warn)
+    return "\n".join(f"{item.path}: {item.reason}" for item in left if item.severity)
 
 
 def held(cohort) -> dict:
@@ -129,7 +129,7 @@ def test_an_image_of_another_person_or_session_is_nobodys_pair(tmp_path):
     cohort = bids.find_cohort(tmp_path)
     full = ["ct", "mr", "pet"]
     assert held(cohort) == {"sub-1": full, "SUB-2": full, "sub-3_b.c": full, "sub-4": ["mr", "pet"]}
-    words = warned([item for item in cohort.left if item.is_error]).replace(os.sep, "/")
+    words = warned([item for item in cohort.left if item.severity == "error"]).replace(os.sep, "/")
     assert "called after sub-40 and lies in sub-4" in words
     assert "called after ses-b and lies in sub-5/ses-a" in words and words.count("\n") == 1
     (tmp_path / "sub-1/pet/sub-1_pet.nii.gz").rename(tmp_path / "sub-1/pet/sub-9_pet.nii.gz")
@@ -153,7 +153,7 @@ def test_people_who_are_not_unpacked_are_named(tmp_path, name):
     lay(tmp_path, name, "code.zip", "sub-1.json")
     for left in (bids.find_cohort(tmp_path).left, pet_inputs.find_all(tmp_path).left):
         (item,) = left
-        assert item.path.name == name and "unpack it" in item.reason and item.warn
+        assert item.path.name == name and "unpack it" in item.reason and item.severity
 
 
 def test_a_dataset_one_folder_further_down_is_pointed_at(tmp_path):
@@ -169,10 +169,10 @@ def test_a_name_that_no_file_can_have_does_not_stop_the_others(tmp_path):
     cohort = bids.find_cohort(tmp_path)
     assert list(held(cohort)) == ["sub-1"]
     (left,) = cohort.left
-    assert left.is_error and "'sub-2 ' is not a usable subject" in left.reason
+    assert left.severity == "error" and "'sub-2 ' is not a usable subject" in left.reason
     said = left_out.counted([], len(cohort.subjects), cohort.left)
     assert said.startswith("left out: 1 of 2 people and images of 0 more: sub-2 ")
-    assert left_out.counted([], 1, [left._replace(is_error=False)]) == ""
+    assert left_out.counted([], 1, [left._replace(severity="warning")]) == ""
 
 
 def test_a_folder_that_cannot_be_read_is_an_error_where_it_is_a_persons(tmp_path, monkeypatch):
@@ -193,9 +193,9 @@ def test_a_folder_that_cannot_be_read_is_an_error_where_it_is_a_persons(tmp_path
     monkeypatch.setattr(layout.os, "listdir", refusing)
     cohort = bids.find_cohort(tmp_path)
     assert list(held(cohort)) == ["sub-1"]
-    found = {x.path.name: x.is_error for x in cohort.left if "cannot be read" in x.reason}
-    assert found == {"sub-2": True, "lost+found": False, "mri": True}
-    assert all(x.warn for x in cohort.left)
+    found = {x.path.name: x.severity for x in cohort.left if "cannot be read" in x.reason}
+    assert found == {"sub-2": "error", "lost+found": "warning", "mri": "error"}
+    assert all(x.severity for x in cohort.left)
     said = left_out.counted([], len(cohort.subjects), cohort.left)
     assert said.startswith("left out: 1 of 2 people and images of 1 more: mri (cannot be read")
 

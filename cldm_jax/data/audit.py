@@ -261,8 +261,8 @@ def pixel_digest(volume: nifti.Volume) -> str:
 def of_layout(left: Iterable[layout.Left]) -> list[Finding]:
     """Of what was left aside: warnings where it may have been meant to be used, errors where it was."""
     remedy = "Rename or move it to have it used, or leave it"
-    told = [("error" if x.is_error else "warning", x) for x in left if x.warn]
-    return [Finding(word, "", str(x.path), f"not used: {x.reason}", remedy) for word, x in told]
+    told = [x for x in left if x.severity]
+    return [Finding(x.severity, "", str(x.path), f"not used: {x.reason}", remedy) for x in told]
 
 
 def holdings(subjects: Iterable[bids.Subject]) -> str:

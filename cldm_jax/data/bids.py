@@ -147,7 +147,7 @@ def _read_csv(path: pathlib.Path) -> Cohort:
         subjects.append(Subject(name, group, split, given, _gain(row[GAIN], where)))
     read = ", ".join(VOLUMES)
     left = [
-        layout.Left(path, f"column {c!r} holds images ({n}) and is not read: only {read} are", True)
+        layout.Left(path, f"column {c!r} holds images ({n}) and is not read: only {read} are")
         for c, n in images.items()
         if n
     ]
@@ -215,15 +215,15 @@ def _read_tree(root: pathlib.Path) -> Cohort:
             if "nac" in images:
                 hint = "to train on it alone, list it in a manifest.csv as pet"
             reason = f"{kinds} without a PET beside it ({hint})"
-            left.append(layout.Left(level.folder, reason, True))
+            left.append(layout.Left(level.folder, reason))
         elif not {"ct", "mr"} & set(images):
-            left.append(layout.Left(level.folder, "PET with neither CT nor MR beside it", True))
+            left.append(layout.Left(level.folder, "PET with neither CT nor MR beside it"))
         else:
             try:
                 check_id(level.person, level.folder)
                 check_id(name, level.folder)
             except UserError as e:
-                left.append(layout.Left(level.folder, e.reason, True, True))
+                left.append(layout.Left(level.folder, e.reason, "error"))
                 continue
             several += [found for found in images.values() if len(found) > 1]
             given = {m: images[m][0] for m in VOLUMES if m in images}

@@ -38,14 +38,13 @@ _DEPTH = 3  # folders below a person's or session's that are looked into
 
 
 class Left(NamedTuple):
-    """What is not used. `warn`: whoever put it there may have meant it to be. `is_error`: surely did.
-    `of_known`: part of what somebody has, of whom other images are used.
+    """What is not used. severity: "warning" where it may have been meant to be, "error" where it surely
+    was, "" else. of_known: part of what somebody has, of whom other images are used.
     """
 
     path: pathlib.Path
     reason: str
-    warn: bool
-    is_error: bool = False
+    severity: str = "warning"
     of_known: bool = False
 
 
@@ -84,7 +83,7 @@ def hints(root: pathlib.Path, left: list[Left]) -> str:
     inside = (p.parent.name for p in root.glob("*/sub-*") if p.is_dir())
     name = min(inside, default="")
     said = [f"{name}/ holds people (sub-*): give that"] if name else []
-    said += [f"{item.path.name}: {item.reason}" for item in left if item.warn][:3]
+    said += [f"{item.path.name}: {item.reason}" for item in left if item.severity][:3]
     return "".join(f"; {words}" for words in said)
 
 
@@ -99,17 +98,17 @@ def scan(root) -> Tree:
             _scan_person(entry, tree)
         elif is_person and entry.is_symlink() and not entry.exists():
             tree.people.append(entry.name)
-            tree.left.append(Left(entry, "a link to nothing", True, True))
+            tree.left.append(Left(entry, "a link to nothing", "error"))
         elif not entry.is_dir():
             if NIFTI.search(entry.name) and not _SIDE.match(entry.name):
-                tree.left.append(Left(entry, "lies beside the folders of people (sub-*)", True))
+                tree.left.append(Left(entry, "lies beside the folders of people (sub-*)"))
             elif is_person and _FOREIGN.search(entry.name):
-                tree.left.append(Left(entry, "is a file, and people are folders: unpack it", True))
+                tree.left.append(Left(entry, "is a file, and people are folders: unpack it"))
         elif entry.name.lower() not in _NO_PEOPLE and not _SIDE.match(entry.name):
             left: list[Left] = []  # of what may be nobody's, as lost+found is
             if any(NIFTI.search(p.name) for p in _files_below(entry, 2, left)):
-                left.append(Left(entry, "holds images and is not called sub-*", True))
-            tree.left.extend(item._replace(is_error=False) for item in left)
+                left.append(Left(entry, "holds images and is not called sub-*"))
+            tree.left.extend(item._replace(severity="warning") for item in left)
     return tree
 
 
@@ -129,7 +128,7 @@ def _scan_person(folder: pathlib.Path, tree: Tree) -> None:
             kind, left = _classify(path, path.parent.relative_to(level))
             if kind and (other := _other_owner(path.name, folder.name, session)):
                 reason = f"is called after {other} and lies in {level.relative_to(folder.parent)}"
-                tree.left.append(Left(path, reason, True, True))
+                tree.left.append(Left(path, reason, "error"))
             elif kind:
                 images.setdefault(kind, []).append(path)
             elif left is not None:
@@ -137,13 +136,13 @@ def _scan_person(folder: pathlib.Path, tree: Tree) -> None:
             elif _FOREIGN.search(path.name):
                 foreign[path.parent] += 1
         for where, count in sorted(foreign.items()):
-            tree.left.append(Left(where, f"holds images that are not NIfTI ({count} files)", False))
+            tree.left.append(Left(where, f"holds images that are not NIfTI ({count} files)", ""))
         if images:
             tree.levels.append(Level(folder.name, session, level, images))
             found = True
     if not found:
         reason = "no PET, CT or T1w image in it (a dataset that was not fetched?)"
-        tree.left.append(Left(folder, reason, True))
+        tree.left.append(Left(folder, reason))
     else:
         tree.left[known:] = [item._replace(of_known=True) for item in tree.left[known:]]
 
@@ -165,32 +164,32 @@ def _is_session(path: pathlib.Path) -> bool:
 def _classify(path: pathlib.Path, below: pathlib.Path) -> tuple[str, Left | None]:
     """(modality or "", why not). (("", None)): no image."""
     if _SIDE.match(path.name):
-        return "", Left(path, "side files of an operating system", False)
+        return "", Left(path, "side files of an operating system", "")
     if not NIFTI.search(path.name):
         return "", None
     stem = NIFTI.sub("", path.name)
     words = [w for w in re.split(r"[^a-z0-9]+", stem.lower()) if w]
     end = stem.lower().rpartition("_")[2]
     if SYNTHETIC.search(stem):
-        return "", Left(path, "images that this program made (desc-synth), not measured", False)
+        return "", Left(path, "images that this program made (desc-synth), not measured", "")
     kind = stem.lower() if stem.lower() in FLAT else _ENDS.get(end, "")
     if kind and (part := _PART.search(stem)):
         reason = f"part-{part[1].lower()} of an image, and its magnitude is what is read"
-        return "", Left(path, reason, True)
+        return "", Left(path, reason)
     if kind == "pet" and _NAC.search(stem):
         kind = "nac"
     if kind and str(below).lower().strip(".") in _PLACES:
         return kind, None
     if kind:
-        return "", Left(path, f"lies in {below}, where no {kind} is looked for", True)
+        return "", Left(path, f"lies in {below}, where no {kind} is looked for")
     if words and words[-1] in _OTHERS:
-        return "", Left(path, f"images of another kind ({words[-1]})", False)
+        return "", Left(path, f"images of another kind ({words[-1]})", "")
     like = next((_LIKE[w] for w in reversed(words) if w in _LIKE), "")
     like = like or ("PET" if any(w.endswith("pet") for w in words) else "")
     if like:
         name = {"PET": "*_pet", "CT": "*_ct", "MR": "*_T1w"}[like]
-        return "", Left(path, f"looks like {like} and is not called {name}.nii.gz", True)
-    return "", Left(path, "images of another kind", False)
+        return "", Left(path, f"looks like {like} and is not called {name}.nii.gz")
+    return "", Left(path, "images of another kind", "")
 
 
 def _files_below(folder, depth: int, left: list[Left], *, skip_sessions: bool = False):
@@ -199,7 +198,7 @@ def _files_below(folder, depth: int, left: list[Left], *, skip_sessions: bool = 
         if not entry.is_dir() or NIFTI.search(entry.name):
             yield entry
         elif entry.is_symlink() and pathlib.Path(folder).resolve().is_relative_to(entry.resolve()):
-            left.append(Left(entry, "a link to a folder that it lies in", True))
+            left.append(Left(entry, "a link to a folder that it lies in"))
         elif depth and not _SIDE.match(entry.name) and not (skip_sessions and _is_session(entry)):
             yield from _files_below(entry, depth - 1, left)
 
@@ -208,5 +207,5 @@ def _entries(folder, left: list[Left]) -> list[pathlib.Path]:
     try:
         return sorted(pathlib.Path(folder, name) for name in os.listdir(folder))
     except OSError as e:
-        left.append(Left(pathlib.Path(folder), f"cannot be read ({e.strerror})", True, True))
+        left.append(Left(pathlib.Path(folder), f"cannot be read ({e.strerror})", "error"))
         return []

@@ -93,7 +93,7 @@ def counted(out: list[LeftOut], total: int, aside: Iterable[Left] = ()) -> str:
 
     aside: what a folder holds besides, of which the errors are counted.
     """
-    refused = [item for item in aside if item.is_error]
+    refused = [item for item in aside if item.severity == "error"]
     unknown = sum(not item.of_known for item in refused)
     people = sum(item.is_person for item in out) + unknown
     more = len(out) + len(refused) - people

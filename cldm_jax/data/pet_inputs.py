@@ -111,9 +111,9 @@ def _bids(root: pathlib.Path, source: str) -> Inputs:
         other, why = "nac", "without attenuation correction, the model takes corrected ones"
         why += " (or give it alone)"
     for level in tree.levels:
-        left += [layout.Left(path, why, True) for path in level.images.get(other, ())]
+        left += [layout.Left(path, why) for path in level.images.get(other, ())]
         if level.person not in has_pet:
-            left.append(layout.Left(level.folder, "no PET image in it", True))
+            left.append(layout.Left(level.folder, "no PET image in it"))
         parts = [_own(part) for part in level.folder.relative_to(root).parts]
         folder = "/".join(parts)
         for path in level.images.get(source, ()):

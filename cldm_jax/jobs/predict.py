@@ -71,7 +71,7 @@ def _tell(request: Request, inputs: pet_inputs.Inputs) -> str:
     if not processes.is_main() or not inputs.left:
         return ""
     for item in inputs.left:
-        if item.warn:
+        if item.severity:
             print(f"warning: {item.path}: not predicted: {item.reason}", flush=True)
     path = pathlib.Path(request.out) / LEFT_ASIDE
     if path.parent.exists() and not path.parent.is_dir():
