@@ -314,8 +314,8 @@ def seeds(folder: pathlib.Path) -> dict[str, bytes]:
     prepared["grid"] = ModelGrid((4, 4), (1.0, 1.0), 1.0).to_index("fov")
     prepared["encoding"] = shards.ENCODINGS["uint16"]
     (folder / "prepared").mkdir(exist_ok=True)
-    writer = shards.ShardWriter(folder / "prepared", "pet", "uint16", (4, 4), 8)
-    where = writer.add(np.zeros((3, 4, 4), np.float32))
+    writer = shards.ShardWriter(folder / "prepared", "pet", 8)
+    where = writer.add(shards.encode(np.zeros((3, 4, 4)), "uint16"))
     volume = {"pet": {"shard": where[0], "offset": 0}}
     prepared["subjects"] = [
         {"id": "a", "group": "a", "n_slices": 3, "keep": [True] * 3}

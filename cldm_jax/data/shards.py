@@ -51,26 +51,21 @@ def encode(array: np.ndarray, dtype: str) -> np.ndarray:
 class ShardWriter:
     """Collects volumes of one modality and writes each shard whole.
 
-    `item_shape` is one slice's: (H, W), or (h, w, C) for latents. A shard is written when the next
-    volume would take it past `shard_items` slices (a longer volume has a shard to itself), so one
-    shard is held in memory.
+    A shard is written when the next volume would take it past `shard_items` slices (a longer volume has
+    a shard to itself), so one shard is held in memory.
     """
 
-    def __init__(self, folder, modality: str, dtype: str, item_shape, shard_items: int):
-        self.folder, self.modality, self.dtype = pathlib.Path(folder), modality, dtype
-        self.item_shape, self.shard_items = tuple(item_shape), shard_items
+    def __init__(self, folder, modality: str, shard_items: int):
+        self.folder, self.modality, self.shard_items = pathlib.Path(folder), modality, shard_items
         self.shards: dict[str, dict] = {}
         self._parts: list[np.ndarray] = []
         self._count = 0
 
-    def add(self, array: np.ndarray) -> tuple[str, int]:
-        """Appends a volume [Z, *item_shape] (model range, or numbers already encoded).
+    def add(self, stored: np.ndarray) -> tuple[str, int]:
+        """Appends a volume [Z, H, W] or [Z, h, w, C] of encoded numbers.
 
         Returns (shard file name, index of its first slice in the shard).
         """
-        if array.shape[1:] != self.item_shape or not len(array):
-            raise ValueError(f"{self.modality}: slices {array.shape}, not [Z, {self.item_shape}]")
-        stored = array if array.dtype == np.dtype(self.dtype) else encode(array, self.dtype)
         if self._count and self._count + len(stored) > self.shard_items:
             self._flush()
         offset = self._count
@@ -93,7 +88,7 @@ class ShardWriter:
             # Into a file itself NumPy writes in C, and of a full disk says "9 requested and 5 written".
             np.save(types.SimpleNamespace(write=f.write), data, allow_pickle=False)
         sha256 = files.sha256_file(self.folder / name)
-        self.shards[name] = {"sha256": sha256, "shape": list(data.shape), "dtype": self.dtype}
+        self.shards[name] = {"sha256": sha256, "shape": list(data.shape), "dtype": str(data.dtype)}
         self._parts, self._count = [], 0
 
 

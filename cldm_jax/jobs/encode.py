@@ -3,6 +3,7 @@
 import numpy as np
 
 from cldm_jax.data.shards import Prepared, ShardWriter, write_index
+from cldm_jax.data.shards import encode as to_stored
 from cldm_jax.methods.codec import make_codec
 from cldm_jax.runs.inputs import autoencoder_workdir, load_autoencoder, settled
 from cldm_jax.runs.latents import latents_folder, needed_modalities
@@ -56,8 +57,8 @@ def ensure_latents(
                     continue
                 sums[name] = sums[name] + _sums(z[prepared.keep(i, name)])
                 if name not in writers:
-                    writers[name] = ShardWriter(folder, name, "float16", z.shape[1:], SHARD_ITEMS)
-                shard, offset = writers[name].add(z)
+                    writers[name] = ShardWriter(folder, name, SHARD_ITEMS)
+                shard, offset = writers[name].add(to_stored(z, "float16"))
                 volumes[name] = {**subject["volumes"][name], "shard": shard, "offset": offset}
             subjects.append({**subject, "volumes": volumes})
             if i in train:

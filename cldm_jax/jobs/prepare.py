@@ -205,9 +205,7 @@ def _write_slices(root, config, settings: Settings, subjects, facts, train: set[
             volumes = {}
             for name, stored in made.stored.items():
                 if name not in writers:
-                    writers[name] = shards.ShardWriter(
-                        root, name, str(stored.dtype), settings.grid.size, config.shard_items
-                    )
+                    writers[name] = shards.ShardWriter(root, name, config.shard_items)
                 shard, offset = writers[name].add(stored)
                 volumes[name] = {"shard": shard, "offset": offset}
                 if name in made.keeps:
