@@ -145,12 +145,10 @@ def is_image(value) -> bool:
 
 def from_image(image, name: str = "image", outside: float | None = None) -> Volume:
     """A nibabel image as a checked volume: what `read_volume` refuses in a file is refused in it."""
-    if image.affine is None:
-        raise UserError(name, "has no affine", "Give an array with its affine")
     if math.prod(image.shape[:3]) * 4 > MAX_BYTES or math.prod(image.shape[3:]) > 1:
         _check_header(name, image.header)  # before a voxel is read
     array = np.asanyarray(image.dataobj)
-    if not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one
+    if image.affine is None or not isinstance(image, nib.Nifti1Image):  # Nifti2Image is one
         return from_array(array, image.affine, name, outside)
     header = image.header.copy()
     if not np.allclose(header.get_best_affine(), image.affine, atol=1e-4):
