@@ -148,31 +148,12 @@ def test_what_is_wrong_is_found(tmp_path, kind):
     assert all(f.remedy and f.what and f.subject == "sub-1" for f in errors)
 
 
-def test_swapped_pet_and_ct_are_named(tmp_path):
-    write_head(tmp_path, 0)
-    _put(tmp_path, "pet", make_head(0)["ct"])
-    _put(tmp_path, "ct", make_head(0)["pet"])
-    findings, _ = _findings(tmp_path)
-    reasons = " ".join(f.reason + f.remedy for f in findings)
-    assert "looks like CT" in reasons and "swapped" in reasons and "not CT in HU" in reasons
-
-
 @pytest.mark.parametrize("mm", [-20, 15])
 def test_content_off_by_centimetres_is_a_warning(tmp_path, mm):
     write_head(tmp_path, 0)
     _put(tmp_path, "mr", np.roll(make_head(0)["mr"], mm // 5, 0))
     findings, _ = _findings(tmp_path)
     assert [f.severity for f in findings] == ["warning"] and "right-left" in findings[0].reason
-
-
-def test_harmless_oddities_are_warnings(tmp_path):
-    write_head(tmp_path, 0)
-    _put(tmp_path, "pet", make_head(0)["pet"] * 3000)
-    assert "not SUV" in _findings(tmp_path)[0][0].reason
-    _put(tmp_path, "pet", make_head(0)["pet"] - 0.3)
-    findings, volumes = _findings(tmp_path)
-    assert [f.severity for f in findings] == ["warning"] and "negative" in findings[0].reason
-    assert volumes
 
 
 def test_a_remedy_names_the_setting_in_a_command_and_in_python(tmp_path):

@@ -678,12 +678,6 @@ def test_bad_series_is_refused_in_one_line(tmp_path, kind):
     assert fragment.lower() in caught.value.reason.lower() and caught.value.what == str(path)
 
 
-def test_absent_end_slices_are_noted(tmp_path):
-    """No gap shows them; only the number that the header allows does."""
-    notes = dicom.read_series(_series(tmp_path, keep=range(5))).volume.notes
-    assert notes == ("the header allows 6 slices, 5 were found",)
-
-
 @pytest.mark.parametrize("value, said", [("YES", True), ("CANARY", True), ("NO", False)])
 def test_text_burned_into_the_pixels_is_noted(tmp_path, value, said):
     notes = dicom.read_series(_series(tmp_path, _set(BurnedInAnnotation=value))).volume.notes
