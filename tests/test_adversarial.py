@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cldm_jax.errors import UserError
 from cldm_jax.methods import adversarial
 from cldm_jax.methods.registry import make_method
 from cldm_jax.models.discriminator import PatchDiscriminator
@@ -168,12 +167,3 @@ def test_cyclegan_moves_to_the_other_domain_and_back():
     image = method.predict["predict"](state, test, jax.random.key(0)).image
     assert test["source"].mean() < -0.2 and image.mean() == pytest.approx(0.32, abs=0.2)
     assert state.extra["target"]["count"] == recipe["pool_size"]
-
-
-def test_cyclegan_refuses_several_slices():
-    recipe = cyclegan.get_config("tiny").recipe.to_dict()
-    recipe["optim"]["num_train_steps"] = 10
-    method = make_method("cyclegan", **recipe)
-    batch = {"source": np.zeros((1, 16, 16, 3), np.float32), "target": np.zeros((1, 16, 16, 1))}
-    with pytest.raises(UserError, match="one source slice, got 3"):
-        method.init(jax.random.key(0), batch, {})

@@ -31,8 +31,6 @@ def make(
 
     def init(rng, batch, frozen):
         source, target = batch["source"][:1], batch["target"][:1]
-        if source.shape[-1] != 1:
-            raise ValueError(f"CycleGAN takes one source slice, got {source.shape[-1]}")
         there, back, of_target, of_source = jax.random.split(rng, 4)
         generators = {
             "forward": init_params(net, there, source),
