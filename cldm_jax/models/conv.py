@@ -48,11 +48,6 @@ def _add_bias_gradient(_, g):
 add_bias.defvjp(lambda y, bias: (add_bias(y, bias), None), _add_bias_gradient)
 
 
-def conv2d_prepared(x, weights, bias):
-    """`conv2d` with weights of `prepare_params`."""
-    return library.winograd_conv_prepared(x, weights, bias)
-
-
 def prepare_params(params):
     """Parameters for inference: kernels that `conv2d` would transform in every call, transformed once.
 

@@ -1,6 +1,6 @@
 """The blocks every network here is made of. NHWC; norms, softmax and outputs in float32.
 
-No BatchNorm anywhere: `params` is the only collection. Imports flax, jax and `models.conv` only.
+No BatchNorm anywhere: `params` is the only collection.
 """
 
 import math
@@ -11,7 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cldm_jax.models.conv import add_bias, conv2d, conv2d_prepared
+from cldm_jax.kernels.library import winograd_conv_prepared
+from cldm_jax.models.conv import add_bias, conv2d
 
 KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
@@ -37,7 +38,7 @@ class Conv(nn.Module):
         # See prepare_params, which knows neither the stride nor the dtype of the computation.
         is_float32 = x.dtype == jnp.float32
         if is_float32 and self.stride == 1 and self.has_variable("params", "winograd"):
-            return conv2d_prepared(x, self.get_variable("params", "winograd"), bias)
+            return winograd_conv_prepared(x, self.get_variable("params", "winograd"), bias)
         return conv2d(x, kernel.astype(self.dtype), bias, self.stride)
 
 
