@@ -209,13 +209,13 @@ class AutoencoderKL(nn.Module):
 
     def encode(self, x, label, patch):
         """x [B, H, W, 1] -> posterior mean, log-variance [B, h, w, C]."""
-        _refuse_patch(patch)
+        if patch is not None:
+            raise ValueError("MONAI's autoencoder has no linear skip: set patch_skip to False")
         h = self.encoder(x)
         return self.quant_conv_mu(h), jnp.clip(self.quant_conv_log_sigma(h), -30.0, 20.0)
 
     def decode(self, z, label, patch):
         """z [B, h, w, C] -> image [B, H, W, 1]."""
-        _refuse_patch(patch)
         return self.decoder(self.post_quant_conv(z))
 
     def __call__(self, x, label, patch, eps):
@@ -223,11 +223,6 @@ class AutoencoderKL(nn.Module):
         mean, logvar = self.encode(x, label, patch)
         z = mean + jnp.exp(0.5 * logvar) * eps
         return self.decode(z, label, patch), mean, logvar
-
-
-def _refuse_patch(patch) -> None:
-    if patch is not None:
-        raise ValueError("MONAI's autoencoder has no linear skip: set patch_skip to False")
 
 
 class DiffusionModelUNet(nn.Module):
