@@ -40,8 +40,6 @@ def test_trailing_timesteps_start_at_the_last_step():
     assert trailing_timesteps(1000, 1).tolist() == [999]
     assert trailing_timesteps(1000, 4).tolist() == [999, 749, 499, 249]
     assert trailing_timesteps(10, 10).tolist() == list(range(9, -1, -1))
-    with pytest.raises(ValueError, match="num_sampling_steps"):
-        trailing_timesteps(10, 11)
 
 
 @pytest.mark.parametrize("target", parametrisation.TARGETS)
@@ -208,8 +206,5 @@ def test_through_plane_weights_keep_the_variance_and_set_the_correlation(noise_s
         assert overlap == pytest.approx(np.exp(-(d**2) / (4 * noise_slices**2)), abs=2e-3)
 
 
-def test_no_filter_is_one_weight_and_a_wrong_one_is_refused():
+def test_no_filter_is_one_weight():
     assert through_plane_weights(0.0) == (1.0,)
-    for wrong in (-1.0, 21.0, float("nan")):
-        with pytest.raises(ValueError, match="noise_slices"):
-            through_plane_weights(wrong)

@@ -12,8 +12,6 @@ def through_plane_weights(noise_slices: float) -> tuple[float, ...]:
     sum w^2 = 1, and correlated by exp(-d^2 / 4 s^2) between slices d apart, s = `noise_slices`, the
     SD in slices of the Gaussian w. 0: one weight, independent slices.
     """
-    if not 0 <= noise_slices <= 20:
-        raise ValueError(f"noise_slices {noise_slices}: give an SD in slices, 0 to 20")
     if noise_slices == 0:
         return (1.0,)
     reach = math.ceil(3 * noise_slices)

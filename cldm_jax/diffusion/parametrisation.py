@@ -41,9 +41,7 @@ def to_x0_eps(target: str, prediction, xt, a, s):
         return (xt - s * prediction) / jnp.maximum(a, 1e-4), prediction
     if target == "x0":
         return prediction, (xt - a * prediction) / jnp.maximum(s, 1e-4)
-    if target == "v":
-        return a * xt - s * prediction, s * xt + a * prediction
-    raise ValueError(f"unknown target {target!r}; known: {TARGETS}")
+    return a * xt - s * prediction, s * xt + a * prediction
 
 
 def gaussian_x0(mean, variance, xt, a, s):
@@ -51,15 +49,10 @@ def gaussian_x0(mean, variance, xt, a, s):
     return mean + a * variance / (a**2 * variance + s**2) * (xt - a * mean)
 
 
-def snr(alphas_bar, t):
-    """Signal-to-noise ratio alphas_bar / (1 - alphas_bar) at t, [B]."""
-    ab = alphas_bar[t]
-    return ab / jnp.maximum(1 - ab, 1e-8)
-
-
 def min_snr_weight(target: str, alphas_bar, t, gamma: float):
     """Min-SNR-gamma loss weight (Hang 2023, 2303.09556), [B]."""
-    ratio = snr(alphas_bar, t)
+    ab = alphas_bar[t]
+    ratio = ab / jnp.maximum(1 - ab, 1e-8)  # of signal to noise
     clipped = jnp.minimum(ratio, gamma)
     if target == "x0":
         return clipped

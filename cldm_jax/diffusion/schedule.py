@@ -46,7 +46,5 @@ ZERO_SNR = ("cosine", "scaled_linear")  # their last step is pure noise
 
 def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray:
     """Sampling steps from T - 1 downwards, [num_sampling_steps] ("trailing", Lin et al. table 2)."""
-    if not 1 <= num_sampling_steps <= num_timesteps:
-        raise ValueError(f"num_sampling_steps {num_sampling_steps} not in [1, {num_timesteps}]")
     stride = num_timesteps / num_sampling_steps
     return np.round(np.arange(num_timesteps, 0, -stride)).astype(np.int32)[:num_sampling_steps] - 1
