@@ -60,6 +60,8 @@ def _check(d: dict, s: dict) -> None:
     if d["conditioning"] not in READINGS:
         known = ", ".join(READINGS)
         raise ValueError(f"unknown conditioning {d['conditioning']!r}; known: {known}")
+    if d.get("gaussian_denoiser") and d["target"] != "x0":  # runs of before do not name it
+        raise ValueError("gaussian_denoiser gives x0: set it to False, or target to 'x0'")
     READINGS[d["conditioning"]].check(d)
     steps, most, of = s["num_sampling_steps"], d["num_timesteps"], "the diffusion"
     if d["conditioning"] == "sdedit":
@@ -104,7 +106,7 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
         younger self is put beside them.
         """
         z, label = batch["target"][:1], batch["label"][:1]
-        source = cldm.training_source(frozen, {"source": batch["source"][:1]})
+        source = cldm.training_source(frozen, batch["source"][:1])
         params = init_params(net, rng, z, label, label, cldm.condition(source))
         if young_at:
             frozen = {**frozen, YOUNG: jax.tree.map(jnp.copy, params)}
@@ -150,9 +152,6 @@ class _Cldm:
         """What a training step is given: sdedit learns one modality's latents, and no source."""
         return ("source",) * self.reading.sees_source + ("target", "label")
 
-    def alphas_bar(self):
-        return alphas_bar(self.diffusion)
-
     # Latents and the source
 
     def standardise(self, frozen, z, label):
@@ -172,10 +171,10 @@ class _Cldm:
         mean, std = (jnp.tile(stats[k][code], slices) for k in ("mean", "std"))
         return (z - mean[None, None, None]) / std[None, None, None]
 
-    def training_source(self, frozen, batch):
+    def training_source(self, frozen, source):
         if self.diffusion["source_encoding"] == "latent":
-            return self.source_latents(frozen, batch["source"])
-        return space_to_depth(batch["source"], self.codec.factor)
+            return self.source_latents(frozen, source)
+        return space_to_depth(source, self.codec.factor)
 
     def image_source(self, frozen, source):
         """The same representation from PET slices [B, H, W, S], at prediction time."""
@@ -219,7 +218,7 @@ class _Cldm:
         if not self.diffusion.get("gaussian_denoiser"):
             return out
         mean, log_variance = jnp.split(out, 2, axis=-1)
-        a, s = parametrisation.coefficients(self.alphas_bar(), t, zt.ndim)
+        a, s = parametrisation.coefficients(alphas_bar(self.diffusion), t, zt.ndim)
         variance = jnp.exp(jnp.clip(log_variance, *LOG_VARIANCE))
         return parametrisation.gaussian_x0(mean, variance, zt, a, s)
 
@@ -251,7 +250,7 @@ class _Cldm:
         power = self.diffusion.get("noise_weight_power", 0.0)  # runs of before do not name it
         if power == 0.0:
             return jnp.ones(t.shape)
-        sigma = jnp.sqrt(1 - self.alphas_bar()[t])
+        sigma = jnp.sqrt(1 - alphas_bar(self.diffusion)[t])
         return jnp.maximum(sigma, SIGMA_FLOOR) ** -power
 
     def loss(self, params, state, batch, noise):
@@ -259,7 +258,7 @@ class _Cldm:
         z0 = self.standardise(frozen, batch["target"], label)
         source = zs = None
         if "source" in self.reads:
-            source = self.training_source(frozen, batch)
+            source = self.training_source(frozen, batch["source"])
             zs = self.middle(frozen, batch["source"], source)
         share = ramp(state.step, self.num_train_steps, *d["onestep_share"], *d["onestep_ramp"])
         is_onestep = noise["onestep_lot"] < share
@@ -282,7 +281,7 @@ class _Cldm:
         }
         if d["min_snr_gamma"] > 0:
             snr_weight = parametrisation.min_snr_weight(
-                d["target"], self.alphas_bar(), t, d["min_snr_gamma"]
+                d["target"], alphas_bar(d), t, d["min_snr_gamma"]
             )
             per_example = jnp.where(is_onestep, per_example, snr_weight * per_example)
         return per_example.mean(), metrics
@@ -313,7 +312,7 @@ class _Cldm:
         def denoise_fn(zt, t):
             return self.denoise(state.ema_params, zt, t, label, condition)
 
-        z = samplers.onestep(denoise_fn, start, self.alphas_bar(), target=target)
+        z = samplers.onestep(denoise_fn, start, alphas_bar(self.diffusion), target=target)
         return Prediction(self.decode(state, z, label))
 
     def sample_latents(self, state, source, zs, label, noise_fn):

@@ -38,13 +38,7 @@ def alphas_bar(d):
     return SCHEDULES[d["schedule"]](d["num_timesteps"])
 
 
-def _check_gaussian(d) -> None:
-    if d.get("gaussian_denoiser") and d["target"] != "x0":
-        raise ValueError("gaussian_denoiser gives x0: set it to False, or target to 'x0'")
-
-
 def _check_concat(d) -> None:
-    _check_gaussian(d)
     if max(d["onestep_share"]) > 0 and d["target"] == "eps":
         raise ValueError("onestep rows need a v or x0 target")
     if max(d["onestep_share"]) > 0 and d["schedule"] not in ZERO_SNR:
@@ -52,7 +46,6 @@ def _check_concat(d) -> None:
 
 
 def _check_sdedit(d) -> None:
-    _check_gaussian(d)
     if d["source_encoding"] != "latent":
         raise ValueError("conditioning 'sdedit' needs source_encoding 'latent'")
     if max(d["onestep_share"]) > 0:
@@ -62,7 +55,6 @@ def _check_sdedit(d) -> None:
 
 
 def _check_bridge(d) -> None:
-    _check_gaussian(d)
     if d["target"] != "x0":
         raise ValueError("conditioning 'bridge' predicts x0: set target to 'x0'")
     if d["min_snr_gamma"] > 0:
