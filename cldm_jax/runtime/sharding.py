@@ -30,7 +30,7 @@ def put_batch(batch: dict, sharding) -> dict:
     return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
 
-def check_batch_size(batch_size: int, parts: int = 1) -> None:
+def check_batch_size(batch_size: int, parts: int) -> None:
     """UserError where a batch in `parts` (optim.accumulate) cannot be split over the devices."""
     n = jax.device_count()
     if batch_size % (n * parts):

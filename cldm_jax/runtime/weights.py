@@ -51,9 +51,6 @@ def is_exported(folder) -> bool:
 def flatten(tree: dict) -> dict[str, Any]:
     """{"a": {"b": x}} -> {"a/b": x}, sorted by name. Empty dicts vanish."""
     flat = traverse_util.flatten_dict(tree)
-    for path in flat:
-        if not all(isinstance(key, str) and key and "/" not in key for key in path):
-            raise ValueError(f"{path}: a name is text without a slash")
     return {"/".join(path): flat[path] for path in sorted(flat)}
 
 
