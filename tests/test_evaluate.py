@@ -379,9 +379,9 @@ def test_validation_draws_every_class_from_what_it_has_predicted(study, monkeypa
 
     method = Method(None, None, {"predict": predict}, {"predict": 1})
     config, prepared = study.config("unet", val_slice_stride=1), Prepared(study.prepared)
-    validate = validation.make_validation(config, prepared, method)
+    look = validation.make_validation(config, prepared, method).look
     state = stored.open_run(str(study.unet)).state
-    _, images = validate(state, types.SimpleNamespace(is_asked=lambda: False))
+    _, images = look(state, types.SimpleNamespace(is_asked=lambda: False))
     shown = images["val/source_ct_mr"]
     width = shown.shape[2] // 3
     for column, code in ((1, 1), (2, 2)):

@@ -317,7 +317,7 @@ def test_a_signal_in_validation_leaves_it_to_the_resumed_run(study, tmp_path, mo
 
         def look(state, stop):
             os.kill(os.getpid(), signal.SIGINT)
-            return validation(state, stop)
+            return validation.look(state, stop)
 
         return validation._replace(look=look)
 

@@ -97,7 +97,7 @@ class Loop:
     def validate(self) -> None:
         """Left to the resumed run where a signal cuts it short."""
         self._settle()
-        found = self.validation(self.state, self.stop)
+        found = self.validation.look(self.state, self.stop)
         device.trim_heap()
         if found is None:
             self.is_stopping = True

@@ -22,9 +22,6 @@ class Validation(NamedTuple):
     look: Callable  # (state, stop) -> scalars and images, or None; see `make_validation`
     compile: Callable  # (state) -> None: ahead of the first look
 
-    def __call__(self, state, stop):
-        return self.look(state, stop)
-
 
 def make_validation(config, prepared, method) -> Validation:
     """What is looked at: called with (state, stop) it gives ({"val/psnr_ct": dB}, {name: images
