@@ -46,7 +46,6 @@ class Checkpoints:
                 preservation_policy=checkpoint_managers.LatestN(n=keep),
                 cleanup_tmp_directories=True,
                 enable_async_checkpointing=False,
-                save_interval_steps=1,
             ),
         )
 
@@ -97,8 +96,10 @@ class Checkpoints:
             lambda: self._keep_sound(sorted(self.manager.all_steps(), reverse=True))
         )
         self._reload()
+        if step != NONE and abstract is None:
+            return step, _restore_numpy(self.folder, step)
         if step != NONE:
-            return step, self._restore(step, abstract)
+            return step, self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
         if processes.decided(lambda: any(self.folder.glob("*.corrupt*/sha256.json"))):
             raise UserError(
                 self.folder,
@@ -121,11 +122,6 @@ class Checkpoints:
         """Process 0 may have set something aside."""
         if processes.count() > 1:
             self.manager.reload()
-
-    def _restore(self, step: int, abstract):
-        if abstract is None:
-            return _restore_numpy(self.folder, step)
-        return self.manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
     def _set_aside(self, step: int, reason: str) -> None:
         aside = self.folder / CORRUPT.format(step=step)
