@@ -39,9 +39,7 @@ def get_config(preset: str = "a6000"):
             "groups": 8,
             "attention": "xla",  # | cudnn: fused, bfloat16 on NVIDIA GPUs
             "remat": False,
-            "dtype": common.pick(
-                preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16"
-            ),
+            "dtype": common.dtype(preset),
         },
         "patch_skip": True,
         "loss": {

@@ -24,6 +24,11 @@ def pick(preset: str, **choices):
     return choices.get(preset, choices["a6000"])
 
 
+def dtype(preset: str) -> str:
+    """Of a network's arithmetic."""
+    return pick(preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16")
+
+
 def data(preset: str) -> ml_collections.ConfigDict:
     """Which slices a run reads. With `prepared` empty, the phantom below is simulated on first use."""
     from configs import prepare, simulate
@@ -59,18 +64,16 @@ def train(preset: str) -> ml_collections.ConfigDict:
     c.log_every = pick(preset, tiny=1, quick=20, cpu=50, a6000=100)  # steps
     c.val_every = pick(preset, tiny=10, quick=300, cpu=1000, a6000=5000)  # steps
     c.save_every = pick(preset, tiny=10, quick=200, cpu=500, a6000=2000)  # steps
-    c.val_slice_stride = pick(
-        preset, tiny=2, quick=6, cpu=8, a6000=20
-    )  # every n-th slice of val people
+    # every n-th slice of val people
+    c.val_slice_stride = pick(preset, tiny=2, quick=6, cpu=8, a6000=20)
     # At the end, where the method draws samples: the spread of so many (0 = not), of every n-th slice of
     # at most so many validation people, is made to fit the error (jobs/calibrate.py).
     c.calibrate_samples = pick(preset, tiny=0, quick=8, cpu=8, a6000=8)
     c.calibrate_steps = 2  # of DDIM, where the network tells its variance; 0: as for a sample
     c.calibrate_slice_stride = pick(preset, tiny=2, quick=2, cpu=4, cpu1mm=16, a6000=8)
     c.calibrate_people = pick(preset, tiny=2, quick=4, cpu=8, a6000=20)
-    c.init_items = pick(
-        preset, tiny=24, quick=256, cpu=512, a6000=512
-    )  # slices to fit constants on
+    # slices to fit constants on
+    c.init_items = pick(preset, tiny=24, quick=256, cpu=512, a6000=512)
     c.num_threads = 2  # reader threads
     c.num_workers = 0  # reader processes; on 2 cores they do not pay
     return c

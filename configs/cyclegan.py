@@ -24,7 +24,7 @@ def get_config(preset: str = "a6000"):
     c.train = common.train(preset)
     c.train.batch_size = common.pick(preset, tiny=4, quick=1, cpu=1, a6000=1, multi=8)
     c.train.num_train_steps = common.pick(preset, tiny=20, quick=600, cpu=6000, a6000=200_000)
-    dtype = common.pick(preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16")
+    dtype = common.dtype(preset)
     c.recipe = {
         "generator": {
             "base_channels": common.pick(preset, tiny=4, quick=16, cpu=32, cpu1mm=16, a6000=64),

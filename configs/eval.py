@@ -22,9 +22,8 @@ def get_config(preset: str = "a6000"):
     c.targets = ()  # () = all that the runs make and the people have
     c.slice_stride = common.pick(preset, tiny=1, quick=4, cpu=20, a6000=1)  # every n-th slice
     c.slice_run = 2  # neighbours scored together, for the slice-to-slice score
-    c.people_per_group = common.pick(
-        preset, cpu1mm=2, a6000=0
-    )  # first so many of each group (virtual people of one head); 0 = all
+    # first so many of each group (virtual people of one head); 0 = all
+    c.people_per_group = common.pick(preset, cpu1mm=2, a6000=0)
     c.batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)
     c.replace_sampling = False  # use `sampling` below instead of each run's own
     c.sampling = ldm.sampling(preset)

@@ -62,9 +62,7 @@ def get_config(preset: str = "a6000"):
                 "groups": 8,
                 "attention": "xla",  # | cudnn: fused, bfloat16 on NVIDIA GPUs
                 "remat": False,
-                "dtype": common.pick(
-                    preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16"
-                ),
+                "dtype": common.dtype(preset),
             },
         },
         "diffusion": {
@@ -106,9 +104,8 @@ def get_config(preset: str = "a6000"):
 
 def sampling(preset: str) -> dict:
     return {
-        "num_sampling_steps": common.pick(
-            preset, tiny=4, quick=5, cpu=10, a6000=50
-        ),  # DDIM, trailing
+        # DDIM, trailing
+        "num_sampling_steps": common.pick(preset, tiny=4, quick=5, cpu=10, a6000=50),
         "num_samples": (1, 4),  # K of the read-outs: sample (K = 1) and mean4
         "eta": 0.0,
         "guidance_scale": 1.0,  # more lowers PSNR

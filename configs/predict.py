@@ -14,9 +14,8 @@ from configs import common
 def get_config(preset: str = "a6000"):
     c = common.base("predict", "predict", preset)
     c.input = ""  # NIfTI file, DICOM folder or zip, BIDS dataset
-    c.checkpoint = (
-        ""  # workdir of a training, or an exported folder; "" = the model that is shipped
-    )
+    # workdir of a training, or an exported folder; "" = the model that is shipped
+    c.checkpoint = ""
     c.targets = ()  # () = all that the model makes
     c.mode = ""  # onestep, mirror, sample, mean, recentred, predict; "" = mirror where there is one
     c.samples = 0  # K of mean, recentred and the uncertainty; 0 = as calibrated, else 4

@@ -11,6 +11,8 @@ Time:     one process: tiny under 1 s, quick 0.2-0.4 s and cpu 1 s a person; a60
 import ml_collections
 from ml_collections import config_dict
 
+from configs import common
+
 # What a preset changes; everything else is in get_config. size: rows, columns. spacing_mm: row,
 # column. slice_spacing_mm None: slices as scanned.
 PRESETS = {
@@ -24,8 +26,6 @@ PRESETS = {
 
 
 def get_config(preset: str = "a6000") -> ml_collections.ConfigDict:
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
     config = ml_collections.ConfigDict()
     config.job = "prepare"
     config.preset = preset
@@ -63,6 +63,6 @@ def get_config(preset: str = "a6000") -> ml_collections.ConfigDict:
     config.mi_threshold = 0.05  # normalised mutual information of PET and target, at least
     config.shard_items = 2048  # slices per shard file; one shard per modality is held in memory
     config.workers = 2  # processes; 0 = none; changes no number
-    config.update(PRESETS[preset])
+    config.update(common.pick(preset, **PRESETS))
     config.lock()
     return config

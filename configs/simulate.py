@@ -10,6 +10,8 @@ Time:     CPU seconds per person: tiny 0.3, quick 1, cpu 2, a6000 and multi 12 (
 
 import ml_collections
 
+from configs import common
+
 # What a preset changes; everything else is in get_config.
 PRESETS = {
     "tiny": dict(n_subjects=8, shape=(32, 40, 6), spacing_mm=(6.0, 6.0, 8.0), workers=0),
@@ -64,10 +66,8 @@ def randomised() -> dict:
             "tissue_factor": (0.3, 4.0),
             "tissue_absent": 0.12,  # each of these without uptake; chosen
             "scalp_absent": 0.25,  # fat, muscle and skin without uptake; chosen: what costs most
-            "grey_field": (
-                0.05,
-                0.3,
-            ),  # SD of regional uptake of grey matter; the ordinary mode has .1
+            # SD of regional uptake of grey matter; the ordinary mode has .1
+            "grey_field": (0.05, 0.3),
             "brain_field": (0.05, 0.15),  # of white matter, fluid, tumour; chosen
             "outer_field": (0.1, 0.4),  # outside the brain (20 mm); chosen
             "field_mm": (14.0, 30.0),  # smoothness inside the brain; chosen
@@ -144,17 +144,13 @@ def randomised() -> dict:
 
 
 def get_config(preset: str = "a6000") -> ml_collections.ConfigDict:
-    if preset not in PRESETS:
-        raise ValueError(f"unknown preset {preset!r}; known: {', '.join(PRESETS)}")
     config = ml_collections.ConfigDict()
     config.job = "simulate"
     config.preset = preset
     config.name = "phantom"  # of the cohort, in its manifest
     config.seed = 0
-    config.mode = (
-        # paired3 | abstract (CT or MR) | easy (no noise, healthy) | adversarial | randomised
-        "paired3"
-    )
+    # paired3 | abstract (CT or MR) | easy (no noise, healthy) | adversarial | randomised
+    config.mode = "paired3"
     config.labels = ""  # folder of */label.nii.gz (BrainWeb codes); "" = the embedded head
     config.variants_per_head = 8  # virtual people per label volume; they share a group
     config.vary_first = True  # False: variant 0 keeps the label volume's own pose and shape
@@ -175,6 +171,6 @@ def get_config(preset: str = "a6000") -> ml_collections.ConfigDict:
     config.pets_per_person = 1  # mode randomised: PETs with the same CT and MR
     config.randomised = randomised()
     config.workers = 2  # processes; 0 = none; changes no voxel
-    config.update(PRESETS[preset])
+    config.update(common.pick(preset, **PRESETS))
     config.lock()
     return config
