@@ -34,7 +34,7 @@ LIMITS = {
             math.inf,
         ): "seed split_seed workers num_workers warmup_steps batch_size steps weight_decay "
         "people_per_group folds calibrate_samples calibrate_steps calibrate_people people samples "
-        "sharpness max_people num_train_steps",
+        "sharpness max_people num_train_steps scale_factor",
         (0, 1): "b1 b2 ema_decay class_dropout_prob onestep_share onestep_ramp eta sdedit_strength "
         "min_head_fraction train_min_head_fraction mi_threshold split_fractions randomised_share",
         (1, math.inf): "template_people calibrate_slice_stride train.batch_size encode_batch_size "

@@ -11,9 +11,6 @@ def check(config, prepared: Prepared) -> None:
     _check_codes(config, prepared.index)
     _check_source(config)
     _check_loss(config)
-    if "autoencoder" in config and config.autoencoder.scale_factor < 0:
-        what = f"config.autoencoder.scale_factor={config.autoencoder.scale_factor:g}"
-        raise UserError(what, "negative", "Give MONAI's scale_factor, or 0 for none.")
 
 
 def check_size(config, size) -> None:
