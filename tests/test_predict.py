@@ -22,7 +22,6 @@ from cldm_jax.data.pipeline import make_source
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import predict
-from cldm_jax.runs import inputs
 from cldm_jax.runs.readouts import predict_rows
 from cldm_jax.runs.stored import open_run
 from cldm_jax.volumes import names
@@ -559,20 +558,3 @@ class TestWhatIsLeftAside:
             run(study, root, tmp_path / "again", **options)
         made = [len(list((tmp_path / n).rglob("*_ct.nii.gz"))) for n in ("out", "again")]
         assert made[0] == made[1] > 0
-
-    def test_a_model_of_one_target_says_so(self, study, bids, tmp_path, monkeypatch):
-        """Also where an earlier version wrote down a target that its people did not have."""
-        stored = inputs.read_run_json
-
-        def without_mr(workdir, name):
-            value = stored(workdir, name)
-            if name != "run.json":
-                return value
-            modalities = {k: v for k, v in value["data"]["modalities"].items() if k != "mr"}
-            return {**value, "data": {**value["data"], "modalities": modalities}}
-
-        monkeypatch.setattr(inputs, "read_run_json", without_mr)
-        (made,) = run(study, pet_path(bids), tmp_path / "a", mode="onestep")
-        assert "_ct.nii.gz" in str(made)
-        with pytest.raises(UserError, match="'mr'.*This model makes: ct"):
-            run(study, pet_path(bids), tmp_path / "b", mode="onestep", targets=("mr",))

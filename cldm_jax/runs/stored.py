@@ -112,7 +112,6 @@ def read_stored(workdir: str) -> Stored:
         data = {**card["config"]["data"], "prepared": f"{workdir}/prepared", "root": ""}
         config = {**card["config"], "data": data}
         training = manifest_lib.parse(workdir, card["training"])
-        config = _with_held_targets(config, training)
         return Stored(config, training, card["step"], tree["params"], tree.get("frozen", {}))
     config = read_run_config(workdir)
     found = restore_for_inference(f"{workdir}/{BEST}")
@@ -125,13 +124,7 @@ def read_stored(workdir: str) -> Stored:
     if manifest.best and manifest.best["step"] != found[0]:
         had = f"step {manifest.best['step']}, which validated best"
         logging.warning("%s: %s, is not in %s/: step %d answers", workdir, had, BEST, found[0])
-    return Stored(_with_held_targets(config, manifest), manifest, *found)
-
-
-def _with_held_targets(config: dict, manifest: Manifest) -> dict:
-    """Earlier versions trained for targets that no one had, and wrote them down."""
-    targets = [t for t in config["data"]["targets"] if t in manifest.data.modalities]
-    return {**config, "data": {**config["data"], "targets": targets}}
+    return Stored(config, manifest, *found)
 
 
 def stored_method(
