@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from cldm_jax.diffusion import parametrisation, samplers
-from cldm_jax.diffusion.guidance import with_guidance
 from cldm_jax.diffusion.noise import through_plane_weights
 from cldm_jax.diffusion.schedule import SCHEDULES, ZERO_SNR, trailing_timesteps
 
@@ -192,8 +191,8 @@ def test_guidance_extrapolates_and_scale_one_is_free():
     def null(x, t):
         raise AssertionError("scale 1 must not evaluate the null branch")
 
-    assert with_guidance(conditional, null, 1.0) is conditional
-    guided = with_guidance(conditional, lambda x, t: x, 3.0)
+    assert samplers.with_guidance(conditional, null, 1.0) is conditional
+    guided = samplers.with_guidance(conditional, lambda x, t: x, 3.0)
     np.testing.assert_allclose(guided(jnp.zeros(2), None), 3.0)
 
 

@@ -57,6 +57,24 @@ def ddim(
     return x0
 
 
+def with_guidance(denoise_fn, weak_fn, scale: float):
+    """weak + scale * (denoise - weak), away from what a weaker model says: the model without its class
+    (classifier-free guidance, Ho & Salimans 2022), or that of an earlier step of its training
+    (autoguidance, Karras et al. 2024, eq. 3).
+
+    Linear in the prediction, so the same formula serves eps, x0 and v. scale 1 is the model itself and
+    costs no evaluation of the weaker one.
+    """
+    if scale == 1.0:
+        return denoise_fn
+
+    def guided(xt, t):
+        weak = weak_fn(xt, t)
+        return weak + jnp.float32(scale) * (denoise_fn(xt, t) - weak)
+
+    return guided
+
+
 def onestep(denoise_fn: DenoiseFn, xt, alphas_bar, *, target: str):
     """The x0 prediction at t = T - 1 of an `xt` without noise: one evaluation, the posterior mean.
 

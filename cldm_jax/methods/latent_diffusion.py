@@ -11,7 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cldm_jax.diffusion import guidance, parametrisation, samplers
+from cldm_jax.diffusion import parametrisation, samplers
 from cldm_jax.diffusion.noise import through_plane_weights
 from cldm_jax.methods.base import (
     Method,
@@ -296,9 +296,9 @@ class _Cldm:
             return lambda zt, t: self.denoise(params, zt, t, code, condition)
 
         null = of(state.ema_params, jnp.full_like(label, self.diffusion["null_code"]))
-        guided = guidance.with_guidance(of(state.ema_params, label), null, s["guidance_scale"])
+        guided = samplers.with_guidance(of(state.ema_params, label), null, s["guidance_scale"])
         young = of(state.frozen.get(YOUNG), label)
-        return guidance.with_guidance(guided, young, s["autoguidance_scale"])
+        return samplers.with_guidance(guided, young, s["autoguidance_scale"])
 
     def predict_onestep(self, state, batch, rng):
         """The conditional mean: one evaluation at t = T - 1 of a latent without noise. Without guidance:
