@@ -19,6 +19,7 @@ from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.runs.steps import guarded
 from cldm_jax.runtime import device, optim, runlock
+from cldm_jax.runtime import progress as progress_lib
 from cldm_jax.runtime.checkpoint import Checkpoints, newest_sound, restore_for_inference
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.runtime.runlock import run_lock
@@ -252,8 +253,9 @@ def test_ema_follows_the_ramped_decay():
     np.testing.assert_allclose(late["w"], 1e-3, rtol=1e-3)
 
 
-def test_progress_prints_plain_lines_with_an_eta(capsys):
-    with Progress(4, "work", "item", plain_every_s=0) as progress:
+def test_progress_prints_plain_lines_with_an_eta(capsys, monkeypatch):
+    monkeypatch.setattr(progress_lib, "PLAIN_SECONDS", 0)
+    with Progress(4, "work", "item") as progress:
         progress.update(2, loss="0.5")
         progress.update(2)
     lines = capsys.readouterr().err.splitlines()
@@ -261,11 +263,11 @@ def test_progress_prints_plain_lines_with_an_eta(capsys):
     assert "4/4" in lines[-1]
 
 
-def test_progress_prints_no_line_twice(capsys):
-    with Progress(4, "work", "item", plain_every_s=0) as progress:
-        progress.update(4)
-    with Progress(4, "rare", "item", plain_every_s=60) as progress:
-        progress.update(4)
+def test_progress_prints_no_line_twice(capsys, monkeypatch):
+    for label, seconds in (("work", 0), ("rare", 60)):
+        monkeypatch.setattr(progress_lib, "PLAIN_SECONDS", seconds)
+        with Progress(4, label, "item") as progress:
+            progress.update(4)
     with Progress(0, "nothing", "item"):
         pass
     lines = [line.split()[:2] for line in capsys.readouterr().err.splitlines()]

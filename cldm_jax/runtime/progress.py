@@ -5,6 +5,8 @@ import time
 
 import tqdm
 
+PLAIN_SECONDS = 10
+
 
 def _clock(seconds: float) -> str:
     m, s = divmod(int(seconds + 0.5), 60)
@@ -15,19 +17,16 @@ def _clock(seconds: float) -> str:
 class Progress:
     """`with Progress(total, "train ldm", "step") as p: p.update(1, loss="0.12")`.
 
-    In a terminal: one tqdm line. Elsewhere: a plain line every `plain_every_s` seconds and at the end,
-    where the last of them does not say it already. Of nothing at all: no line.
+    In a terminal: one tqdm line. Elsewhere: a plain line every PLAIN_SECONDS and at the end, where the
+    last of them does not say it already. Of nothing at all: no line.
     """
 
     is_shown = True  # False: another process of this run shows it
 
-    def __init__(
-        self, total: int, label: str, unit: str, initial: int = 0, plain_every_s: float = 10
-    ):
+    def __init__(self, total: int, label: str, unit: str, initial: int = 0):
         self.total, self.label, self.unit = total, label, unit
         self.done = self.first = initial
         self.notes: dict[str, str] = {}
-        self.plain_every_s = plain_every_s
         self.printed: int | None = None  # `done` of the last plain line
         self.start = self.last = time.monotonic()
         self.bar = None
@@ -41,7 +40,7 @@ class Progress:
             self.bar.update(n)
             if notes:
                 self.bar.set_postfix(notes, refresh=False)
-        elif time.monotonic() - self.last >= self.plain_every_s:
+        elif time.monotonic() - self.last >= PLAIN_SECONDS:
             self._plain()
 
     def _plain(self) -> None:
