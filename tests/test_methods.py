@@ -313,10 +313,10 @@ def test_the_mean_of_a_bridge_is_its_first_step(reading, source):
             "'sdedit' has no onestep rows",
         ),
         ({**PLAIN, "conditioning": "bridge"}, "predicts x0"),
-        ({**PLAIN, "conditioning": "bridge", "target": "x0"}, "has no sigma"),
+        ({**PLAIN, "conditioning": "bridge", "target": "x0"}, "set noise_weight_power to 0.0"),
         (
             {**PLAIN, "conditioning": "bridge", "target": "x0", "gaussian_denoiser": True},
-            "no noise to weigh",
+            "no noise to weigh: set gaussian_denoiser to False",
         ),
         ({"target": "v"}, "gaussian_denoiser gives x0"),
         ({"target": "eps", "gaussian_denoiser": False}, "onestep rows"),

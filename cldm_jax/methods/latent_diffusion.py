@@ -29,6 +29,8 @@ from cldm_jax.models.layers import space_to_depth
 
 SOURCE_ENCODINGS = ("s2d", "latent")
 LOG_VARIANCE = (-12.0, 4.0)  # limits, of standardised latents
+# Settings of the diffusion that runs of before do not name, as they had them.
+BEFORE = {"gaussian_denoiser": False, "noise_weight_power": 0.0, "young_at": 0.0}
 YOUNG = "young"  # in `frozen`: the averaged parameters of an earlier step, the younger self
 SIGMA_FLOOR = 0.15  # of `noise_weight`: nearly clean rows must not outweigh all others
 
@@ -60,7 +62,7 @@ def _check(d: dict, s: dict) -> None:
     if d["conditioning"] not in READINGS:
         known = ", ".join(READINGS)
         raise ValueError(f"unknown conditioning {d['conditioning']!r}; known: {known}")
-    if d.get("gaussian_denoiser") and d["target"] != "x0":  # runs of before do not name it
+    if d["gaussian_denoiser"] and d["target"] != "x0":
         raise ValueError("gaussian_denoiser gives x0: set it to False, or target to 'x0'")
     READINGS[d["conditioning"]].check(d)
     steps, most, of = s["num_sampling_steps"], d["num_timesteps"], "the diffusion"
@@ -72,10 +74,9 @@ def _check(d: dict, s: dict) -> None:
         raise ValueError(
             "the null class is never trained (class_dropout_prob 0): guidance_scale can be 1"
         )
-    young_at = d.get("young_at", 0.0)  # runs of before do not name it
-    if not 0 <= young_at < 1:
-        raise ValueError(f"young_at {young_at:g} is no share of training below 1")
-    if s["autoguidance_scale"] != 1.0 and not young_at:
+    if not 0 <= d["young_at"] < 1:
+        raise ValueError(f"young_at {d['young_at']:g} is no share of training below 1")
+    if s["autoguidance_scale"] != 1.0 and not d["young_at"]:
         raise ValueError(
             "no younger self to guide by is kept (young_at 0): autoguidance_scale can be 1"
         )
@@ -91,15 +92,14 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
     sdedit_strength, noise_slices (SD in slices of the filter that correlates a patient's noise through
     plane; 0: every slice has its own). Raises ValueError for combinations that cannot work.
     """
-    d, s = diffusion, sampling
+    d, s = {**BEFORE, **diffusion}, sampling
     _check(d, s)
-    young_at = d.get("young_at", 0.0)  # runs of before do not name it
     codec = make_codec(autoencoder)
-    outputs = 2 if d.get("gaussian_denoiser") else 1  # runs of before do not name it
+    outputs = 2 if d["gaussian_denoiser"] else 1
     net = make_latent_unet(model, outputs * codec.latent_channels)
     cldm = _Cldm(codec, net, d, s, optim["num_train_steps"])
     init_state, update = make_update(cldm.loss, optim, cldm.draw)
-    young_step = round(young_at * cldm.num_train_steps)
+    young_step = round(d["young_at"] * cldm.num_train_steps)
 
     def init(rng, batch, frozen):
         """frozen: {"autoencoder": {"params", "patch"}, "statistics": {"mean", "std"} [classes, C]}; the
@@ -108,13 +108,13 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
         z, label = batch["target"][:1], batch["label"][:1]
         source = cldm.training_source(frozen, batch["source"][:1])
         params = init_params(net, rng, z, label, label, cldm.condition(source))
-        if young_at:
+        if d["young_at"]:
             frozen = {**frozen, YOUNG: jax.tree.map(jnp.copy, params)}
         return init_state(params, frozen)
 
     def train_step(state, batch, rng):
         state, metrics = update(state, batch, rng)
-        if young_at:  # follows the average until its step
+        if d["young_at"]:  # follows the average until its step
             keep = functools.partial(jnp.where, state.step <= young_step)
             young = jax.tree.map(keep, state.ema_params, state.frozen[YOUNG])
             state = state._replace(frozen={**state.frozen, YOUNG: young})
@@ -215,7 +215,7 @@ class _Cldm:
         weighed in closed form: where it is sure none passes. At t = T - 1 that is the mean.
         """
         out = self.net.apply({"params": params}, zt, t, code, condition)
-        if not self.diffusion.get("gaussian_denoiser"):
+        if not self.diffusion["gaussian_denoiser"]:
             return out
         mean, log_variance = jnp.split(out, 2, axis=-1)
         a, s = parametrisation.coefficients(alphas_bar(self.diffusion), t, zt.ndim)
@@ -247,7 +247,7 @@ class _Cldm:
         """Loss weight of noisy rows at steps t, [B]: max(sigma, SIGMA_FLOOR)^-p. With a target of x0,
         p = 0 is its own loss and p = 2 that of v (Salimans & Ho 2022, appendix D: 1 + SNR = 1 / sigma^2).
         """
-        power = self.diffusion.get("noise_weight_power", 0.0)  # runs of before do not name it
+        power = self.diffusion["noise_weight_power"]
         if power == 0.0:
             return jnp.ones(t.shape)
         sigma = jnp.sqrt(1 - alphas_bar(self.diffusion)[t])

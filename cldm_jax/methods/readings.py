@@ -57,14 +57,10 @@ def _check_sdedit(d) -> None:
 def _check_bridge(d) -> None:
     if d["target"] != "x0":
         raise ValueError("conditioning 'bridge' predicts x0: set target to 'x0'")
-    if d["min_snr_gamma"] > 0:
-        raise ValueError("conditioning 'bridge' has no SNR to clip: set min_snr_gamma to 0")
-    if d.get("gaussian_denoiser"):
-        raise ValueError(
-            "conditioning 'bridge' is no noise to weigh: set gaussian_denoiser to False"
-        )
-    if d.get("noise_weight_power", 0.0) > 0:
-        raise ValueError("conditioning 'bridge' has no sigma: set noise_weight_power to 0")
+    off_settings = {"min_snr_gamma": 0.0, "gaussian_denoiser": False, "noise_weight_power": 0.0}
+    for name, off in off_settings.items():
+        if d[name]:
+            raise ValueError(f"conditioning 'bridge' has no noise to weigh: set {name} to {off}")
 
 
 def _diffused(d, z0, zs, t, eps):

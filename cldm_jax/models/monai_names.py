@@ -58,8 +58,8 @@ def split_qkv(state: Mapping) -> dict:
 
 
 def to_params(state: Mapping[str, np.ndarray], params) -> dict:
-    """A tree like `params` (anything with .shape at its leaves) of the arrays of MONAI's state_dict, which
-    has the `expected_shapes`.
+    """A tree like `params` (anything with .shape at its leaves) of the arrays of MONAI's state_dict, of
+    the `expected_shapes`.
     """
     flat, out = traverse_util.flatten_dict(params), {}
     for path, names in _leaf_names(flat).items():
