@@ -398,12 +398,6 @@ def test_only_kernels_are_halved(tmp_path):
     assert 0 < error < 2e-4 and card["weights"]["parameters"] == 9
 
 
-@pytest.mark.parametrize("names", [("a", "a/b"), ("a/b", "a")])
-def test_names_that_collide_are_refused(names):
-    with pytest.raises(ValueError):
-        weights.unflatten(dict.fromkeys(names, 0))
-
-
 # The job
 
 

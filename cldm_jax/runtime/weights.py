@@ -54,14 +54,6 @@ def flatten(tree: dict) -> dict[str, Any]:
     return {"/".join(path): flat[path] for path in sorted(flat)}
 
 
-def unflatten(flat: dict[str, Any]) -> dict:
-    """Inverse of `flatten`. Raises ValueError where a name is an array and a folder of others."""
-    folders = {name[:i] for name in flat for i, letter in enumerate(name) if letter == "/"}
-    if both := folders & flat.keys():
-        raise ValueError(f"{min(both)}: is an array and a folder")
-    return traverse_util.unflatten_dict(flat, sep="/")
-
-
 def save(folder, tree: dict, dtype: str) -> dict:
     """Writes <folder>/model.safetensors from nested dicts of float32 arrays; returns facts for the card.
 
@@ -122,10 +114,8 @@ def load(folder, card: dict) -> dict:
             raise UserError(path, f"{name} is {is_not}", AGAIN)
         if not np.isfinite(value).all():
             raise UserError(path, f"{name} holds values that are not finite", AGAIN)
-    try:
-        return unflatten({n: v.astype(np.float32, copy=False) for n, v in found.items()})
-    except ValueError as error:
-        raise UserError(path, str(error), AGAIN) from error
+    arrays = {name: value.astype(np.float32, copy=False) for name, value in found.items()}
+    return traverse_util.unflatten_dict(arrays, sep="/")
 
 
 def read_tensors(path) -> dict[str, np.ndarray]:
