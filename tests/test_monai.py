@@ -20,7 +20,7 @@ from cldm_jax.models import build, monai_names
 from cldm_jax.models.conv import prepare_params
 from cldm_jax.models.init import init_params
 from cldm_jax.models.monai import AutoencoderKL, DiffusionModelUNet
-from cldm_jax.runs import fit, inputs, monai_import, readouts, record, stored
+from cldm_jax.runs import inputs, monai_import, readouts, record, stored
 from cldm_jax.runtime import foreign
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from configs import ae, ldm, monai_ae, monai_ldm
@@ -561,13 +561,6 @@ def test_so_do_those_of_our_networks(study, name, rows, message):
     config.recipe.model.num_classes = rows
     with pytest.raises(UserError, match=message):
         inputs.open_inputs(config)
-
-
-def test_images_must_suit_the_levels():
-    config = monai_ldm.get_config("tiny")
-    fit.check_size(config, (40, 32))
-    with pytest.raises(UserError, match="multiples of 4"):
-        fit.check_size(config, (42, 32))
 
 
 @pytest.mark.parametrize("module", [ae, ldm])

@@ -191,7 +191,13 @@ def test_sigterm_saves_the_step_and_resumes_exactly(study, tmp_path, monkeypatch
 
 @pytest.mark.parametrize(
     "name, size, multiple",
-    [("unet", (40, 31), 4), ("ldm", (42, 32), 4), ("ae", (40, 33), 2), ("cyclegan", (42, 32), 4)],
+    [
+        ("unet", (40, 31), 4),
+        ("ldm", (42, 32), 4),
+        ("ae", (40, 33), 2),
+        ("cyclegan", (42, 32), 4),
+        ("monai_ldm", (42, 32), 4),
+    ],
 )
 def test_sizes_that_cannot_be_halved_are_refused(name, size, multiple):
     config = importlib.import_module(f"configs.{name}").get_config("tiny")
