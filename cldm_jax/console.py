@@ -163,8 +163,3 @@ def run(program) -> None:
         done = "Part of it is lost, the work itself went on. Redirect it to where there is room"
         print(f"error: standard output: cannot be written ({lost}). {done}", file=sys.stderr)
         sys.exit(2)
-
-
-def expand_home(text: str) -> str:
-    """A path, or several with commas between, with `~` and `~name` at the beginning of each expanded."""
-    return ",".join(os.path.expanduser(part) for part in text.split(","))

@@ -141,27 +141,21 @@ def _parse(argv: list[str], before_jax=lambda: None) -> list[str]:
     if any(a in ("--help", "-help", "-h", "--helpshort") for a in argv[1:]):
         print(_help(argv))
         sys.exit(0)
-    if any(a.lstrip("-") in ("helpfull", "helpxml") for a in argv):
-        return app.parse_flags_with_usage(argv)
     if sum(re.match(r"--?config(=|$)", a) is not None for a in argv[1:]) > 1:
         raise UserError("--config", "given twice", "Name one config and preset")
     known = settings.names(_load_config(argv))
     for argument in argv[1:]:
-        match = re.match(r"--?(?:no)?config\.([^=\[]+)(\[)?", argument)
-        name = match and match[1]
-        if match and name not in known:
-            raise UserError(
-                f"--config.{name}", "no such setting", settings.nearest(name, known, "--config.")
-            )
-        if match and match[2]:
-            raise UserError(argument, "a part of a setting", f"Give all of --config.{name}")
+        match = re.match(r"--?(?:no)?config\.([^=\[]+)", argument)
+        if match and match[1] not in known:
+            nearest = settings.nearest(match[1], known, "--config.")
+            raise UserError(f"--config.{match[1]}", "no such setting", nearest)
     try:
         rest = flags.FLAGS(_with_located(argv))
     except flags.UnrecognizedFlagError as error:
         names = [*(f"config.{n}" for n in known), "config", "workdir", "cache", "debug", "dry_run"]
         remedy = settings.nearest(error.flagname, names, "--")
         raise UserError(f"--{error.flagname}", "no such flag", remedy) from error
-    except (flags.Error, TypeError, ValueError) as error:
+    except (flags.Error, TypeError, ValueError, IndexError) as error:
         raise UserError(*settings.wrong_type(str(error), argv, known)) from error
     if len(rest) > 1:
         remedy = "Settings look like --config.seed=1"
@@ -194,12 +188,12 @@ def _check_made(given: dict, known: dict, path: str) -> None:
 
 
 def _expand_home(section) -> None:
-    """`~` at the beginning of a setting is the home: the shell leaves it alone behind a `=`."""
+    """`~` begins a home also behind a `=` or a comma, where the shell leaves it alone."""
     for key, value in section.items(preserve_field_references=True):
         if isinstance(value, config_dict.ConfigDict):
             _expand_home(value)
         elif isinstance(value, str) and "~" in value:
-            section[key] = console.expand_home(value)
+            section[key] = ",".join(os.path.expanduser(part) for part in value.split(","))
 
 
 def _help(argv: list[str]) -> str:

@@ -300,7 +300,7 @@ def test_a_config_that_is_named_otherwise_is_answered_with_its_file(given, monke
         ("--config=configs/unet.py:tiny --config.data.kind=latents", "made for images"),
         ("--config=configs/prepare.py:tiny --config.job=simulate", "made for prepare"),
         ("--config=configs/ae.py:tiny --config.job=encode", "made for train"),
-        ("--config=configs/ldm.py:tiny --config.data.prepare.size[0]=48", "Give all of"),
+        ("--config=configs/ldm.py:tiny --config.data.prepare.size[0]=48", "not a valid index"),
         ("--config=configs/ldm.py:tiny --config=configs/ldm.py:quick", "given twice"),
         ("--flagfile=none.txt", "No such file"),
     ],
@@ -333,18 +333,18 @@ def test_home_is_expanded_in_flags_and_settings(tmp_path, monkeypatch):
     fake = types.SimpleNamespace(run=lambda config, workdir: seen.append((config, workdir)))
     monkeypatch.setattr(main.importlib, "import_module", lambda name: fake)
     shutil.copy(ROOT / "configs" / "prepare.py", tmp_path / "mine.py")
-    words = ["--config=~/mine.py:tiny", "--config.cohort=~/c", "--workdir=~/w"]
+    words = ["--config=~/mine.py:tiny", "--config.cohort=~/a,b~,~/c", "--workdir=~/w"]
     with flagsaver.flagsaver():
         parse(monkeypatch, *words)
         main.main([])
-    assert seen[0][0].cohort == f"{tmp_path}/c" and seen[0][1] == f"{tmp_path}/w"
+    assert seen[0][0].cohort == f"{tmp_path}/a,b~,{tmp_path}/c"
+    assert seen[0][1] == f"{tmp_path}/w"
     with flagsaver.flagsaver():
         words = ["--config=configs/ldm.py:tiny", "--config.data.prepared=~/p"]
         parse(monkeypatch, *words, "--config.autoencoder.workdir=~/a")
         config = main._CONFIG.value
         assert config.data.prepared == f"{tmp_path}/p"
         assert config.autoencoder.workdir == f"{tmp_path}/a"
-    assert console.expand_home("~/a,b~,~/c") == f"{tmp_path}/a,b~,{tmp_path}/c"
 
 
 def test_home_is_expanded_in_a_request(tmp_path, monkeypatch):
