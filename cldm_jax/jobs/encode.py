@@ -14,9 +14,10 @@ SHARD_ITEMS = 4096  # slices per shard file
 STD_FLOOR = 1e-4  # a dead latent channel must not divide by zero
 
 
-def run(config, workdir: str) -> None:
-    """The job: latents of `config.data` under the autoencoder in `config.autoencoder.workdir`."""
-    del workdir  # latents live beside the autoencoder that made them
+def run(config, workdir: str = "") -> None:
+    """The latents that training `config` reads, encoded where they are not there yet: beside the
+    autoencoder in `config.autoencoder.workdir`; `workdir` is not used.
+    """
     config, prepared = settled(config)
     ensure_latents(
         prepared,

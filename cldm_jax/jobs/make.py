@@ -9,7 +9,6 @@ import pathlib
 from cldm_jax.data.shards import Prepared
 from cldm_jax.jobs import dry_run, encode, prepare, simulate, train
 from cldm_jax.runs import inputs, record
-from cldm_jax.runs.latents import needed_modalities
 from cldm_jax.runtime import processes
 
 
@@ -24,10 +23,10 @@ def run(config, workdir: str) -> None:
 
 def needs(config) -> None:
     """Makes what training `config` reads."""
-    data = prepared(config.data)
+    prepared(config.data)
     if config.data.kind == "latents":
         autoencoder(config)
-        latents(config, data)
+        encode.run(config)
 
 
 def prepared(data) -> Prepared:
@@ -63,11 +62,3 @@ def autoencoder(config) -> None:
     train.warn_if_gpu_preset(recipe)
     dry_run.example(config)  # what its networks cannot be is refused now or never
     train.run(recipe, str(workdir))
-
-
-def latents(config, data: Prepared) -> Prepared:
-    """Those of `data` that training `config` reads, encoded where they are not there yet."""
-    settled, _ = inputs.settled(config)
-    workdir = inputs.autoencoder_workdir(config)
-    modalities = needed_modalities(settled.data)
-    return encode.ensure_latents(data, workdir, config.encode_batch_size, modalities)

@@ -13,7 +13,7 @@ import jax
 from cldm_jax import files
 from cldm_jax.data.shards import INDEX
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import budget, evaluate, make, prepare, simulate, train
+from cldm_jax.jobs import budget, encode, evaluate, prepare, simulate, train
 from cldm_jax.runs.inputs import TARGETS, open_prepared, settled
 from cldm_jax.scoring import pool
 
@@ -127,7 +127,7 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
         train.run(ae, ae_workdir)  # at once where it is trained already
         with recipe.unlocked():
             recipe.autoencoder.workdir = ae_workdir
-        make.latents(recipe, data)
+        encode.run(recipe)
     seeds = {name: max(1, config.seeds if name in config.headline else 1) for name in names}
     workdirs = []
     for seed in range(max(seeds.values())):
