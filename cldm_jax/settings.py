@@ -54,7 +54,7 @@ CHOICES = {
     "method": "methods.registry:METHODS",
     "kernels": "kernels.library:MODES",
     "protocol": "metrics.protocol:PROTOCOLS",
-    "format": "jobs.export:FORMATS",
+    "format": ("cldm_jax", "monai"),
     "kind": ("images", "latents"),
     "source_kind": ("image", "latent"),
     "on_device": "runs.feed:ON_DEVICE",

@@ -488,7 +488,6 @@ def test_the_usual_export_takes_imported_runs_too(runs, tmp_path):
     "fields, message",
     [
         ({}, "not MONAI's network.*configs/monai_ldm.py"),
-        ({"format": "diffusers"}, "Known: cldm_jax, monai"),
         ({"dtype": "float16"}, "float32"),
         ({"steps": 5}, "no sampler"),
     ],

@@ -4,7 +4,6 @@
 nothing about single people, and no paths, commands or host names: the card is made of listed fields.
 """
 
-import dataclasses
 import json
 import pathlib
 import time
@@ -13,17 +12,13 @@ import jax
 import numpy as np
 
 from cldm_jax import __version__, files
-from cldm_jax.data import pet_ranges, shards
 from cldm_jax.errors import UserError
 from cldm_jax.methods.base import Method
 from cldm_jax.runs import calibration, monai_export
-from cldm_jax.runs.inputs import prepared_folder
-from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.stored import Stored, read_stored, stored_calibration, stored_method
 from cldm_jax.runtime import weights
 from cldm_jax.runtime.writers import METRICS, read_rows
 
-FORMATS = ("cldm_jax", "monai")
 LIMITATIONS = (
     "Images are synthetic: structures can be missing, displaced or invented, lesions above all.",
     "Made for PET like the training people's (see training: data, contrast); elsewhere unknown.",
@@ -46,10 +41,6 @@ def run(config, workdir: str) -> None:
     if not config.run:
         raise UserError("config.run", "empty", "Give --config.run=<workdir of a training>.")
     folder = pathlib.Path(workdir)
-    if config.format not in FORMATS:
-        raise UserError(
-            f"config.format={config.format}", "not known", f"Known: {', '.join(FORMATS)}."
-        )
     _check_folder(folder, config)
     stored = read_stored(config.run)
     if config.format == "monai":
@@ -60,10 +51,9 @@ def run(config, workdir: str) -> None:
         raise UserError(config.run, "is an autoencoder, which predicts nothing by itself", remedy)
     stored = _with_steps(config.run, stored, config.steps)
     method, _ = stored_method(stored)
-    stored = _with_pet_ranges(config.run, stored)
+    if not stored.manifest.pet_ranges:
+        print(f"{config.run}: too few training people to flag PETs unlike theirs", flush=True)
     (folder / weights.CARD).unlink(missing_ok=True)  # from here on, nothing that looks whole
-    for old in folder.glob("*.stablehlo"):  # read-outs as programs, of an earlier version
-        old.unlink()
     tree = jax.tree.map(np.asarray, {"params": stored.params, "frozen": stored.frozen})
     facts = weights.save(folder, tree, config.dtype)
     files.write_text(folder / METRICS, _validation_curve(config.run))
@@ -83,24 +73,6 @@ def _with_steps(run: str, stored: Stored, steps: int) -> Stored:
         raise UserError(run, f"draws no samples, and config.steps is {steps}", "Leave it at 0.")
     sampling = {**recipe["sampling"], "num_sampling_steps": steps}
     return stored._replace(config={**stored.config, "recipe": {**recipe, "sampling": sampling}})
-
-
-def _with_pet_ranges(run: str, stored: Stored) -> Stored:
-    """`stored` with the ranges of its training people's PETs: of a run that was made before there were
-    any, measured now where its prepared data still lie where it read them.
-    """
-    if stored.manifest.pet_ranges:
-        return stored
-    data = stored.config["data"]
-    folder = prepared_folder(data)
-    ranges, why = None, f"{folder} is not there"
-    if (folder / shards.INDEX).is_file():
-        prepared, why = shards.Prepared(folder), f"{folder} holds other data now"
-        if prepared.index.fingerprint == stored.manifest.data.fingerprint:
-            ranges, why = pet_ranges.of_people(prepared, source_of(data)), "too few training people"
-    if ranges is None:
-        print(f"{run}: PETs unlike the training people's will not be flagged: {why}", flush=True)
-    return stored._replace(manifest=dataclasses.replace(stored.manifest, pet_ranges=ranges))
 
 
 def _carry_calibration(run: str, folder: pathlib.Path, stored: Stored) -> list[str]:
