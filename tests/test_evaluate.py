@@ -397,5 +397,5 @@ def test_a_summary_that_a_copy_cut_short(tmp_path):
     path = tmp_path / "summary.json"
     path.write_text('{"run": {"stamp": "ab')
     assert evaluate._stamp_of(path) is None
-    with pytest.raises(UserError, match="summary.json: not readable as JSON"):
+    with pytest.raises(UserError, match="summary.json: damaged, or of an early version"):
         evaluate.read_summary(path)

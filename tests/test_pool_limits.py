@@ -74,7 +74,7 @@ def test_a_person_tested_twice_and_another_protocol_are_refused(folds, tmp_path)
 
 def test_a_report_of_an_early_version_is_refused(folds, tmp_path):
     edit(folds[1], lambda summary: summary["rows"][0].pop("params"))
-    with pytest.raises(UserError, match="lacks what reports keep now .'params'."):
+    with pytest.raises(UserError, match="an early version .KeyError: 'params'."):
         run(folds, tmp_path)
 
 

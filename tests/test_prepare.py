@@ -447,8 +447,6 @@ def test_too_few_are_left_to_split(cohort, tmp_path):
     "changes,fragment",
     [
         (dict(pet_rule="slice_minmax"), "cannot be inverted"),
-        (dict(center="brain"), "unknown centre"),
-        (dict(size=(4, 4)), "at least 8"),
         (dict(split_mode="abstract"), "50 wanted"),
         (dict(split_mode="manifest"), "nobody is in train"),
         (dict(min_head_fraction=0.99), "enough head"),

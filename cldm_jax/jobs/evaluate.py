@@ -212,10 +212,7 @@ def _choose_modes(scorer: Scorer, entrants) -> dict[str, dict[str, str]]:
 
 
 def _check_protocol(config, targets: tuple[str, ...]) -> None:
-    protocol = PROTOCOLS.get(config.protocol)
-    if protocol is None:
-        known = ", ".join(PROTOCOLS)
-        raise UserError(f"config.protocol={config.protocol!r}", "not known", f"Known: {known}.")
+    protocol = PROTOCOLS[config.protocol]
     for target in targets:
         protocol.target(target)  # raises where the protocol does not define it
     if protocol.aggregation == "volume" and config.slice_stride != 1:

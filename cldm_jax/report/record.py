@@ -147,12 +147,9 @@ class Summary:
 
 
 def read_summary(path) -> Summary:
-    """UserError for a file that lacks what every report has had since: of an early version."""
+    """UserError for a file that was cut short, or lacks what every report has had since."""
     try:
         return Summary.from_json(files.read_json(path))
-    except ValueError as e:
-        remedy = "Delete that report and evaluate again"
-        raise UserError(path, f"not readable as JSON ({e})", remedy) from e
-    except (KeyError, TypeError, AttributeError) as e:
-        remedy = "Delete that report and evaluate again"
-        raise UserError(path, f"lacks what reports keep now ({e})", remedy) from e
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        reason = f"damaged, or of an early version ({type(e).__name__}: {e})"
+        raise UserError(path, reason, "Delete that report and evaluate again") from e
