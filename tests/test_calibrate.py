@@ -359,7 +359,7 @@ class TestPrediction:
 
     def test_recentred_refusals(self, study, run, pet, tmp_path):
         for checkpoint, fields, why in (
-            (run, {"samples": 1}, "no mean to recentre from"),
+            (run, {"samples": 1}, "no mean of one"),
             (run, {"sharpness": -1.0}, "out of range"),
             (study.unet, {}, "not a read-out"),
         ):

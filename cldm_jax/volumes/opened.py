@@ -164,25 +164,21 @@ def _modes(request: Request, opened: Run) -> tuple[str, str]:
     known = opened.method.predict
     means = f"mean{request.samples}"
     mode = request.mode or ("mirror" if "mirror" in known else next(iter(known)))
+    needs_mean = request.uncertainty or mode in ("mean", spread.RECENTRED)
+    if needs_mean and "sample" in known and means not in known:
+        raise UserError("samples", "there is no mean of one", "Give --samples 2 or more")
     if mode == "mean":
         mode = means
     if mode == spread.RECENTRED and spread.point_mode(opened) is not None:
-        if means not in known:
-            raise UserError("samples", "no mean to recentre from", "Give --samples 2 or more")
         mode = f"{spread.RECENTRED}{request.samples}"
         known = {**known, mode: None}
     if mode not in known:
-        if mode == "mean1":
-            raise UserError("samples", "a mean of one", "Give --samples 2 or more")
         words = ", ".join(dict.fromkeys(re.sub(r"^mean\d+$", "mean", m) for m in known))
         if spread.point_mode(opened) is not None:
             words += f", {spread.RECENTRED}"
         raise UserError(f"mode {request.mode!r}", "not a read-out of this model", f"Known: {words}")
     if not request.uncertainty:
         return mode, ""
-    if means not in known or request.samples < 2:
-        reason = (
-            "needs at least two samples" if "sample" in known else "this model draws no samples"
-        )
-        raise UserError("uncertainty", reason, "Leave it out, or use a CLDM and --samples 4")
+    if means not in known:
+        raise UserError("uncertainty", "this model draws no samples", "Leave it out, or use a CLDM")
     return mode, means
