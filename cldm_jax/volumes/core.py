@@ -46,13 +46,12 @@ class Answer(NamedTuple):
         return made._replace(image=image, sd=sd)
 
 
-def look(model: Model, pet: nifti.Volume, facts: dict, where, began: float | None = None) -> Looked:
+def look(model: Model, pet: nifti.Volume, facts: dict, where, began: float) -> Looked:
     """Brings a PET to the model's grid, checks it and measures it against the training people's.
 
     where: how an error calls it. began: `time.monotonic()` before it was read. Raises UserError where it
     shows no head.
     """
-    began = time.monotonic() if began is None else began
     if pet.array.max() <= 0:
         raise UserError(where, "no voxel is positive", "Check that this is the PET")
     crop = whole_body.find_head(pet, where)

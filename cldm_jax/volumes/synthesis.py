@@ -9,7 +9,7 @@ import numpy as np
 from cldm_jax.data import convert, coverage, grid, intensity, nifti
 from cldm_jax.runs import spread
 from cldm_jax.runs.latents import source_of
-from cldm_jax.runs.readouts import ReadOut, predict_rows
+from cldm_jax.runs.readouts import predict_rows
 from cldm_jax.runs.spread import RECENTRED
 from cldm_jax.runs.stored import Run
 from cldm_jax.volumes import uncertainty
@@ -95,11 +95,11 @@ def synthesise(
     own = jax.local_devices()  # other processes have other volumes
     options = dict(batch_size=model.batch_size, seed=seed, devices=own, progress=progress)
     began = time.monotonic()
-    if mode.startswith(RECENTRED):
-        readout = _recentred(run, mode, rows, sharpness, options)
-    else:
-        readout = predict_rows(run, mode, rows, **options)
     sd, regions = None, {}
+    if mode.startswith(RECENTRED):
+        images = _recentred(run, mode, rows, sharpness, options)
+    else:
+        images, sd, _ = predict_rows(run, mode, rows, **options)
     if sd_mode == CALIBRATED:
         found = uncertainty.measure(
             run,
@@ -107,42 +107,41 @@ def synthesise(
             source,
             specs,
             data.grid.spacing_mm,
-            point=readout.images if mode == run.calibration.point else None,
+            point=images if mode == run.calibration.point else None,
             **{**options, "batch_size": model.member_batch},
         )
         sd, regions = found.sd, found.regions
-    elif sd_mode:
-        drawn = readout if sd_mode == mode else predict_rows(run, sd_mode, rows, **options)
-        sd = drawn.sd
+    elif sd_mode != mode:
+        sd = predict_rows(run, sd_mode, rows, **options).sd if sd_mode else None
     seconds = time.monotonic() - began
     made = {}
     for i, target in enumerate(specs):
         part = slice(i * len(source.picks), (i + 1) * len(source.picks))
-        own = ReadOut(readout.images[part], None if sd is None else sd[part], None)
-        volumes = _to_pet(own, specs[target], target, pet, source)
+        own = images[part], None if sd is None else sd[part]
+        volumes = _to_pet(*own, specs[target], target, pet, source)
         made[target] = volumes._replace(regions=regions.get(target))
     return made, seconds
 
 
-def _recentred(run: Run, mode: str, rows, sharpness: float, options) -> ReadOut:
+def _recentred(run: Run, mode: str, rows, sharpness: float, options) -> np.ndarray:
     """Mode recentredK, of the point read-out, one sample and the mean of K."""
     count = int(mode.removeprefix(RECENTRED))
     parts = [
         predict_rows(run, m, rows, **options).images
         for m in (spread.point_mode(run), "sample", f"mean{count}")
     ]
-    return ReadOut(spread.recentred(*parts, count, sharpness), None, None)
+    return spread.recentred(*parts, count, sharpness)
 
 
-def _to_pet(readout: ReadOut, spec, target: str, pet: nifti.Volume, source: Source) -> Synthetic:
+def _to_pet(images, sd, spec, target: str, pet: nifti.Volume, source: Source) -> Synthetic:
     """Model range on the grid -> units on the PET's voxels; air where nothing was predicted."""
     affine = source.affine.copy()
     affine[:3, 3] += affine[:3, 2] * source.picks[0]
     shape, air = pet.array.shape, intensity.MODALITIES[target].fill
-    image = intensity.from_model(spec, np.clip(readout.images, -1, 1))
+    image = intensity.from_model(spec, np.clip(images, -1, 1))
     image = grid.from_grid(image, affine, shape, pet.affine, fill=air)
-    if readout.sd is None:
+    if sd is None:
         return Synthetic(image, None)
     zero, one = intensity.from_model(spec, np.float32([0, 1]))  # model range -> units is affine
-    sd = grid.from_grid(readout.sd * (one - zero), affine, shape, pet.affine, fill=0.0)
+    sd = grid.from_grid(sd * (one - zero), affine, shape, pet.affine, fill=0.0)
     return Synthetic(image, np.maximum(sd, 0))
