@@ -251,7 +251,7 @@ def overview_figure(gallery: dict) -> Figure:
         keys = _overview_keys(case)
         panels = [("PET (input)", case["source"], (-1, 1), SOURCE_MAP)]
         panels += [(label_text(k, _TITLE), case["predictions"][k], window, IMAGE_MAP) for k in keys]
-        panels += [(f"Real {labels.target_label(name)}", case["real"], window, IMAGE_MAP)]
+        panels += [(f"Real {name.upper()}", case["real"], window, IMAGE_MAP)]
         used = [*row[: len(panels) - 1], row[-1]]
         for axes, (title, picture, limits, colour_map) in zip(used, panels, strict=True):
             axes.axis("on")

@@ -28,7 +28,6 @@ _REFERENCES = {
     "reacquired_ceiling": "Ceiling: same person acquired again",
 }
 FLOORS = ("source_identity", "floor_mean_image")  # the other references are ceilings
-_TARGETS = {"ct": "CT", "mr": "MR"}
 # Decimals printed at least and at most, by unit; the median SD of a column decides in between.
 _DECIMALS = {"dB": (1, 2), "HU": (0, 1), "fraction": (3, 4), "": (2, 3)}
 
@@ -59,10 +58,6 @@ def row_key(row: dict) -> str:
 def is_latent(method: str) -> bool:
     """True for the latent diffusion model, whatever its run is called."""
     return re.split(r"[_-]", method)[0] == "ldm"
-
-
-def target_label(name: str) -> str:
-    return _TARGETS.get(name, name)
 
 
 def reference_label(name: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from cldm_jax import files
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.metrics.statistics import power_caveat
-from cldm_jax.report import charts, figures, labels, reading, spread, tables
+from cldm_jax.report import charts, figures, reading, spread, tables
 from cldm_jax.report.record import Summary
 
 SCORE_COLUMNS = (
@@ -129,7 +129,7 @@ def _context(summary: Summary, scores, gallery, drawn, title) -> dict:
         "versions": run["versions"],
         "targets": [
             {
-                "name": labels.target_label(target),
+                "name": target.upper(),
                 "id": re.sub(r"[^A-Za-z0-9]+", "-", target),
                 "people": tables.people_of([r.n_patients for r in summary.rows_of(target)]),
                 "scores": tables.score_table(summary, target),

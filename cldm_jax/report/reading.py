@@ -35,10 +35,10 @@ def headlines(summary: Summary) -> list[str]:
     for target in summary.targets:
         scored = _scored(summary, target)
         if not scored:
-            sentences.append(f"{labels.target_label(target)}: no PSNR measured.")
+            sentences.append(f"{target.upper()}: no PSNR measured.")
             continue
         best = max(scored, key=lambda row: row.mean("psnr"))
-        text = f"{labels.target_label(target)}: {best.label} has the highest mean PSNR, "
+        text = f"{target.upper()}: {best.label} has the highest mean PSNR, "
         text += f"{best.mean('psnr'):.1f} dB"
         scale = [
             f"{words} {mean:.1f}"
@@ -60,7 +60,7 @@ def seed_lines(summary: Summary) -> list[str]:
             for s in summary.seeds
             if s["target"] == target
         ]
-        words = f"{labels.target_label(target)}, mean PSNR ± SD between trainings"
+        words = f"{target.upper()}, mean PSNR ± SD between trainings"
         lines += [f"{words}: {'; '.join(parts)}."] if parts else []
     return lines
 
@@ -102,7 +102,7 @@ def checks(summary: Summary) -> list[Check]:
 
 
 def _control(control: dict) -> Check:
-    target = labels.target_label(control["target"]) if "target" in control else "all"
+    target = control["target"].upper() if "target" in control else "all"
     name, drop = control["name"], control.get("drop_db")
     own, other = control.get("psnr_own"), control.get("psnr_other")
     if name == "source_shuffle" and labels.is_number(drop):
@@ -141,7 +141,7 @@ def _above_floor(summary, target, rows) -> list[Check]:
     measured = f"lowest {worst:.1f} dB, floor {floor:.1f} dB"
     verdict = f"not better than the population mean: {', '.join(below)}" if below else "all above"
     name = "Every method above the floor"
-    return [_check(name, labels.target_label(target), measured, verdict, not below)]
+    return [_check(name, target.upper(), measured, verdict, not below)]
 
 
 def _autoencoder_room(summary, target, rows) -> list[Check]:
@@ -172,4 +172,4 @@ def _room(target: str, owner: str, ceiling: float, best: float) -> Check:
     name = f"Autoencoder {HEADROOM_DB:g} dB above the best CLDM"
     if owner:
         name += f" ({labels.method_label(owner)})"
-    return _check(name, labels.target_label(target), measured, verdict, room >= HEADROOM_DB)
+    return _check(name, target.upper(), measured, verdict, room >= HEADROOM_DB)

@@ -12,7 +12,7 @@ def spread_lines(summary: Summary) -> list[str]:
         rows = [r for r in summary.spread if r["method"] == name]
         covered, crps, sure = [], [], []
         for r in rows:
-            target, places = labels.target_label(r["target"]), _places(r["target"], summary)
+            target, places = r["target"].upper(), _places(r["target"], summary)
             regions = _percent(_region_coverage(r))
             covered.append(f"{target} {'/'.join(map(_percent, r['coverage']))}, regions {regions}")
             own, raw, mae = (
@@ -59,7 +59,7 @@ def spread_table(summary: Summary) -> Table | None:
         for title, values, rest in scored:
             pairs = zip(values, best, strict=True)
             numbers = [Cell(labels.number(v, places), best=v == low) for v, low in pairs]
-            cells = [Cell(labels.target_label(target)), Cell(title), *numbers, *map(Cell, rest)]
+            cells = [Cell(target.upper()), Cell(title), *numbers, *map(Cell, rest)]
             found.append(Row("method", cells))
     return Table(header, found)
 
@@ -75,7 +75,7 @@ def region_table(summary: Summary) -> Table | None:
         for g in r["regions"]:
             unit = "" if g["unit"] == "1" else f" {g['unit']}"
             texts = [
-                labels.target_label(r["target"]),
+                r["target"].upper(),
                 labels.method_label(r["method"]),
                 g["name"].replace("_", " "),
                 f"{_percent(g['coverage'])} %",

@@ -122,7 +122,7 @@ def test_table(summary: Summary) -> Table | None:
         places = {"dB": 2, "HU": 1, "fraction": 4}.get(unit, 3)
         a, b = labels.method_label(test.a), labels.method_label(test.b)
         cells = [
-            Cell(labels.target_label(test.target)),
+            Cell(test.target.upper()),
             Cell(METRICS[test.metric].label + (f" ({unit})" if unit else "")),
             Cell(f"{a} − {b}"),
             *difference_cells(vars(test), places),
@@ -175,7 +175,7 @@ def text_table(summary: Summary, width: int = 100) -> str:
         widths[1:] = [min(w, most) for w in widths[1:]]
         widths[0] = min(widths[0], width - sum(w + len(_GAP) for w in widths[1:]))
         people = people_of([r.n_patients for r in summary.rows_of(target)])
-        title = f"PET to {labels.target_label(target)}" + (f", {people} people" if people else "")
+        title = f"PET to {target.upper()}" + (f", {people} people" if people else "")
         blocks.append("\n".join([title, *(text for line in grid for text in _fold(line, widths))]))
     return "\n\n".join(blocks) + "\n"
 
