@@ -118,6 +118,7 @@ def _draw(folder: pathlib.Path, summary: Summary, scores, gallery) -> dict:
 
 def _context(summary: Summary, scores, gallery, drawn, title) -> dict:
     data, run = summary.data, summary.run
+    versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items())
     independent = len({str(row["group"]) for row in scores}) or data["test_patients"]
     independent = min((test.n for test in summary.tests), default=independent)
     return {
@@ -125,8 +126,7 @@ def _context(summary: Summary, scores, gallery, drawn, title) -> dict:
         "simulated": data["contrast"] == "simulated",
         "headlines": reading.headlines(summary),
         "caveat": power_caveat(independent, len(summary.tests)),
-        "run": [*run_facts(run), *_data_facts(data)],
-        "versions": run["versions"],
+        "run": [*run_facts(run), *_data_facts(data), ("Versions", versions)],
         "targets": [
             {
                 "name": target.upper(),

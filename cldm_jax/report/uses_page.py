@@ -37,6 +37,7 @@ def make_page(summary: dict, pictures: dict, *, title: str) -> str:
         "title": title,
         "simulated": data["contrast"] == "simulated",
         "caveat": " ".join(filter(None, map(_caveat, summary["uses"]))),
+        "headlines": (),
         "run": facts,
         "uses": [_section(use, pictures.get(use["name"])) for use in summary["uses"]],
     }
