@@ -74,8 +74,6 @@ def _tell(request: Request, inputs: pet_inputs.Inputs) -> str:
         if item.severity:
             print(f"warning: {item.path}: not predicted: {item.reason}", flush=True)
     path = pathlib.Path(request.out) / LEFT_ASIDE
-    if path.parent.exists() and not path.parent.is_dir():
-        raise UserError(request.out, "is a file", "Give a folder as the output")
     listed = [{"path": str(x.path), "reason": x.reason} for x in inputs.left]
     files.write_json(path, {"images": [str(x.path) for x in inputs.found], "left_aside": listed})
     counts = layout.counted(inputs.left)
