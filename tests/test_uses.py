@@ -13,7 +13,7 @@ from cldm_jax import files
 from cldm_jax.data import mask, nifti, warp
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import tasks
-from cldm_jax.report import tables, uses_page
+from cldm_jax.report import uses_page
 from cldm_jax.uses import attenuation, base, normalisation, tissue
 from configs import tasks as tasks_config
 
@@ -283,7 +283,3 @@ def test_a_use_is_corrected_for_its_own_tests():
     use = {"title": "t", "tests": [{}] * 9, "rows": [{"n_independent": 9}]}
     assert uses_page._caveat(use) is None
     assert uses_page._caveat({**use, "rows": [{"n_independent": 4}]}).startswith("t: Only 4")
-    test = {"p_holm": 0.01, "mean_diff": -0.1, "rank_biserial": -0.8}
-    assert uses_page._reading(test, "high") == "B better"
-    assert uses_page._reading(test, "low") == "A better"
-    assert uses_page._reading({**test, "rank_biserial": 0.8}, "high") == tables.DISAGREE

@@ -9,7 +9,7 @@ from cldm_jax.metrics.scores import METRICS
 from cldm_jax.report import labels, record
 from cldm_jax.report.record import Summary, mean_of
 
-EQUIVALENT = "equivalent within"
+UNDECIDED = "no difference shown"
 DISAGREE = "differ, and mean and ranks disagree which is better"
 MAIN_METRICS = ("psnr", "ssim", "mae", "sharpness")
 _COSTS = (  # key, head, format
@@ -142,21 +142,25 @@ def difference_cells(test: dict, places: int) -> list[Cell]:
 
 
 def verdict(test: record.Test) -> str:
-    """What a paired test lets one say, at 0.05 after Holm: which method is better, or not shown."""
-    p, difference = test.p_holm, test.mean_diff
+    """`compared` by the methods' names; or that they are equivalent."""
+    names = (labels.method_label(key) for key in (test.a, test.b))
+    said, same = compared(vars(test), METRICS[test.metric].better, *names), test.p_equivalent
+    if said == UNDECIDED and labels.is_number(same) and same < 0.05:
+        margin = f"{MARGINS[test.metric]:g} {METRICS[test.metric].unit}"
+        return f"equivalent within {margin} (p {labels.p_value(same)}, uncorrected)"
+    return said
+
+
+def compared(test: dict, better: str, a: str, b: str) -> str:
+    """What a paired test lets one say, at 0.05 after Holm: which of both is better, or not shown."""
+    p, difference = test["p_holm"], test["mean_diff"]
     if not labels.is_number(p) or not labels.is_number(difference):
         return "not tested"
-    better = METRICS[test.metric].better
-    same, margin = test.p_equivalent, MARGINS.get(test.metric)
-    if p >= 0.05 and labels.is_number(same) and same < 0.05:
-        unit = METRICS[test.metric].unit
-        return f"{EQUIVALENT} {margin:g} {unit} (p {labels.p_value(same)}, uncorrected)"
-    if p >= 0.05 or better not in ("high", "low"):
-        return "no difference shown" if p >= 0.05 else "differ"
-    if difference * test.rank_biserial < 0:
+    if p >= 0.05:
+        return UNDECIDED
+    if difference * test["rank_biserial"] < 0:
         return DISAGREE
-    winner = test.a if (difference > 0) == (better == "high") else test.b
-    return f"{labels.method_label(winner)} better"
+    return f"{a if (difference > 0) == (better == 'high') else b} better"
 
 
 def text_table(summary: Summary, width: int = 100) -> str:

@@ -9,11 +9,11 @@ from cldm_jax.report import figures, labels, page
 from cldm_jax.report.record import mean_of
 from cldm_jax.report.tables import (
     DIFFERENCE,
-    DISAGREE,
     Cell,
     Row,
     Table,
     best_row,
+    compared,
     difference_cells,
     people_of,
     score_cells,
@@ -104,7 +104,7 @@ def test_table(use: dict) -> Table | None:
             Cell(" − ".join(row_label(use, key) for key in keys)),
             Cell(_head(measure)),
             *difference_cells(test, _DECIMALS[measure["unit"]]),
-            Cell(_reading(test, measure["better"])),
+            Cell(compared(test, measure["better"], "A", "B")),
         ]
         rows.append(Row("method", cells))
     return Table(header, rows)
@@ -118,17 +118,6 @@ def text_lines(use: dict) -> list[str]:
         lines.append("  " + "  ".join(f"{c.text} {c.detail}".strip() for c in row.cells[:2]))
     lines += [f"  failed: {f['patient']}, {f['row']}: {f['why']}" for f in use["failures"]]
     return lines
-
-
-def _reading(test: dict, better: str) -> str:
-    p, difference = test["p_holm"], test["mean_diff"]
-    if not labels.is_number(p) or not labels.is_number(difference):
-        return "not tested"
-    if p >= 0.05:
-        return "no difference shown"
-    if difference * test["rank_biserial"] < 0:
-        return DISAGREE
-    return "A better" if (difference > 0) == (better == "high") else "B better"
 
 
 def _head(measure: dict) -> str:
