@@ -439,7 +439,7 @@ class TestNothingIsLost:
         ({"checkpoint": "/nowhere/run"}, "no such folder"),
         ({"mode": "predict"}, "not a read-out.*onestep, mirror, sample, mean"),
         ({"mode": "mean", "samples": 1}, "mean of one"),
-        ({"uncertainty": True, "samples": 1}, "at least two samples"),
+        ({"uncertainty": True, "samples": 1}, "mean of one"),
         ({"samples": -1}, "positive"),
         ({"steps": 1001}, "1001 sampling steps: give 1 to 1000"),
         ({"seed": 2**32}, "seed 4294967296: out of range"),
