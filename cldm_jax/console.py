@@ -41,11 +41,6 @@ def command(*words: str) -> str:
     return shlex.join([interpreter(), "-m", *words])
 
 
-def localized(text: str) -> str:
-    """A text that is shown, with `.venv/bin/python` in it made the running interpreter."""
-    return text.replace(VENV_PYTHON, shlex.quote(interpreter()))
-
-
 def _is_prefix(folder: str) -> bool:
     try:
         return os.path.samefile(folder, sys.prefix)

@@ -133,7 +133,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def _parse(argv: list[str], before_jax=lambda: None) -> list[str]:
-    argv = [re.sub("^--?dry-run(-devices)?(?=$|=)", _underscored, a) for a in argv]
+    argv = [re.sub("^--?dry-run(?=$|=)", "--dry_run", a) for a in argv]
     try:
         argv = flags.FLAGS.read_flags_from_files(argv)  # which may name the config
     except flags.Error as error:
@@ -152,7 +152,7 @@ def _parse(argv: list[str], before_jax=lambda: None) -> list[str]:
     try:
         rest = flags.FLAGS(_with_located(argv))
     except flags.UnrecognizedFlagError as error:
-        names = [*(f"config.{n}" for n in known), "config", "workdir", "cache", "debug", "dry_run"]
+        names = [*(f"config.{n}" for n in known), *(f.name for f in _OWN_FLAGS)]
         remedy = settings.nearest(error.flagname, names, "--")
         raise UserError(f"--{error.flagname}", "no such flag", remedy) from error
     except (flags.Error, TypeError, ValueError, IndexError) as error:
@@ -168,10 +168,6 @@ def _parse(argv: list[str], before_jax=lambda: None) -> list[str]:
     settings.check_sampling(_CONFIG.value, "")
     _check_made(given, known, _given_config(argv).partition(":")[0])
     return rest
-
-
-def _underscored(match: re.Match) -> str:
-    return "--" + match[0].lstrip("-").replace("-", "_")
 
 
 def _check_made(given: dict, known: dict, path: str) -> None:

@@ -7,6 +7,7 @@ library only.
 import ast
 import io
 import pathlib
+import shlex
 import textwrap
 import tokenize
 
@@ -45,7 +46,8 @@ def overview(folder: pathlib.Path, flags: list[tuple[str, str]]) -> str:
 def settings(path: pathlib.Path, preset: str, values: dict[str, object]) -> str:
     """The settings of the config file `path`: {dotted name: value}, sections left out."""
     about = {p.stem: comments(p.read_text(encoding="utf-8")) for p in path.parent.glob("*.py")}
-    lines = [console.localized(_docstring(path)), "", f"Settings at preset {preset}:"]
+    said = _docstring(path).replace(console.VENV_PYTHON, shlex.quote(console.interpreter()))
+    lines = [said, "", f"Settings at preset {preset}:"]
     skipped: set[str] = set()
     for name, value in values.items():
         section, file = _elsewhere(name)

@@ -316,7 +316,7 @@ def test_a_flagfile_may_name_the_config_and_its_settings(tmp_path, monkeypatch):
     file = tmp_path / "mine.txt"
     file.write_text("# of last week\n--config=configs/ldm.py:tiny\n--config.seed=3\n")
     with flagsaver.flagsaver():
-        parse(monkeypatch, f"--flagfile={file}", "--dry-run", "--dry-run-devices=2")
+        parse(monkeypatch, f"--flagfile={file}", "--dry-run", "--dry_run_devices=2")
         assert main._CONFIG.value.seed == 3 and main._DRY_RUN_DEVICES.value == 2
     file.write_text("--config=configs/ldm.py:tiny\n--config.sed=3\n")
     with flagsaver.flagsaver(), pytest.raises(UserError, match="Did you mean --config.seed"):
