@@ -71,8 +71,6 @@ def _check_folder(root: pathlib.Path, settings: dict) -> None:
     """UserError if the folder holds anything but a cohort of these settings."""
     if not root.exists():
         return
-    if not root.is_dir():
-        raise UserError(root, "is a file", "Give a folder as the workdir")
     if not (root / SETTINGS).exists():
         if any(not p.name.startswith((".tmp-", ".lock")) for p in root.iterdir()):
             raise UserError(root, "holds other files", "Give a new or empty folder as the workdir")
