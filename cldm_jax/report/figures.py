@@ -236,13 +236,11 @@ def overview_figure(gallery: dict) -> Figure:
     """One row per target, its median case: PET, U-Net, CLDM onestep, CLDM mean, real."""
     picked = {}
     for name, target in gallery.items():
-        cases = target["cases"]
-        if cases:
-            median = [case for case in cases if case["role"] == "median"]
-            picked[name] = (median or cases)[0]
-    columns = max((len(_overview_keys(case)) for case in picked.values()), default=0) + 2
-    figure = new_figure(1.9 * columns + 0.9, 2.35 * max(1, len(picked)))
-    grid = figure.subplots(max(1, len(picked)), columns, squeeze=False)
+        if cases := target["cases"]:
+            picked[name] = next((case for case in cases if case["role"] == "median"), cases[0])
+    columns = max(len(_overview_keys(case)) for case in picked.values()) + 2
+    figure = new_figure(1.9 * columns + 0.9, 2.35 * len(picked))
+    grid = figure.subplots(len(picked), columns, squeeze=False)
     for axes in grid.ravel():
         axes.axis("off")
     for row, (name, case) in zip(grid, picked.items(), strict=False):
