@@ -1,6 +1,5 @@
 """Exported models: the same predictions, nothing private, and refusal of whatever is not whole."""
 
-import json
 import shutil
 
 import jax
@@ -454,8 +453,3 @@ def test_a_model_is_not_exported_onto_itself(tmp_path):
 def test_a_trainings_folder_is_not_written_to(study):
     with pytest.raises(UserError, match="folder of a training"):
         exported(study.ldm, study.ldm, overwrite=True)
-
-
-def test_the_card_is_plain_json(models):
-    text = (models["ldm"] / weights.CARD).read_text()
-    json.loads(text, parse_constant=pytest.fail)
