@@ -81,7 +81,8 @@ def file_voxel(meta: dict, at) -> tuple:
 
 def pack(views, max_bytes):
     box = (slice(3, 38), slice(2, 41), slice(1, 30))
-    return viewer.pack(views, box, CENTRE, *affines(), max_bytes)
+    packed = viewer.pack(views, box, CENTRE, *affines(), max_bytes)
+    return packed["meta"], packed["data"]
 
 
 @pytest.fixture(scope="module")

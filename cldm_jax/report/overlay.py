@@ -21,7 +21,8 @@ def save(path, title: str, views: dict, qc: dict, *, kind: str) -> None:
     axes = figure.subplots(2, 3)
     window = _WINDOWS.get(kind) or _limits([*views["before"], *views["after"]])
     bright = _limits(views["pet"])[1]
-    rows = (("before", _before(qc)), ("after", _after(qc)))
+    given = f"as given: mutual information {qc['mi_before']:.3f}"
+    rows = (("before", given), ("after", _after(qc)))
     for row, (name, text) in zip(axes, rows, strict=True):
         for ax, view, pet, target in zip(row, _VIEWS, views["pet"], views[name], strict=True):
             ax.set_xticks([])
@@ -55,10 +56,6 @@ def _limits(pictures) -> tuple[float, float]:
     values = np.concatenate([p[np.isfinite(p)] for p in pictures])
     low, high = np.percentile(values, [1, 99]) if values.size else (0.0, 1.0)
     return float(low), float(max(high, low + 1e-6))
-
-
-def _before(qc: dict) -> str:
-    return f"as given: mutual information {qc['mi_before']:.3f}"
 
 
 def _after(qc: dict) -> str:

@@ -20,7 +20,8 @@ _COSTS = (  # key, head, format
     ("seconds_per_slice", "Time per slice", labels.duration),
 )
 DIFFERENCE = ("Mean difference [95 % CI]", "n", "p (Wilcoxon)", "p (Holm)")
-_NAME_WIDTH, _GAP = 24, "  "  # of a text table: least width of the methods' column; between columns
+# Of a text table: its width, the least of the methods' column, what is between columns.
+_WIDTH, _NAME_WIDTH, _GAP = 100, 24, "  "
 
 
 class Cell(NamedTuple):
@@ -163,8 +164,8 @@ def compared(test: dict, better: str, a: str, b: str) -> str:
     return f"{a if (difference > 0) == (better == 'high') else b} better"
 
 
-def text_table(summary: Summary, width: int = 100) -> str:
-    """The main scores for a terminal: one aligned block per target, at most `width` characters wide, best
+def text_table(summary: Summary) -> str:
+    """The main scores for a terminal: one aligned block per target, at most _WIDTH characters wide, best
     means marked with *. Intervals stand below their means; a text too long for its column goes on below.
     """
     blocks = []
@@ -174,10 +175,10 @@ def text_table(summary: Summary, width: int = 100) -> str:
         grid = [[[head] for head in table.header[:columns]]]
         for row in table.rows:
             grid.append([[c.text + " *" * c.best, c.detail] for c in row.cells[:columns]])
-        most = (width - _NAME_WIDTH) // len(MAIN_METRICS) - len(_GAP)
+        most = (_WIDTH - _NAME_WIDTH) // len(MAIN_METRICS) - len(_GAP)
         widths = [max(len(text) for line in grid for text in line[i]) for i in range(columns)]
         widths[1:] = [min(w, most) for w in widths[1:]]
-        widths[0] = min(widths[0], width - sum(w + len(_GAP) for w in widths[1:]))
+        widths[0] = min(widths[0], _WIDTH - sum(w + len(_GAP) for w in widths[1:]))
         people = people_of([r.n_patients for r in summary.rows_of(target)])
         title = f"PET to {target.upper()}" + (f", {people} people" if people else "")
         blocks.append("\n".join([title, *(text for line in grid for text in _fold(line, widths))]))

@@ -33,15 +33,9 @@ class View(NamedTuple):
         return self.title.endswith("SD")
 
 
-class Packed(NamedTuple):
-    """What the page embeds."""
-
-    meta: dict  # as viewer.js reads it
-    data: list[str]  # base64 of each layer
-
-
-def pack(views: Sequence[View], box, centre, affine, file_affine, max_bytes: float) -> Packed:
-    """The views within `box`, a layer each, of as many voxels as fit into max_bytes of base64.
+def pack(views: Sequence[View], box, centre, affine, file_affine, max_bytes: float) -> dict:
+    """The views within `box`, a layer each, of as many voxels as fit into max_bytes of base64: {"meta":
+    as viewer.js reads it, "data": base64 of each layer}.
 
     box: slices of the RAS array; centre: the voxel of it where the cross-hair starts; affine: its voxels
     -> world mm; file_affine: voxels of the file -> world mm. ValueError if nothing fits.
@@ -80,7 +74,7 @@ def pack(views: Sequence[View], box, centre, affine, file_affine, max_bytes: flo
             for i, (view, quantum, own) in enumerate(zip(views, quanta, steps, strict=True))
         ],
     }
-    return Packed(meta, data)
+    return {"meta": meta, "data": data}
 
 
 def _steps(spacing) -> Iterator[tuple[tuple[int, ...], tuple[int, ...]]]:

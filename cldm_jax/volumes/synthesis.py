@@ -101,7 +101,7 @@ def synthesise(
     else:
         images, sd, _ = predict_rows(run, mode, rows, **options)
     if sd_mode == CALIBRATED:
-        found = uncertainty.measure(
+        sd, regions = uncertainty.measure(
             run,
             rows,
             source,
@@ -110,7 +110,6 @@ def synthesise(
             point=images if mode == run.calibration.point else None,
             **{**options, "batch_size": model.member_batch},
         )
-        sd, regions = found.sd, found.regions
     elif sd_mode != mode:
         sd = predict_rows(run, sd_mode, rows, **options).sd if sd_mode else None
     seconds = time.monotonic() - began

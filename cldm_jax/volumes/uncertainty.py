@@ -1,7 +1,5 @@
 """How sure a calibrated model is of one new person: an SD map, and regions with 90 % intervals."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from cldm_jax.data import intensity
@@ -24,11 +22,6 @@ COLUMNS = {
 CHUNK = 32  # slices whose samples are in memory together
 
 
-class Uncertainty(NamedTuple):
-    sd: np.ndarray  # [N, H, W] model range, of the rescaled ensemble
-    regions: dict[str, list[dict]]  # target -> rows of COLUMNS
-
-
 def measure(
     run: Run,
     rows,
@@ -39,8 +32,10 @@ def measure(
     point: np.ndarray | None,
     progress=None,
     **options,
-) -> Uncertainty:
-    """rows: of `synthesis.PetSlices`, target by target as in `specs` {target: normaliser}; source: of
+) -> tuple[np.ndarray, dict[str, list[dict]]]:
+    """(SD [N, H, W] of the rescaled ensemble in model range, {target: rows of COLUMNS}).
+
+    rows: of `synthesis.PetSlices`, target by target as in `specs` {target: normaliser}; source: of
     `synthesis.make_source`. point: the calibration's point read-out of all rows, where it is there.
     options: of `spread.Drawer`.
 
@@ -78,7 +73,7 @@ def measure(
         }
         heights = _heights(source.affine, frame.brain, source.picks[used], stride)
         tables[target] = _table(joined, frame, calibrated.regions, target, spec, heights)
-    return Uncertainty(np.concatenate(sds), tables)
+    return np.concatenate(sds), tables
 
 
 def _heights(affine, brain, picks, stride: int) -> np.ndarray:
