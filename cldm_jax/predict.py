@@ -89,7 +89,6 @@ def main(argv=None) -> None:
     try:
         device.use_huge_pages()
         device.enable_compilation_cache()
-        device.choose_kernels("native")
         device.check()
         from cldm_jax.jobs import predict
 

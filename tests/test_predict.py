@@ -436,7 +436,7 @@ class TestNothingIsLost:
     [
         ({"input": ""}, "none given"),
         ({"input": "/nowhere/pet.nii.gz"}, "no such file"),
-        ({"checkpoint": "/nowhere/run"}, "no such folder"),
+        ({"checkpoint": "/nowhere/run"}, "not a run folder"),
         ({"mode": "predict"}, "not a read-out.*onestep, mirror, sample, mean"),
         ({"mode": "mean", "samples": 1}, "mean of one"),
         ({"uncertainty": True, "samples": 1}, "mean of one"),

@@ -92,8 +92,6 @@ def open_model(request: Request) -> Model:
     if not 0 <= request.sharpness < math.inf:
         given = f"sharpness {request.sharpness}"
         raise UserError(given, "out of range", "Give 0 (the point image) or more; 1 is a sample's")
-    if not pathlib.Path(checkpoint).is_dir():
-        raise UserError(checkpoint, "no such folder", "Give a training's workdir or an export")
     opened = open_run(checkpoint)
     if "reconstruct" in opened.method.predict:  # which gives the target back, and there is none
         reason = "is an autoencoder, which predicts nothing by itself"
