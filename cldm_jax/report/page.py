@@ -95,11 +95,10 @@ def _draw(folder: pathlib.Path, summary: Summary, scores, gallery) -> dict:
     drawn = {}
     for target in dict.fromkeys([*summary.targets, *gallery]):
         rule = summary.protocol.target(target)
-        entry = {"scale": None, "patients": None, "learning": None, "cases": []}
+        entry = {"scale": None, "patients": None, "cases": []}
         for key, figure in (
             ("scale", charts.scale_figure(summary, target)),
             ("patients", charts.patients_figure(scores, target, rule.units)),
-            ("learning", charts.learning_figure(summary, target)),
         ):
             if figure is not None:
                 png = figures.save(figure, folder / _file_name(target, key), indexed=False)
@@ -134,7 +133,7 @@ def _context(summary: Summary, scores, gallery, drawn, title) -> dict:
                 "people": tables.people_of([r.n_patients for r in summary.rows_of(target)]),
                 "scores": tables.score_table(summary, target),
                 "details": tables.detail_table(summary, target),
-                **{k: entry[k] for k in ("scale", "patients", "learning")},
+                **{k: entry[k] for k in ("scale", "patients")},
                 "rule": gallery.get(target, {}).get("rule"),
                 "calibrated": any(case.get("calibrated") for case, _ in entry["cases"]),
                 "cases": [
