@@ -44,7 +44,6 @@ LIMITS = {
         "shard_items pets_per_person pool_size",
         (sys.float_info.min, math.inf): "learning_rate clip_norm spacing_mm",
         (0, 20): "noise_slices",
-        (8, math.inf): "size",
         (-1, math.inf): "fold",  # of reproduce: -1, none
     }.items()
     for name in names.split()
@@ -144,7 +143,7 @@ def check_settings(settings: dict[str, object], defaults: dict[str, object]) -> 
             if isinstance(item, int | float) and not low <= item <= high:
                 limit = f"a number from {low} to {high}"
                 if high == math.inf:
-                    limit = f"{low} or more" if low in (0, 1, 8) else "a number above 0"
+                    limit = f"{low} or more" if low in (0, 1) else "a number above 0"
                 raise UserError(given, "out of range", f"Give {limit}")
             if words and isinstance(item, str) and item not in words:
                 close = difflib.get_close_matches(item, words, 1, 0.5)

@@ -152,7 +152,6 @@ class TestSettings:
             ("recipe.diffusion.schedule", "cosin", "Did you mean cosine?"),
             ("data.targets", ("ct", "flair"), "Known: pet, ct, mr"),
             ("data.prepare.size", (40,), "needs 2 values"),
-            ("data.prepare.size", (4, 4), "Give 8 or more"),
             ("data.prepare.size", (40, "wide"), "needs numbers"),
             ("job", "trian", "Did you mean train?"),
         ],
