@@ -15,8 +15,10 @@ class UserError(Exception):
         return type(self), (self.what, self.reason, self.remedy)
 
 
-def of_system(error: OSError, folder) -> UserError:
-    """What the system refused, of a command that writes into `folder`: inputs are refused by name."""
+def of_system(error: UserError | OSError, folder) -> UserError:
+    """What the system refused a command that writes into `folder`, by name; a UserError as it is."""
+    if isinstance(error, UserError):
+        return error
     what = error.filename2 or error.filename or folder
     remedy = "Mend the disk (space, permissions); the same command goes on from there"
     return UserError(what, error.strerror or str(error), remedy)

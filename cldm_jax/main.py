@@ -95,8 +95,7 @@ def main(argv) -> None:
         # A broken pipe: whoever read the output left, which is no fault of a disk.
         if _DEBUG.value or isinstance(error, BrokenPipeError):
             raise
-        is_named = isinstance(error, UserError)
-        console.refuse(error if is_named else errors.of_system(error, workdir))
+        console.refuse(errors.of_system(error, workdir))
 
 
 def _run_distributed(run) -> None:

@@ -97,16 +97,10 @@ def main(argv=None) -> None:
         # A broken pipe: whoever read the output left, which is no fault of a disk.
         if args.debug or isinstance(error, BrokenPipeError):
             raise
-        console.refuse(_refusal(error, args.out))
-
-
-def _refusal(error: Exception, out: str) -> UserError:
-    if isinstance(error, UserError):
-        return error
-    if isinstance(error, MemoryError):
-        remedy = "Give a smaller --batch-size, or crop to the head"
-        return UserError("memory", "not enough", remedy)
-    return errors.of_system(error, out)
+        if isinstance(error, MemoryError):
+            remedy = "Give a smaller --batch-size, or crop to the head"
+            error = UserError("memory", "not enough", remedy)
+        console.refuse(errors.of_system(error, args.out))
 
 
 def script() -> None:
