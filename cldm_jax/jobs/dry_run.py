@@ -144,7 +144,6 @@ def _account(config, state, compiled) -> dict:
         "peak_bytes": int(peak),
         "fits_gb": {gb: peak / 1e9 + RESERVED <= gb for gb in GPUS},
         "dtype": dtype,
-        "step_seconds": seconds,
         "hours": seconds * config.train.num_train_steps / 3600,
     }
 
