@@ -7,7 +7,6 @@ k's batch and noise depend on (seed, k) alone, so a resumed run repeats the unin
 
 import contextlib
 import functools
-import logging
 import pathlib
 import sys
 
@@ -247,7 +246,6 @@ def _print_overview(config, state) -> None:
     from clu import parameter_overview
 
     count = parameter_overview.count_parameters(state.params)
-    logging.info("%s", parameter_overview.get_parameter_overview(state.params, include_stats=False))
     print(f"{config.name}: {count:,} parameters, {config.train.num_train_steps} steps", flush=True)
 
 
