@@ -93,7 +93,7 @@ def _draw(folder: pathlib.Path, summary: Summary, scores, gallery) -> dict:
     """Saves every figure. {target: {"scale", "patients", "cases": [(case, name)]}}, names or None."""
     folder.mkdir(parents=True, exist_ok=True)
     drawn = {}
-    for target in dict.fromkeys([*summary.targets, *gallery]):
+    for target in summary.targets:
         rule = summary.protocol.target(target)
         entry = {"scale": None, "patients": None, "cases": []}
         for key, figure in (
@@ -125,7 +125,15 @@ def _context(summary: Summary, scores, gallery, drawn, title) -> dict:
         "simulated": data["contrast"] == "simulated",
         "headlines": reading.headlines(summary),
         "caveat": power_caveat(independent, len(summary.tests)),
-        "run": [*run_facts(run), *_data_facts(data), ("Versions", versions)],
+        "run": [
+            *run_facts(run),
+            ("Data", data["name"]),
+            ("Contrast", data["contrast"]),
+            ("People", f"{data['train_patients']} train, {data['test_patients']} test"),
+            ("Data fingerprint", data["fingerprint"][:16]),
+            ("Split hash", data["split_hash"][:16]),
+            ("Versions", versions),
+        ],
         "targets": [
             {
                 "name": target.upper(),
@@ -170,14 +178,4 @@ def run_facts(run: dict) -> list[tuple[str, str]]:
         ("Hardware", _hardware(run["hardware"])),
         ("Seed", str(run["seed"])),
         ("Git revision", run["git"]),
-    ]
-
-
-def _data_facts(data: dict) -> list[tuple[str, str]]:
-    return [
-        ("Data", data["name"]),
-        ("Contrast", data["contrast"]),
-        ("People", f"{data['train_patients']} train, {data['test_patients']} test"),
-        ("Data fingerprint", data["fingerprint"][:16]),
-        ("Split hash", data["split_hash"][:16]),
     ]
