@@ -6,7 +6,7 @@
 #   bash launch/gpu.sh                              15 minutes, everything; into runs/gpu
 #   bash launch/gpu.sh --minutes 6.5 --parts check,race --out DIR
 #   --parts a,b     some of: check race train memory
-#   --out DIR       results.json and at most 7 other files, 16 MiB each
+#   --out DIR       results.json, the log, curves and exported models
 #   --labels DIR    label volumes (DIR/*/label.nii.gz) that heads are simulated from; without: the phantom
 #   --heads DIR     people that `python -m benchmarks.gpu.heads` simulates or has simulated there, in another process
 #   --wheels DIR    packages that the interpreter lacks, from `bash launch/gpu_wheels.sh DIR`: no network needed

@@ -1,4 +1,4 @@
-"""launch/gpu.sh without a GPU: its plan, deadlines, wheels, limits and the reading of its profiles.
+"""launch/gpu.sh without a GPU: its plan, deadlines, wheels and the reading of its profiles.
 
 The parts themselves are rehearsed by `bash launch/gpu.sh --rehearse` (docs/performance.md).
 """
@@ -17,7 +17,6 @@ import pytest
 
 from benchmarks.gpu import (
     ahead,
-    collect,
     heads,
     lines,
     memory,
@@ -228,35 +227,6 @@ def test_downloads_are_pinned_as_the_requirements_are():
     for name in ("grain", "clu", "nibabel", "ml-collections", "tensorboardX"):
         assert wanted[name] == required[wheels.normal(name)]
     assert wanted["monai"] and not wanted["array-record"]
-
-
-# Limits of what is left
-
-
-def test_files_are_left_out_by_size_number_and_name(tmp_path, monkeypatch):
-    monkeypatch.setattr(collect, "MAX_BYTES", 10)
-    out = tmp_path / "out"
-    out.mkdir()
-    sources = [tmp_path / name for name in ("a.csv", "b b.csv", "large.npz", "c.csv", "d.csv")]
-    for path in sources:
-        path.write_bytes(b"x" * (11 if path.stem == "large" else 10))
-    left_out = collect.take(sources, out, room=2)
-    assert sorted(p.name for p in out.iterdir()) == ["a.csv", "c.csv"]
-    assert set(left_out) == {"'b b.csv'", "large.npz", "d.csv"}
-
-
-def test_of_a_long_log_the_end_is_kept(tmp_path, monkeypatch):
-    monkeypatch.setattr(collect, "LOG_BYTES", 25)
-    log, out = tmp_path / "log.txt", tmp_path / "out"
-    out.mkdir()
-    log.write_text("".join(f"line {i:03d}\n" for i in range(100)))
-    collect.take_log(log, out)
-    assert (out / "log.txt").read_text() == "line 098\nline 099\n"
-
-
-def test_everything_a_run_hands_over_fits_the_limit():
-    handed = [f"{name}.tgz" for name in sizes.FULL_SCHOOLING.trainings]
-    assert len({*handed, "curves.csv", run.RESULTS, run.LOG}) <= collect.MAX_FILES
 
 
 # Trainings side by side
