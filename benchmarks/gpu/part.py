@@ -1,4 +1,4 @@
-"""What every part does: knows how long it may still take, and writes what it has at once."""
+"""What every part does: knows how long it may still take, measures, and writes what it has at once."""
 
 import argparse
 import contextlib
@@ -9,9 +9,11 @@ import pathlib
 import threading
 import time
 import traceback
+from collections.abc import Callable
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 MARGIN = 1.15  # a task is begun where this many times its expected seconds are left
+REPEATS = 5  # of a measurement
 
 
 def arguments(argv=None) -> argparse.Namespace:
@@ -83,6 +85,31 @@ class Part:
         if self.failed:
             print(f"failed: {', '.join(dict.fromkeys(self.failed))}", flush=True)
         return 1 if self.failed else 0
+
+
+def timed(call: Callable, wait: Callable, seconds: float) -> dict:
+    """Seconds of a call when calls follow each other as fast as they can be handed over: {"seconds"
+    (median), "fastest", "slowest", "calls"} of REPEATS rows of calls. wait(last result) ends a row.
+    """
+    wait(call())
+    began = time.perf_counter()
+    wait(call())
+    one = time.perf_counter() - began
+    count = max(1, round(seconds / REPEATS / max(one, 1e-6)))
+    found = []
+    for _ in range(REPEATS):
+        began = time.perf_counter()
+        for _ in range(count):
+            last = call()
+        wait(last)
+        found.append((time.perf_counter() - began) / count)
+    found.sort()
+    return {
+        "seconds": found[REPEATS // 2],
+        "fastest": found[0],
+        "slowest": found[-1],
+        "calls": count * REPEATS,
+    }
 
 
 def reason(error: BaseException) -> str:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import flops, tasks_flax
-from benchmarks.gpu import lines, recipes, rows, sizes, steps, trace
+from benchmarks.gpu import lines, part, recipes, rows, sizes, steps, trace
 from cldm_jax.diffusion import schedule
 from cldm_jax.methods.codec import make_codec
 from cldm_jax.models import monai_names
@@ -235,17 +235,17 @@ class Side:
         found = {}
         for dtype in (jnp.bfloat16, jnp.float32):
             x, y = a.astype(dtype), b.astype(dtype)
-            took = steps.timed(lambda x=x, y=y: jnp.dot(x, y), jax.block_until_ready, 0.5)
+            took = part.timed(lambda x=x, y=y: jnp.dot(x, y), jax.block_until_ready, 0.5)
             found[f"{jnp.dtype(dtype).name}_tflops"] = 2 * n**3 / took["seconds"] / 1e12
         stream = jax.jit(lambda x: x + 1)
         values = jnp.asarray(rng.standard_normal(count, np.float32))
-        took = steps.timed(lambda: stream(values), jax.block_until_ready, 0.5)
+        took = part.timed(lambda: stream(values), jax.block_until_ready, 0.5)
         found["copy_gb_s"] = 2 * values.nbytes / took["seconds"] / 1e9
         return found
 
     def time(self, name: str, seconds: float) -> dict:
         call = self._call(name)
-        took = steps.timed(call, jax.block_until_ready, seconds)
+        took = part.timed(call, jax.block_until_ready, seconds)
         del call
         gc.collect()
         return took

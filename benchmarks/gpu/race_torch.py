@@ -15,9 +15,8 @@ import torch
 
 from benchmarks import nets_torch
 from benchmarks.compare import nhwc, normal, numpy_state, randomise
-from benchmarks.gpu import lines, rows, sizes
+from benchmarks.gpu import lines, part, rows, sizes
 
-REPEATS = 5
 WARM = 3  # calls before a capture
 CHECKED, CHECK_STEPS = 2, 5
 
@@ -153,7 +152,7 @@ class Side:
     # Operations
 
     def time(self, name: str, variant: str, seconds: float) -> dict:
-        """Like `steps.timed`, and the peak of memory."""
+        """Like `part.timed`, and the peak of memory."""
         row = rows.find(self.sizes, name)
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -162,7 +161,7 @@ class Side:
         call()
         self.wait()
         first_s = time.perf_counter() - began
-        took = self.timed(call, seconds)
+        took = part.timed(call, self.wait, seconds)
         peak = torch.cuda.max_memory_allocated() / 1e9 if self.device.type == "cuda" else None
         facts = {"first_s": first_s, "peak_gb": peak, "params": self.parameters(row)}
         del call
@@ -171,30 +170,7 @@ class Side:
             torch.cuda.empty_cache()
         return {**took, **facts}
 
-    def timed(self, call, seconds: float) -> dict:
-        call()
-        self.wait()
-        began = time.perf_counter()
-        call()
-        self.wait()
-        count = max(1, round(seconds / REPEATS / max(time.perf_counter() - began, 1e-6)))
-        found = []
-        for _ in range(REPEATS):
-            began = time.perf_counter()
-            for _ in range(count):
-                call()
-            self.wait()
-            found.append((time.perf_counter() - began) / count)
-        found.sort()
-        middle = found[REPEATS // 2]
-        return {
-            "seconds": middle,
-            "fastest": found[0],
-            "slowest": found[-1],
-            "calls": count * REPEATS,
-        }
-
-    def wait(self) -> None:
+    def wait(self, _=None) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
@@ -238,9 +214,9 @@ class Side:
         """As on our side."""
         n = self.sizes.gemm
         a, b = (torch.randn(n, n, device=self.device, dtype=torch.bfloat16) for _ in range(2))
-        gemm = self.timed(lambda: torch.mm(a, b), 0.5)
+        gemm = part.timed(lambda: torch.mm(a, b), self.wait, 0.5)
         x = torch.randn(self.sizes.copy_mb * 2**20 // 4, device=self.device)
-        copy = self.timed(lambda: x + 1, 0.5)
+        copy = part.timed(lambda: x + 1, self.wait, 0.5)
         size = 2 * x.numel() * x.element_size()
         return {
             "bfloat16_tflops": 2 * n**3 / gemm["seconds"] / 1e12,

@@ -1,6 +1,5 @@
 """The product's own training step and read-outs on drawn numbers, compiled and ready to be called."""
 
-import time
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -11,8 +10,6 @@ import numpy as np
 from cldm_jax.jobs import dry_run
 from cldm_jax.runs.steps import make_step
 from cldm_jax.runtime import device, sharding
-
-REPEATS = 5  # of a measurement
 
 
 class Program(NamedTuple):
@@ -102,28 +99,3 @@ def function(call: Callable, *args) -> Program:
         return lambda: compiled(*placed)
 
     return Program(lambda: jitted.lower(*args).compile(), start)
-
-
-def timed(call: Callable, wait: Callable, seconds: float) -> dict:
-    """Seconds of a call when calls follow each other as fast as they can be handed over: {"seconds"
-    (median), "fastest", "slowest", "calls"} of REPEATS rows of calls. wait(last result) ends a row.
-    """
-    wait(call())
-    began = time.perf_counter()
-    wait(call())
-    one = time.perf_counter() - began
-    count = max(1, round(seconds / REPEATS / max(one, 1e-6)))
-    found = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        for _ in range(count):
-            last = call()
-        wait(last)
-        found.append((time.perf_counter() - began) / count)
-    found.sort()
-    return {
-        "seconds": found[REPEATS // 2],
-        "fastest": found[0],
-        "slowest": found[-1],
-        "calls": count * REPEATS,
-    }
