@@ -13,4 +13,4 @@ case ${1:-} in
 esac
 PYTHON=${PYTHON:-$VENV_PYTHON}
 "$PYTHON" -m pip --version >/dev/null 2>&1 || die "$PYTHON has no pip. Name one that has: PYTHON=python3"
-exec "$PYTHON" -m benchmarks.gpu.wheels download "$1"
+exec "$PYTHON" -m benchmarks.gpu.wheels "$1"

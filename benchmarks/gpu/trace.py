@@ -1,6 +1,5 @@
 """What a device did while a profiler looked: the kernels that took longest, and the share it was idle."""
 
-import contextlib
 import pathlib
 import shutil
 
@@ -12,26 +11,16 @@ STREAM, DEVICE = "stream", "/device:gpu"
 CARRYING = ("MemcpyH2D", "MemcpyD2H")  # a device that only carries to and fro computes nothing
 
 
-def begin(folder: pathlib.Path) -> None:
-    """From here on the profiler looks. Of a GPU at its kernels alone: following the host slows it."""
+def record(folder: pathlib.Path, function) -> dict:
+    """`summarise` of what happens while function() runs. It must wait for the device itself. Of a GPU
+    the profiler sees the kernels alone: following the host slows it.
+    """
     shutil.rmtree(folder, ignore_errors=True)
     options = jax.profiler.ProfileOptions()
     options.python_tracer_level = 0
     options.host_tracer_level = 0 if jax.default_backend() == "gpu" else 2
-    jax.profiler.start_trace(str(folder), profiler_options=options)
-
-
-def end() -> None:
-    jax.profiler.stop_trace()
-
-
-def record(folder: pathlib.Path, function) -> dict:
-    """`summarise` of what happens while function() runs. It must wait for the device itself."""
-    begin(folder)
-    try:
+    with jax.profiler.trace(str(folder), profiler_options=options):
         function()
-    finally:
-        end()
     return summarise(folder)
 
 
@@ -39,24 +28,27 @@ def summarise(folder: pathlib.Path) -> dict:
     """{"device", "window_s", "busy_s", "idle_share", "kernels": [{"name", "share", "calls"}]}.
 
     The window is from the first kernel's start to the last one's end: a call that waits for its first
-    launch does not count. Without a GPU: of the CPU's own operations, which rehearses the reading.
+    launch does not count. Without a GPU: of XLA's threads on the CPU, which rehearses the reading.
     Raises ValueError where nothing was recorded.
     """
-    events, device = [], ""
+    kernels, host, device = [], [], ""
     for path in sorted(folder.rglob("*.xplane.pb")):
-        data = jax.profiler.ProfileData.from_file(str(path))
-        for plane in data.planes:
+        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
             if is_gpu := plane.name.lower().startswith(DEVICE):
                 device = plane.name
             for line in plane.lines:
-                if is_gpu and STREAM in line.name.lower():
-                    found = [(e.start_ns, e.end_ns, e.name) for e in line.events]
-                    events += [event for event in found if not event[2].startswith(CARRYING)]
-    if not events:
-        events, device = _host_events(folder), "host"
-    if not events:
+                name = line.name.lower()
+                is_stream = is_gpu and STREAM in name
+                if not is_stream and "xla" not in name and "eigen" not in name:
+                    continue
+                found = [(e.start_ns, e.end_ns, e.name) for e in line.events]
+                if is_stream:
+                    kernels += [event for event in found if not event[2].startswith(CARRYING)]
+                else:
+                    host += [event for event in found if event[1] > event[0]]
+    if not kernels and not host:
         raise ValueError(f"{folder}: the profiler recorded no kernel")
-    return {"device": device, **account(events)}
+    return {"device": device if kernels else "host", **account(kernels or host)}
 
 
 def account(events: list[tuple[float, float, str]]) -> dict:
@@ -89,18 +81,3 @@ def covered(spans: list[tuple[float, float]]) -> float:
         length += max(0.0, end - max(start, reach))
         reach = max(reach, end)
     return length
-
-
-def _host_events(folder: pathlib.Path) -> list[tuple[float, float, str]]:
-    """XLA's operations on a CPU: those of its threads that bear its name."""
-    found = []
-    for path in sorted(folder.rglob("*.xplane.pb")):
-        for plane in jax.profiler.ProfileData.from_file(str(path)).planes:
-            for line in plane.lines:
-                if "xla" not in line.name.lower() and "eigen" not in line.name.lower():
-                    continue
-                for event in line.events:
-                    with contextlib.suppress(AttributeError):
-                        if event.duration_ns > 0:
-                            found.append((event.start_ns, event.end_ns, event.name))
-    return found

@@ -1,7 +1,6 @@
-"""Wheels for what an interpreter lacks: which are missing, which of a folder's to install, and how.
+"""Wheels for what an interpreter lacks: fetched into a folder, and what is missing installed from it.
 
-    python -m benchmarks.gpu.wheels download DIR     with a network: for Python 3.12 on Linux, x86-64
-    python -m benchmarks.gpu.wheels list             what would be downloaded
+    python -m benchmarks.gpu.wheels DIR     downloads them: for Python 3.12 on Linux, x86-64
 
 `run` installs them: into a folder of their own, never over what is there. Standard library only.
 """
@@ -67,11 +66,6 @@ def is_there(name: str) -> bool:
     return True
 
 
-def missing(names=NAMES) -> list[str]:
-    """Those of `names` that this interpreter has in no version."""
-    return [name for name in names if not is_there(name)]
-
-
 def choose(folder, has=is_there) -> list[pathlib.Path]:
     """The wheels of `folder` to install: of distributions that are not there, one wheel each.
 
@@ -114,22 +108,16 @@ def download(folder) -> None:
     subprocess.run([*command, *wanted()], check=True)
 
 
-def main(argv: list[str]) -> int:
-    if argv == ["list"]:
-        print("\n".join(wanted()))
-        return 0
-    if len(argv) != 2 or argv[0] != "download":
-        print(__doc__, file=sys.stderr)
-        return 2
+def main(folder: str) -> int:
     try:
-        download(argv[1])
+        download(folder)
     except subprocess.CalledProcessError:
         print("error: pip could not download them all (see above)", file=sys.stderr)
         return 1
-    size = sum(path.stat().st_size for path in pathlib.Path(argv[1]).glob("*.whl"))
-    print(f"{argv[1]}: {size / 2**20:.1f} MiB of wheels")
+    size = sum(path.stat().st_size for path in pathlib.Path(folder).glob("*.whl"))
+    print(f"{folder}: {size / 2**20:.1f} MiB of wheels")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1]))
