@@ -25,7 +25,6 @@ class Settings(NamedTuple):
     rounds: int
     wall: float  # seconds of calls per sample, at least
     tries: int  # samples per round and worker, at most
-    compiled: bool  # race torch.compile as well
 
 
 class Taken(NamedTuple):
@@ -119,8 +118,7 @@ def race(spec: Spec, threads: int, settings: Settings) -> tuple[dict[str, Taken]
     wanted = {
         name: ("torch", variant)
         for name, variant in VARIANTS.items()
-        if (settings.compiled or "compiled" not in variant)
-        and (proc.has_bf16() or "bf16" not in variant)
+        if proc.has_bf16() or "bf16" not in variant
     }
     workers, facts, failed = {}, {}, {}
     try:
@@ -155,7 +153,6 @@ def race_rows(name: str, threads: int, taken: dict, failed: dict, limit: float) 
             **versus(name, threads, best, ours, theirs, [a / b for a, b in pairs], limit),
             "params": ours.facts["params"],
             "ours_compile_s": ours.facts["compile_s"],
-            "peer_compile_s": theirs.facts["compile_s"],
             "peer_variants_s": variants,
             "failed": {k: v for k, v in failed.items() if k.startswith(peer)},
         }

@@ -22,7 +22,6 @@ def parse(argv) -> argparse.Namespace:
     parser.add_argument("--threads", default="1,2", help="thread counts (default 1,2)")
     parser.add_argument("--out", default="runs/benchmark", type=pathlib.Path)
     parser.add_argument("--fresh", action="store_true", help="measure again what is there")
-    parser.add_argument("--compile", action="store_true", help="race torch.compile as well")
     parser.add_argument("--rounds", type=int, default=0, help="turns a side (default 5, quick 2)")
     parser.add_argument("--volume-minutes", type=float, default=0, help="default 10, quick 1")
     args = parser.parse_args(argv)
@@ -47,9 +46,9 @@ class Benchmark:
 
     def __init__(self, args: argparse.Namespace):
         self.args, self.out = args, args.out
-        self.settings = race.Settings(args.rounds, wall=1.0, tries=4, compiled=args.compile)
+        self.settings = race.Settings(args.rounds, wall=1.0, tries=4)
         self.brief = self.settings._replace(rounds=2, wall=0.5)  # for the machine's limit
-        kept = ("quick", "compile", "rounds", "volume_minutes")
+        kept = ("quick", "rounds", "volume_minutes")
         settings = {name: getattr(args, name) for name in kept}
         self.summary = Summary(args.out, settings, fresh=args.fresh)
 

@@ -59,7 +59,6 @@ def bound(name: str, threads: int, peer: str) -> float | None:
 VARIANTS = {
     "torch_f32/contiguous": {},
     "torch_f32/channels_last": {"channels_last": True},
-    "torch_f32/compile": {"channels_last": True, "compiled": True},
     "torch_bf16/contiguous": {"bf16": True},
     "torch_bf16/channels_last": {"bf16": True, "channels_last": True},
 }

@@ -1,6 +1,5 @@
 """What the PyTorch worker times: the same tasks as `tasks_flax`, in NCHW shapes."""
 
-import time
 from collections.abc import Callable
 
 import torch
@@ -11,10 +10,10 @@ KINDS = ("ae_train", "ae_encode", "ae_decode", "ldm_train", "ddim")
 
 
 def make_task(
-    spec: tasks.Spec, *, bf16: bool = False, channels_last: bool = False, compiled: bool = False
+    spec: tasks.Spec, *, bf16: bool = False, channels_last: bool = False
 ) -> tuple[Callable, dict]:
-    """(call, facts). bf16: autocast. channels_last: of weights and inputs. compiled: torch.compile, of
-    which compile_s is the first call. KeyError for an unknown kind.
+    """(call, facts). bf16: autocast. channels_last: of weights and inputs. Raises KeyError for an
+    unknown kind.
     """
     if spec.kind not in KINDS:
         raise KeyError(spec.kind)
@@ -23,15 +22,9 @@ def make_task(
     is_ae, trains = spec.kind.startswith("ae"), spec.kind.endswith("train")
     net = nets_torch.make_autoencoder() if is_ae else nets_torch.make_unet()
     net = net.to(memory_format=layout)
-    wrap = torch.compile if compiled else lambda function: function
-    function = (_autoencoder if is_ae else _unet)(spec, net, layout, wrap)
+    function = (_autoencoder if is_ae else _unet)(spec, net, layout)
     call = (_training if trains else _inference)(net, function, bf16)
-    compile_s = 0.0
-    if compiled:
-        began = time.perf_counter()
-        call()
-        compile_s = time.perf_counter() - began
-    return call, {"params": sum(p.numel() for p in net.parameters()), "compile_s": compile_s}
+    return call, {"params": sum(p.numel() for p in net.parameters())}
 
 
 def _training(net, loss, bf16: bool):
@@ -58,29 +51,27 @@ def _inference(net, function, bf16: bool):
     return call
 
 
-def _autoencoder(spec: tasks.Spec, net, layout, wrap):
+def _autoencoder(spec: tasks.Spec, net, layout):
     """What one call of the task computes."""
     size, factor = spec.size, 2 ** (len(net.encoder.channels) - 1)
     if spec.kind == "ae_decode":
         z = torch.randn(spec.batch, tasks.LATENT_CHANNELS, size // factor, size // factor)
-        z, decode = z.contiguous(memory_format=layout), wrap(net.decode)
-        return lambda: decode(z)
+        z = z.contiguous(memory_format=layout)
+        return lambda: net.decode(z)
     images = torch.rand(spec.batch, 1, size, size).contiguous(memory_format=layout)
     if spec.kind == "ae_encode":
-        encode = wrap(net.encode)
-        return lambda: encode(images)
-    forward = wrap(net)
-    return lambda: nets_torch.autoencoder_loss(forward, images)
+        return lambda: net.encode(images)
+    return lambda: nets_torch.autoencoder_loss(net, images)
 
 
-def _unet(spec: tasks.Spec, net, layout, wrap):
+def _unet(spec: tasks.Spec, net, layout):
     shape = (2, spec.batch, tasks.LATENT_CHANNELS, spec.size, spec.size)
     latents, source = (x.contiguous(memory_format=layout) for x in torch.randn(shape))
-    code, forward = torch.zeros(spec.batch, dtype=torch.long), wrap(net)
+    code = torch.zeros(spec.batch, dtype=torch.long)
     alphas_bar = nets_torch.cosine_alphas_bar()
     if spec.kind == "ddim":
         scheduler = nets_torch.sampling_scheduler(alphas_bar, spec.steps)
         start = torch.randn_like
-        return lambda: nets_torch.ddim(forward, scheduler, start(source), source, code)
+        return lambda: nets_torch.ddim(net, scheduler, start(source), source, code)
     scheduler = nets_torch.training_scheduler(alphas_bar)
-    return lambda: nets_torch.ldm_loss(forward, scheduler, latents, source, code)
+    return lambda: nets_torch.ldm_loss(net, scheduler, latents, source, code)

@@ -48,12 +48,11 @@ def measure(side: str, threads: int, settings: Settings, **request) -> tuple[Tak
 def choose_variant(rows: list[dict], peer: str, folder: str, threads: int, settings) -> str:
     """The peer's faster memory layout: that of its DDIM row, or by a few steps of one batch."""
     for row in rows:
-        is_peers = (row["name"], row["peer"], row["threads"]) == ("ddim_b8", peer, threads)
-        if is_peers and row["peer_variant"] != "compile":
+        if (row["name"], row["peer"], row["threads"]) == ("ddim_b8", peer, threads):
             return f"{peer}/{row['peer_variant']}"
     times = {}
     for key, variant in VARIANTS.items():
-        if key.startswith(peer) and "compiled" not in variant:
+        if key.startswith(peer):
             request = {"folder": folder, "steps": PROBE_STEPS, "limit": 1, **variant}
             taken, _ = measure("torch", threads, settings._replace(rounds=2), **request)
             times[key] = statistics.median(taken.times(threads))

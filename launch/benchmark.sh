@@ -8,8 +8,8 @@
 #   bash launch/benchmark.sh --only ddim_b8,ae_decode_b8 --threads 2 --out DIR
 #   bash launch/benchmark.sh --dry-run [...]     only print what would be done
 #   --only takes rows: ldm_train_b8 ae_train_b8 ddim_b8 ddim_b1 ae_encode_b8 ae_decode_b8 volume_150.
-#   --fresh measures again; --compile races torch.compile as well;
-#   --rounds N and --volume-minutes M set the effort. The same command goes on with what is there.
+#   --fresh measures again; --rounds N and --volume-minutes M set the effort. The same command goes on
+#   with what is there.
 #
 #   CLDM_BENCHMARK_VENV=DIR   an environment that has both sides already: nothing is installed
 set -euo pipefail
