@@ -6,9 +6,6 @@ from benchmarks import proc
 from cldm_jax import files
 
 SUMMARY, TABLE, PLOT = "summary.json", "benchmark.md", "benchmark.png"
-# What readers of a row rely on; more are allowed. null: not applicable
-ROW_KEYS = ("name", "threads", "ours_s", "peer", "peer_s", "ratio", "mfu")
-ROW_KEYS += ("ours_rss_mb", "peer_rss_mb")
 COLOURS = {"torch_f32": "tab:blue", "torch_bf16": "tab:orange"}
 MEANING = (
     "One thread: CPU time per call; two: wall time. Ratio: median over rounds. MFU: operations "
@@ -52,11 +49,6 @@ class Summary:
         return any((r["name"], r["threads"]) == (name, threads) for r in self.data["rows"])
 
     def add(self, rows: list[dict]) -> None:
-        """Appends rows; they must have every key of ROW_KEYS."""
-        for row in rows:
-            missing = [key for key in ROW_KEYS if key not in row]
-            if missing:
-                raise ValueError(f"row {row.get('name')}: no {', '.join(missing)}")
         self.data["rows"] += rows
         self.save()
 
@@ -67,14 +59,12 @@ class Summary:
 
 
 def number(value, digits: int = 2) -> str:
-    """Fixed digits, three significant ones below 0.1, "-" for what was not measured."""
-    if value is None:
-        return "-"
+    """Fixed digits, three significant ones below 0.1."""
     return f"{value:.3g}" if 0 < abs(value) < 0.1 else f"{value:.{digits}f}"
 
 
 def milliseconds(seconds) -> str:
-    return "-" if seconds is None else number(seconds * 1e3, 1)
+    return number(seconds * 1e3, 1)
 
 
 def verdict(row: dict) -> str:
@@ -101,7 +91,7 @@ def row_line(row: dict) -> str:
 COLUMNS = {
     "row": lambda r: r["name"],
     "threads": lambda r: f"{r['threads']} ({r['compared']})",
-    "peer": lambda r: f"{r['peer']} {r['peer_variant']}".strip(),
+    "peer": lambda r: f"{r['peer']} {r['peer_variant']}",
     "ours, ms": lambda r: milliseconds(r["ours_s"]),
     "peer, ms": lambda r: milliseconds(r["peer_s"]),
     "ours / peer": lambda r: f"**{number(r['ratio'])}**",
@@ -151,7 +141,7 @@ def write(folder, data: dict) -> str:
     """Writes table and plot beside the summary and returns the table."""
     text = markdown(data)
     files.write_text(pathlib.Path(folder) / TABLE, text)
-    write_plot(folder, [row for row in data["rows"][::-1] if row["peer"] in COLOURS])
+    write_plot(folder, data["rows"][::-1])
     return text
 
 

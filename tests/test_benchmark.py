@@ -125,8 +125,6 @@ def test_summary_is_kept_and_read_again(tmp_path):
     summary.add(make_rows())
     stored = files.read_json(tmp_path / report.SUMMARY)
     assert {"machine", "limit_gflops", "rows"} <= stored.keys() and stored["limit_gflops"] == 100
-    for row in stored["rows"]:
-        assert set(report.ROW_KEYS) <= row.keys()
     again = report.Summary(tmp_path, SETTINGS)
     assert again.has("ddim_b8", 1) and not again.has("ddim_b8", 2)
     assert again.has_limit(1) and again.limit(1) == 100
@@ -138,11 +136,6 @@ def test_other_settings_other_code_and_fresh_start_over(tmp_path, monkeypatch):
     assert report.Summary(tmp_path, SETTINGS, fresh=True).data["rows"] == []
     monkeypatch.setattr(proc, "versions", lambda: {"code_sha256": "another"})
     assert report.Summary(tmp_path, SETTINGS).data["rows"] == []
-
-
-def test_incomplete_row_is_refused(tmp_path):
-    with pytest.raises(ValueError, match="no threads, ours_s"):
-        report.Summary(tmp_path, SETTINGS).add([{"name": "x"}])
 
 
 def test_volume_says_how_much_faster_and_how_good():
