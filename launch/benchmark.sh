@@ -17,55 +17,17 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 VENV=${CLDM_BENCHMARK_VENV:-.venv-benchmark}
-STAMP=$VENV/cldm_jax.stamp # written last: a folder without it is an interrupted install
-FILES=(requirements.txt benchmarks/requirements.txt)
-
-is_in_place() { [ -f "$STAMP" ] && cat "${FILES[@]}" | cmp -s - "$STAMP"; }
-
-# An environment that was named is used as it is; it must have both sides.
-check_named() {
-  [ -x "$VENV/bin/python" ] || die "CLDM_BENCHMARK_VENV=$VENV has no bin/python. Correct it, or unset it."
-  "$VENV/bin/python" -c '
-import importlib.util, sys
-sys.exit(not all(importlib.util.find_spec(name) for name in ("jax", "flax", "torch", "monai")))
-' || die "$VENV lacks jax, flax, torch or monai. Install benchmarks/requirements.txt, or unset it."
-}
-
-install() {
-  local flags=()
-  for file in "${FILES[@]}"; do flags+=(-r "$file"); done
-  bash launch/setup.sh # its interpreter makes the second environment
-  say "benchmark: making $VENV (PyTorch and MONAI; several GB to download)"
-  rm -rf "$VENV"
-  "$VENV_PYTHON" -m venv "$VENV" || die "python -m venv $VENV failed: see above."
-  printf '*\n' >"$VENV/.gitignore"
-  "$VENV/bin/python" -m pip install --disable-pip-version-check -q "${flags[@]}" ||
-    die "the installation failed: see above. Run the same command to start it again."
-  cat "${FILES[@]}" >"$STAMP"
-}
-
-main() {
-  local dry_run="" flags=() flag
-  for flag in "$@"; do
-    case $flag in
-      --dry-run) dry_run=yes ;;
-      --help | -h) # the first lines of this file: nothing is installed for them
-        sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-        return
-        ;;
-      *) flags+=("$flag") ;;
-    esac
-  done
-  if [ -n "${CLDM_BENCHMARK_VENV:-}" ]; then
-    check_named
-  elif ! is_in_place; then
-    if [ -n "$dry_run" ]; then say "benchmark: would make $VENV"; else install; fi
-  fi
-  if [ -n "$dry_run" ]; then
-    say "benchmark: would run $VENV/bin/python -m benchmarks.run${flags[*]+ ${flags[*]}}"
-    return
-  fi
+dry_run="" flags=()
+for flag in "$@"; do
+  case $flag in
+    --dry-run) dry_run=yes ;;
+    --help | -h) usage && exit ;;
+    *) flags+=("$flag") ;;
+  esac
+done
+second_venv "$VENV" CLDM_BENCHMARK_VENV "jax flax torch monai" requirements.txt benchmarks/requirements.txt
+if [ -n "$dry_run" ]; then
+  say "benchmark: would run $VENV/bin/python -m benchmarks.run${flags[*]+ ${flags[*]}}"
+else
   "$VENV/bin/python" -m benchmarks.run ${flags[@]+"${flags[@]}"}
-}
-
-main "$@"
+fi

@@ -13,53 +13,20 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 VENV=${CLDM_DOCS_VENV:-.venv-docs}
-STAMP=$VENV/cldm_jax.stamp # written last: a folder without it is an interrupted install
 export NO_MKDOCS_2_WARNING=1
-
-is_in_place() { [ -f "$STAMP" ] && cmp -s requirements-docs.txt "$STAMP"; }
-
-# An environment that was named is used as it is.
-check_named() {
-  [ -x "$VENV/bin/python" ] || die "CLDM_DOCS_VENV=$VENV has no bin/python. Correct it, or unset it."
-  "$VENV/bin/python" -c 'import material, mkdocs' 2>/dev/null ||
-    die "$VENV lacks mkdocs or mkdocs-material. Install requirements-docs.txt, or unset CLDM_DOCS_VENV."
-}
-
-install() {
-  bash launch/setup.sh # its interpreter makes the second environment
-  say "docs: making $VENV"
-  rm -rf "$VENV"
-  "$VENV_PYTHON" -m venv "$VENV" || die "python -m venv $VENV failed: see above."
-  printf '*\n' >"$VENV/.gitignore"
-  "$VENV/bin/python" -m pip install --disable-pip-version-check -q -r requirements-docs.txt ||
-    die "the installation failed: see above. Run the same command to start it again."
-  cp requirements-docs.txt "$STAMP"
-}
-
-main() {
-  local dry_run="" command=(build --strict) flag
-  for flag in "$@"; do
-    case $flag in
-      --dry-run) dry_run=yes ;;
-      --serve) command=(serve) ;;
-      --help | -h) # the first lines of this file: nothing is installed for them
-        sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-        return
-        ;;
-      *) die "unknown argument $flag. See --help." ;;
-    esac
-  done
-  if [ -n "${CLDM_DOCS_VENV:-}" ]; then
-    check_named
-  elif ! is_in_place; then
-    if [ -n "$dry_run" ]; then say "docs: would make $VENV"; else install; fi
-  fi
-  if [ -n "$dry_run" ]; then
-    say "docs: would run $VENV/bin/python -m mkdocs ${command[*]}"
-    return
-  fi
-  "$VENV/bin/python" -m mkdocs "${command[@]}"
-  [ "${command[0]}" = serve ] || say "docs: $PWD/runs/site/index.html"
-}
-
-main "$@"
+dry_run="" command=(build --strict)
+for flag in "$@"; do
+  case $flag in
+    --dry-run) dry_run=yes ;;
+    --serve) command=(serve) ;;
+    --help | -h) usage && exit ;;
+    *) die "unknown argument $flag. See --help." ;;
+  esac
+done
+second_venv "$VENV" CLDM_DOCS_VENV "material mkdocs" requirements-docs.txt
+if [ -n "$dry_run" ]; then
+  say "docs: would run $VENV/bin/python -m mkdocs ${command[*]}"
+  exit
+fi
+"$VENV/bin/python" -m mkdocs "${command[@]}"
+[ "${command[0]}" = serve ] || say "docs: $PWD/runs/site/index.html"

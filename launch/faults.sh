@@ -14,10 +14,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 case " $* " in
-  *" --help "* | *" -h "*) # the first lines of this file: nothing is installed for them
-    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-    exit
-    ;;
+  *" --help "* | *" -h "*) usage && exit ;;
 esac
 bash launch/setup.sh
 export JAX_PLATFORMS=cpu

@@ -20,7 +20,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 for flag in "$@"; do
   case $flag in
-    --help | -h) sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}" && exit ;;
+    --help | -h) usage && exit ;;
     --rehearse) rehearse=yes ;;
   esac
 done

@@ -9,7 +9,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 case ${1:-} in
-  --help | -h | "") sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}" && exit ;;
+  --help | -h | "") usage && exit ;;
 esac
 PYTHON=${PYTHON:-$VENV_PYTHON}
 "$PYTHON" -m pip --version >/dev/null 2>&1 || die "$PYTHON has no pip. Name one that has: PYTHON=python3"

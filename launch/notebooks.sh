@@ -35,10 +35,7 @@ main() {
   local keep="" names=() failed=() path name started
   while [ $# -gt 0 ]; do
     case $1 in
-      --help | -h)
-        sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"
-        return
-        ;;
+      --help | -h) usage && return ;;
       --keep) keep=yes ;;
       -*) die "unknown argument $1. See --help." ;;
       *) compgen -G "notebooks/$1*.ipynb" >/dev/null || die "no notebook begins with $1. See --help." && names+=("$1") ;;

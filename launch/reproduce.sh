@@ -17,8 +17,6 @@ set -euo pipefail
 # shellcheck source=launch/lib.sh
 source "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-usage() { sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "${BASH_SOURCE[0]}"; }
-
 main() {
   local preset=quick name="" flags=()
   while [ $# -gt 0 ]; do
