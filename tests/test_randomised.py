@@ -344,8 +344,6 @@ def test_ranges_that_cannot_be_drawn_are_refused():
     ):
         with pytest.raises(UserError, match=f"randomised.{section}.{name}"):
             cohort.plan_cohort(small(section, **{name: value}))
-    with pytest.raises(UserError, match="mr_target"):
-        cohort.plan_cohort(small(mr_target="best"))
     with pytest.raises(UserError, match="pets_per_person"):
         cohort.plan_cohort(small(mode="paired3", pets_per_person=2))
 

@@ -194,10 +194,8 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     [
         ("mode", "paired"),
         ("pet_model", "mlem"),
-        ("seed", -1),
         ("shape", (10, 10, 6)),
         ("spacing_mm", (0.0, 6.0, 8.0)),
-        ("n_subjects", 0),
     ],
 )
 def test_wrong_settings_are_named(field, value, tmp_path):

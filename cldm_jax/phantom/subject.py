@@ -66,9 +66,7 @@ class Plan:
     randomised_share: float
 
     def pet_names(self) -> list[str]:
-        """pet, pet_2, pet_3, ... or nothing."""
-        if "pet" not in self.modalities:
-            return []
+        """pet, pet_2, pet_3, ..."""
         return ["pet", *(f"pet_{i}" for i in range(2, self.pets + 1))]
 
     def dice(self, number: int) -> Dice:
