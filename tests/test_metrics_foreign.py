@@ -54,13 +54,6 @@ def test_a_record_older_than_the_field_is_read():
     assert Protocol.from_json(record) == PROTOCOLS["cldm"]
 
 
-def test_rescaling_needs_slices():
-    with pytest.raises(ValueError, match="scaling"):
-        Protocol("x", PROTOCOLS["cldm"].ct, None, "uniform3d", "volume", "own_mean")
-    with pytest.raises(ValueError, match="scaling"):
-        Protocol("x", PROTOCOLS["cldm"].ct, None, "gaussian2d", "patient", "mean")
-
-
 def test_scores_come_with_what_they_need():
     pred, target = images(shape=(4, 24, 24))
     labels = np.tile(np.repeat([1, 2, 3], 8)[:, None], (4, 1, 24))

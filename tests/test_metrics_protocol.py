@@ -9,7 +9,7 @@ from scipy import ndimage
 
 from cldm_jax.errors import UserError
 from cldm_jax.metrics import image
-from cldm_jax.metrics.protocol import PROTOCOLS, Protocol, TargetProtocol, score_volume
+from cldm_jax.metrics.protocol import PROTOCOLS, Protocol, score_volume
 from cldm_jax.metrics.scores import METRICS
 
 CLDM, SYNTHRAD = PROTOCOLS["cldm"], PROTOCOLS["synthrad2023"]
@@ -155,15 +155,13 @@ def test_words_name_every_number():
     assert "MR is not scored" in words and "unclipped" in words
 
 
-def test_a_range_that_is_not_the_clip_is_refused():
-    with pytest.raises(ValueError, match="data_range"):
-        TargetProtocol("fraction", "", (0.0, 1.0), True, 2.0, "head", 0.0, None)
-    with pytest.raises(ValueError, match="background"):
-        TargetProtocol("HU", "", (-1000.0, 1000.0), True, 2000.0, "head", -1024.0, None)
-    with pytest.raises(ValueError, match="ssim"):
-        Protocol("x", CLDM.ct, None, "default", "patient")
-    with pytest.raises(ValueError, match="aggregation"):
-        Protocol("x", CLDM.ct, None, "gaussian2d", "slice")
+def test_the_range_is_the_clips_width_and_every_word_is_known():
+    for protocol in PROTOCOLS.values():
+        assert protocol.describe()  # looks up every word
+        assert protocol.scaling == "none" or protocol.aggregation == "patient"
+        for rule in filter(None, (protocol.ct, protocol.mr)):
+            low, high = rule.clip
+            assert high - low == rule.data_range and low <= rule.background <= high
 
 
 def test_bad_input_says_what_and_why():

