@@ -1,7 +1,7 @@
 """Part "memory": presets for a card of 48 GB, some steps of each inside that much memory.
 
     python -m benchmarks.gpu.memory --work DIR --seconds S [--rehearse]
-    python -m benchmarks.gpu.memory NAME PRESET STEPS     one, in a process of its own: one JSON line
+    python -m benchmarks.gpu.memory NAME PRESET     one, in a process of its own: one JSON line
 
 To be read beside the dry run's account on a CPU (docs/performance.md).
 """
@@ -16,16 +16,10 @@ import time
 from benchmarks.gpu import part
 
 TRAININGS = ("ldm", "unet", "ae")  # 24, 32 and 39 GB by the dry run
-CARD_GB, RESERVED_GB = (
-    48.0,
-    1.5,
-)  # as in jobs/dry_run.py: what a context and libraries take, assumed
+CARD_GB = 48.0
+RESERVED_GB = 1.5  # as in jobs/dry_run.py: what a context and libraries take, assumed
 TOGETHER = ((110e9, 3), (64e9, 2))  # bytes of a card, trainings that fit into it at once
 STEPS = 10
-
-
-def preset(rehearse: bool) -> str:
-    return "tiny" if rehearse else "a6000"
 
 
 def fraction(total_bytes: float) -> float:
@@ -54,9 +48,9 @@ def measure(name: str, args, own: part.Part) -> dict:
     env = dict(os.environ)  # memory is taken as it is needed, up to the fraction
     if not args.rehearse:
         env["XLA_PYTHON_CLIENT_MEM_FRACTION"] = f"{fraction(card_bytes()):.4f}"
-    command = [sys.executable, "-m", "benchmarks.gpu.memory", name, preset(args.rehearse)]
+    preset = "tiny" if args.rehearse else "a6000"
     found = subprocess.run(
-        [*command, str(STEPS)],
+        [sys.executable, "-m", "benchmarks.gpu.memory", name, preset],
         cwd=part.ROOT,
         env=env,
         capture_output=True,
@@ -67,12 +61,12 @@ def measure(name: str, args, own: part.Part) -> dict:
     if found.returncode:
         tail = found.stderr.strip().splitlines() or ["no reason given"]
         told = [line for line in tail if "RESOURCE_EXHAUSTED" in line] or tail[-1:]
-        raise RuntimeError(f"{name}:{preset(args.rehearse)}: {told[0][:300]}")
+        raise RuntimeError(f"{name}:{preset}: {told[0][:300]}")
     return json.loads(found.stdout.strip().splitlines()[-1])
 
 
-def steps_of(name: str, preset: str, count: int) -> dict:
-    """Compiles and runs `count` steps of configs/NAME.py:PRESET."""
+def steps_of(name: str, preset: str) -> dict:
+    """Compiles and runs STEPS steps of configs/NAME.py:PRESET."""
     import importlib
 
     import jax
@@ -91,7 +85,7 @@ def steps_of(name: str, preset: str, count: int) -> dict:
     call = program.start(compiled)
     jax.block_until_ready(call())
     began = time.perf_counter()
-    for _ in range(count):
+    for _ in range(STEPS):
         loss = call()
     loss = float(loss)
     account = compiled.memory_analysis()
@@ -101,12 +95,10 @@ def steps_of(name: str, preset: str, count: int) -> dict:
     return {
         "config": f"configs/{name}.py:{preset}",
         "loss": loss,
-        "step_s": (time.perf_counter() - began) / count,
+        "step_s": (time.perf_counter() - began) / STEPS,
         "compile_s": compile_s,
         "limit_gb": stats.get("bytes_limit", 0) / 1e9 or None,
-        "peak_gb": _peak(
-            jax
-        ),  # of everything: compilation tries algorithms, with memory of their own
+        "peak_gb": _peak(jax),  # of compilation too, which tries algorithms in memory of their own
         "peak_after_compilation_gb": after_compilation,
         "compilers_account_gb": own / 1e9,
         "backend": jax.default_backend(),
@@ -132,4 +124,4 @@ def main(argv=None) -> int:
 if __name__ == "__main__":
     if sys.argv[1].startswith("-"):
         sys.exit(main())
-    print(json.dumps(steps_of(sys.argv[1], sys.argv[2], int(sys.argv[3]))))
+    print(json.dumps(steps_of(*sys.argv[1:])))

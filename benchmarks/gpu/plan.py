@@ -3,12 +3,8 @@
 import math
 import time
 
-WEIGHTS = {
-    "check": 3.0,
-    "race": 6.0,
-    "train": 9.0,
-    "memory": 4.0,
-}  # shares of the time, where all are asked for
+# Shares of the time, where all are asked for.
+WEIGHTS = {"check": 3.0, "race": 6.0, "train": 9.0, "memory": 4.0}
 END = 10.0  # seconds kept at the end for a killed part to go and the last files to be written
 END_SHARE = 0.1  # of everything, where that is less
 NOTICE = 8.0  # seconds between the end a part is told of and its kill

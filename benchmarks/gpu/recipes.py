@@ -1,8 +1,7 @@
 """Configs of the product for what is raced: its own recipes with other widths. No JAX here."""
 
 from benchmarks.gpu.sizes import Sizes
-
-LATENT_CHANNELS = 4  # those of benchmarks.nets_torch
+from benchmarks.tasks import LATENT_CHANNELS
 
 
 def monai_autoencoder(sizes: Sizes, dtype: str = "bfloat16"):

@@ -22,8 +22,8 @@ import threading
 import time
 
 from benchmarks.gpu import plan, wheels
+from benchmarks.gpu.part import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 RESULTS, LOG = "results.json", "log.txt"
 POLL = 0.2  # seconds
 # Without its search for the fastest kernels XLA should compile in a part of the time: with it, a step of
@@ -79,12 +79,9 @@ class Results:
     def write(self) -> None:
         """In one piece: a kill leaves the last one whole."""
         text = json.dumps(self.data, indent=1)
-        path = self.work / RESULTS
-        path.write_text(text + "\n")
-        with contextlib.suppress(OSError):  # another disk than the work folder's
-            os.replace(path, self.out / RESULTS)
-            return
-        shutil.copyfile(path, self.out / RESULTS)
+        temporary = self.out / f".{RESULTS}"
+        temporary.write_text(text + "\n")
+        os.replace(temporary, self.out / RESULTS)
 
     def look(self, part: str) -> None:
         """Takes over what `part` has written since the last look."""

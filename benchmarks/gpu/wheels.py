@@ -11,7 +11,8 @@ import re
 import subprocess
 import sys
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+from benchmarks.gpu.part import ROOT
+
 PINS = (ROOT / "requirements.txt", ROOT / "benchmarks" / "requirements.txt")
 # What an image with JAX and PyTorch may lack; versions are those of the requirements where they pin one.
 NAMES = (
