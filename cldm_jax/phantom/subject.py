@@ -74,9 +74,7 @@ class Plan:
         return Dice(self.seed, self.key, number)
 
     def pet_gain(self, number: int) -> float:
-        """Of PET 1, 2, ...: how much brighter it is shown than its own scale makes it."""
-        if self.ranges is None:
-            return 1.0
+        """Of PET 1, 2, ... of mode `randomised`: how much brighter it is shown than by its scale."""
         return randomised.gain(self.dice(number), self.randomised_share, self.ranges)
 
 
