@@ -66,11 +66,6 @@ def test_the_least_disturbed_sample_is_kept_where_none_is_clean():
     assert (kept.wall_s, disturbed) == (2, 3)
 
 
-def test_one_thread_compares_cpu_time_and_two_wall_time():
-    taken = race.Taken([sample(3.0)], {})
-    assert taken.times(1) == [6.0] and taken.times(2) == [3.0]
-
-
 # Rows
 
 
@@ -103,13 +98,6 @@ def test_one_thread_row_is_in_cpu_seconds():
     f32, bf16 = race.race_rows("ddim_b8", 1, make_samples(), {}, limit=100.0)
     assert (f32["ours_s"], f32["ours_wall_s"], f32["ours_cpu_s"]) == (6, 3, 6)
     assert f32["met"] is True and bf16["met"] is False  # 0.5 of 0.62, 1.0 of 0.95
-
-
-def test_bounds_are_those_of_the_table():
-    assert tasks.bound("ae_train_b8", 1, "torch_f32") == 0.75
-    assert tasks.bound("ddim_b1", 2, "torch_f32") == 0.75
-    assert tasks.bound("ae_decode_b8", 1, "torch_bf16") == 1.1
-    assert tasks.bound("ddim_b8", 2, "torch_bf16") is None
 
 
 # Summary

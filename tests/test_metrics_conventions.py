@@ -44,11 +44,11 @@ def to_unit(hu):
     return (np.clip(hu, -1024, 3000) + 1024) / 4024
 
 
-def wang(pred, target, data_range=1.0):
+def wang(pred, target):
     return skimage.metrics.structural_similarity(
         pred,
         target,
-        data_range=data_range,
+        data_range=1.0,
         gaussian_weights=True,
         sigma=1.5,
         use_sample_covariance=False,
@@ -131,13 +131,6 @@ def test_narrow_windows_are_other_numbers(head):
     assert scores["psnr_window"] < scores["psnr"] - 5
 
 
-def test_ssim_on_signed_data_is_another_number(head):
-    pred, target = to_unit(head[0]), to_unit(head[1])
-    right = wang(pred, target)
-    signed = wang(2 * pred - 1, 2 * target - 1, data_range=2.0)
-    assert abs(right - signed) > 1e-3
-
-
 def test_ssim_windows_are_other_numbers(head):
     pred, target = to_unit(head[0]), to_unit(head[1])
     default = skimage.metrics.structural_similarity(pred, target, data_range=1.0)
@@ -170,13 +163,6 @@ def test_blur_shows_in_sharpness_more_than_in_ssim(head):
     scores = ours(ndimage.gaussian_filter(target, 1.0), target, mask)
     assert scores["ssim"] > 0.8
     assert scores["sharpness"] < 0.5
-
-
-def test_averaging_slices_of_all_people_favours_long_scans():
-    short, long = [20.0] * 2, [30.0] * 8
-    people = np.mean([patient_mean(short), patient_mean(long)])
-    assert people == 25.0
-    assert np.mean(short + long) == 28.0
 
 
 def test_exact_and_empty_slices_are_left_out_of_the_mean(head):
