@@ -187,10 +187,10 @@ def _rules(drawn, asked, groups) -> dict[str, dict]:
     for name in asked[0].real:
         errors, sds, who = [], [], []
         for d, a in zip(drawn, asked, strict=True):
-            mean, sd = regions.centre_and_sd(a.members[name])
-            errors.append(a.real[name] - mean)
-            sds.append(sd)
+            members = a.members[name]
+            errors.append(a.real[name] - members.mean(0))
+            sds.append(members.std(0))
             unit = units[groups[d.subject]] if len(units) > 1 else d.subject
-            who.append(np.full(len(sd), unit))
+            who.append(np.full(len(sds[-1]), unit))
         rules[name] = regions.fit_rule(*map(np.concatenate, (errors, sds, who)))
     return rules

@@ -114,13 +114,6 @@ def values(found: dict, parts: list[np.ndarray]) -> dict[str, np.ndarray]:
     return out
 
 
-def centre_and_sd(members) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and SD [...] over members [K, ...] that stem from `ensemble.deviations`, whose SD needs no
-    correction.
-    """
-    return members.mean(0), members.std(0)
-
-
 def fit_rule(errors, sds, people) -> dict:
     """What covers 90 % of people, from signed errors (real - members' mean) and SDs [N] of one region,
     slabs of all people; people [N]: whose.
@@ -176,10 +169,11 @@ def _width(sd, pooled: float):
 
 def interval(members, rule: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(centre, low, high) [...] of members [K, ...] with a rule of `fit_rule`; NaN bounds where it has no
-    q. A volume's are cut at 0 by the caller.
+    q. Members stem from `ensemble.deviations`: their SD needs no correction. A volume's bounds are cut at
+    0 by the caller.
     """
-    mean, sd = centre_and_sd(members)
-    centre, half = mean + rule["bias"], np.full_like(mean, np.nan)
+    centre = members.mean(0) + rule["bias"]
+    half = np.full_like(centre, np.nan)
     if rule["q"] is not None:
-        half = rule["q"] * _width(sd, rule["pooled"])
+        half = rule["q"] * _width(members.std(0), rule["pooled"])
     return centre, centre - half, centre + half
