@@ -7,7 +7,6 @@
 
 import importlib.metadata
 import pathlib
-import re
 import subprocess
 import sys
 
@@ -38,27 +37,6 @@ PLATFORMS = [f"manylinux_2_{n}_x86_64" for n in (39, 35, 34, 31, 28, 27, 24, 17)
 PLATFORMS += ["manylinux2014_x86_64", "manylinux1_x86_64"]
 
 
-def normal(name: str) -> str:
-    """A distribution's name as the index spells it (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def pins(text: str) -> dict[str, str]:
-    """{name: version} of the lines `name==version` that hold for Python 3.12."""
-    found = {}
-    for line in text.splitlines():
-        match = re.match(r"([\w.-]+)(?:\[.*\])?==([\w.+!]+)\s*(?:;\s*([^#]*))?", line.strip())
-        if match and "<" not in (match[3] or ""):
-            found[normal(match[1])] = match[2]
-    return found
-
-
-def wanted() -> list[str]:
-    """Requirements to download, pinned where this project pins them."""
-    known = pins("\n".join(path.read_text() for path in PINS))
-    return [f"{n}=={known[normal(n)]}" if normal(n) in known else n for n in NAMES]
-
-
 def is_there(name: str) -> bool:
     try:
         importlib.metadata.version(name)
@@ -67,27 +45,19 @@ def is_there(name: str) -> bool:
     return True
 
 
-def choose(folder, has=is_there) -> list[pathlib.Path]:
-    """The wheels of `folder` to install: of distributions that are not there, one wheel each.
-
-    Raises ValueError where a distribution has two wheels: pip would refuse them all.
-    """
-    chosen: dict[str, pathlib.Path] = {}
-    for path in sorted(pathlib.Path(folder).glob("*.whl")):
-        name = normal(path.name.split("-")[0])
-        if name in chosen:
-            raise ValueError(f"{folder}: two wheels of {name}; keep one of them")
-        if not has(name):
-            chosen[name] = path
-    return list(chosen.values())
+def missing(folder) -> list[pathlib.Path]:
+    """The wheels of `folder` whose distribution this interpreter has in no version."""
+    wheels = sorted(pathlib.Path(folder).glob("*.whl"))
+    return [path for path in wheels if not is_there(path.name.partition("-")[0])]
 
 
 def install(folder, target) -> dict:
     """Installs what is missing from `folder` into `target`, without a network; {"installed": names}.
 
-    Raises RuntimeError with pip's last line where it refuses (another Python's wheels, no pip).
+    Raises RuntimeError with pip's last line where it refuses (another Python's wheels, two of one
+    distribution, no pip).
     """
-    chosen = choose(folder)
+    chosen = missing(folder)
     if chosen:
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-index", "--no-deps"]
         command += ["--no-compile", "--no-cache-dir", "--disable-pip-version-check"]
@@ -99,26 +69,14 @@ def install(folder, target) -> dict:
     return {"installed": [path.name for path in chosen]}
 
 
-def download(folder) -> None:
-    """Fetches `wanted` into `folder`. Raises CalledProcessError where pip could not."""
-    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+def download(folder: str) -> int:
+    """Fetches NAMES into `folder`; pip's exit status."""
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:"]
-    command += ["--python-version", PYTHON, "--implementation", "cp", "-d", str(folder)]
-    for platform in PLATFORMS:
-        command += ["--platform", platform]
-    subprocess.run([*command, *wanted()], check=True)
-
-
-def main(folder: str) -> int:
-    try:
-        download(folder)
-    except subprocess.CalledProcessError:
-        print("error: pip could not download them all (see above)", file=sys.stderr)
-        return 1
-    size = sum(path.stat().st_size for path in pathlib.Path(folder).glob("*.whl"))
-    print(f"{folder}: {size / 2**20:.1f} MiB of wheels")
-    return 0
+    command += ["--python-version", PYTHON, "--implementation", "cp", "-d", folder]
+    command += [f"--platform={platform}" for platform in PLATFORMS]
+    command += [f"--constraint={path}" for path in PINS]
+    return subprocess.run([*command, *NAMES], check=False).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(download(sys.argv[1]))
