@@ -43,10 +43,10 @@ def test_a_cylinder_is_cupped_as_its_abel_transform_says_and_flat_when_corrected
     r = radius(PLANE)
     hu, true = np.where(r < RADIUS, 0.0, -1000.0), (r < RADIUS).astype(np.float32)
     scan, rng = pet.PetScan("any", 4.5, 0.0), np.random.default_rng(0)
-    scattered = osem.acquire(rng, true, hu, PLANE, scan, whole=True)
+    scattered = osem.acquire(rng, true, hu, PLANE, scan, nac=True)
     monkeypatch.setattr(osem, "BACKGROUND", 0.0)
-    counted = osem.acquire(rng, true, hu, PLANE, scan, whole=True)
-    shown, flat = counted.uncorrected()[..., 0], counted.corrected()[..., 0]
+    found = osem.acquire(rng, true, hu, PLANE, scan, nac=True)
+    shown, flat = found["nac"][..., 0], found["pet"][..., 0]
 
     def level(image, at):
         return float(image[np.abs(r[..., 0] - at) < 2.5].mean())
@@ -56,9 +56,9 @@ def test_a_cylinder_is_cupped_as_its_abel_transform_says_and_flat_when_corrected
         assert level(flat, at) == pytest.approx(1.0, rel=0.03)
     assert abel_of_disc(0.0) < 0.6 * abel_of_disc(45.0)  # and so the agreement means something
     air = np.abs(r[..., 0] - RADIUS - 14) < 4
-    levels = [made[air, 0].mean() for made in (scattered.corrected(), scattered.uncorrected())]
+    levels = [made[air, 0].mean() for made in (scattered["pet"], scattered["nac"])]
     assert levels[0] < 0.005 < 0.02 < levels[1]
-    near = osem.acquire(rng, true, hu, PLANE, scan).corrected()
+    near = osem.acquire(rng, true, hu, PLANE, scan)["pet"]
     np.testing.assert_allclose(near[..., 0], flat, atol=0.05)
 
 

@@ -5,8 +5,6 @@ randoms; the image after `ITERATIONS` x `SUBSETS` updates (Hudson and Larkin 199
 Without correction (NAC) the same counts are taken as if nothing had been lost and nothing scattered.
 """
 
-import dataclasses
-
 import numpy as np
 from scipy import ndimage, sparse
 
@@ -87,36 +85,6 @@ def _counts(grid: Grid, scan: PetScan, post_filter_mm: float) -> float:
     return COUNTS * grid.spacing[2] / (scan.cov**2 * area**1.5)
 
 
-@dataclasses.dataclass(frozen=True)
-class Counted:
-    """What the scanner counted, for `corrected` and `uncorrected`. counts, loss and background
-    [rays, slices]; scale: counts per unit of activity; post_mm: FWHM of the post-filter.
-    """
-
-    grid: Grid
-    support: np.ndarray  # bool [x, y]
-    parts: list[tuple]
-    counts: np.ndarray
-    loss: np.ndarray
-    background: np.ndarray
-    scale: float
-    post_mm: float
-
-    def corrected(self) -> np.ndarray:
-        """Activity float32 [grid.shape]: attenuation, scatter and randoms are known."""
-        return self._image(self.loss, self.background)
-
-    def uncorrected(self) -> np.ndarray:
-        """The same counts without correction of attenuation, scatter and randoms (NAC)."""
-        return self._image(np.ones_like(self.loss), np.zeros_like(self.background))
-
-    def _image(self, loss, background) -> np.ndarray:
-        estimate = reconstruct(self.parts, self.counts, loss, background) / np.float32(self.scale)
-        volume = np.zeros(self.grid.shape, np.float32)
-        volume[self.support] = estimate
-        return np.maximum(blur(volume, self.grid, self.post_mm), 0)
-
-
 def acquire(
     rng: np.random.Generator,
     true: np.ndarray,
@@ -124,16 +92,17 @@ def acquire(
     grid: Grid,
     scan: PetScan,
     *,
-    whole: bool = False,
-) -> Counted:
-    """A scan of the true activity through noise-free CT numbers.
+    nac: bool = False,
+) -> dict[str, np.ndarray]:
+    """A scan of the true activity through noise-free CT numbers: {"pet": activity float32 [grid.shape],
+    attenuation, scatter and randoms known} and, with `nac`, "nac": the same counts without correction.
 
     cov = 0 gives noise-free data. Counts follow from scan.cov, so both PET models are comparable.
-    whole: pixels over the whole field of view and not only around the head, for `uncorrected`, whose air
-    is not empty: its edge would show where the head ends.
+    nac: pixels lie over the whole field of view and not only around the head; air is not empty then, and
+    its edge would show where the head ends.
     """
     rest = np.sqrt(max(scan.fwhm_mm**2 - INTRINSIC_MM**2, 1.0))  # post-filter, FWHM mm
-    support = ndimage.binary_dilation((hu > -500).any(axis=2), iterations=3) | whole
+    support = ndimage.binary_dilation((hu > -500).any(axis=2), iterations=3) | nac
     matrix = system_matrix(grid, support)
     blurred = point_spread(true, grid, INTRINSIC_MM)
     loss = np.exp(-(matrix @ attenuation(hu)[support])).astype(np.float32)
@@ -147,4 +116,15 @@ def acquire(
         scale = _counts(grid, scan, rest) / max(float(trues.sum(axis=0).max()), 1e-6)
     expected = scale * (trues + background)
     counts = rng.poisson(expected).astype(np.float32) if scan.cov else expected
-    return Counted(grid, support, subsets(matrix), counts, loss, scale * background, scale, rest)
+    background, parts = scale * background, subsets(matrix)
+
+    def image(loss, background):
+        estimate = reconstruct(parts, counts, loss, background) / np.float32(scale)
+        volume = np.zeros(grid.shape, np.float32)
+        volume[support] = estimate
+        return np.maximum(blur(volume, grid, rest), 0)
+
+    images = {"pet": image(loss, background)}
+    if nac:
+        images["nac"] = image(np.ones_like(loss), np.zeros_like(background))
+    return images

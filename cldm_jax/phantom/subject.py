@@ -224,13 +224,9 @@ def _randomised_pets(plan: Plan, person, disease, grid: Grid, factor, volumes, s
 def _scanned(plan: Plan, rng, true, person, disease, grid: Grid, factor) -> tuple[dict, dict]:
     """({"pet" and, where planned, "nac"}, the scan's parameters)."""
     scan = pet.draw_scan(rng, plan.profile, noise=not plan.easy)
-    has_nac = "nac" in plan.modalities
     if plan.pet_model == "osem":
         numbers = tissue_mean(person.hu, disease.labels, factor)
-        counted = osem.acquire(rng, true, numbers, grid, scan, whole=has_nac)
-        images = {"pet": counted.corrected()}
-        if has_nac:
-            images["nac"] = counted.uncorrected()
+        images = osem.acquire(rng, true, numbers, grid, scan, nac="nac" in plan.modalities)
     else:
         images = {"pet": pet.fast(rng, true, grid, scan)}
     images = {name: image * np.float32(person.suv) for name, image in images.items()}
