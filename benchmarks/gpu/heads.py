@@ -3,13 +3,12 @@
     python -m benchmarks.gpu.heads FOLDER PRESET PEOPLE SECONDS WORKERS [LABELS]
 
 Whoever is finished in time is in FOLDER/cohort and FOLDER/prepared; heads take turns, so that a cut
-cohort has some variants of each. Prints one JSON line, which is FOLDER/facts.json in the end.
+cohort has some variants of each. FOLDER/facts.json comes last.
 """
 
 import concurrent.futures
 import csv
 import importlib
-import json
 import multiprocessing
 import pathlib
 import sys
@@ -111,5 +110,4 @@ if __name__ == "__main__":
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    files.write_text(pathlib.Path(where) / "facts.json", json.dumps(facts) + "\n")
-    print(json.dumps(facts))
+    files.write_json(pathlib.Path(where) / "facts.json", facts)
