@@ -2,14 +2,14 @@
 
 import argparse
 import contextlib
-import json
 import math
-import os
 import pathlib
 import threading
 import time
 import traceback
 from collections.abc import Callable
+
+from cldm_jax import files
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 MARGIN = 1.15  # a task is begun where this many times its expected seconds are left
@@ -54,9 +54,7 @@ class Part:
             for section in sections:
                 where = where.setdefault(section, {})
             where[name] = plain(value)
-            temporary = self.work / "result.tmp"
-            temporary.write_text(json.dumps(self.result))
-            os.replace(temporary, self.work / "result.json")
+            files.write_json(self.work / "result.json", self.result)
 
     def attempt(self, path: str, function, needs: float = 0.0):
         """Puts what function() returns, and returns it. A task that fails is recorded, and makes the part

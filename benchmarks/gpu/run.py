@@ -23,6 +23,7 @@ import time
 
 from benchmarks.gpu import plan, wheels
 from benchmarks.gpu.part import ROOT
+from cldm_jax import files
 
 RESULTS, LOG = "results.json", "log.txt"
 POLL = 0.2  # seconds
@@ -78,10 +79,7 @@ class Results:
 
     def write(self) -> None:
         """In one piece: a kill leaves the last one whole."""
-        text = json.dumps(self.data, indent=1)
-        temporary = self.out / f".{RESULTS}"
-        temporary.write_text(text + "\n")
-        os.replace(temporary, self.out / RESULTS)
+        files.write_json(self.out / RESULTS, self.data)
 
     def look(self, part: str) -> None:
         """Takes over what `part` has written since the last look."""
@@ -222,8 +220,8 @@ def run_parts(args, results: Results, work: pathlib.Path, log) -> None:
 
 def finish(args, results: Results, work: pathlib.Path) -> None:
     """The files that parts hand over, and the log."""
-    files = [p for part in args.plan.parts for p in sorted((work / part / "out").glob("*"))]
-    for path in (*files, work / LOG):
+    handed = [p for part in args.plan.parts for p in sorted((work / part / "out").glob("*"))]
+    for path in (*handed, work / LOG):
         shutil.copyfile(path, args.out / path.name)
     results.write()
 
