@@ -8,14 +8,14 @@ import sys
 
 from benchmarks import proc, race, report, volume
 from benchmarks.report import Summary
-from benchmarks.tasks import QUICK, RACES, SECTIONS
+from benchmarks.tasks import QUICK, RACES, VOLUME
 
 EXPECTED = (race.WorkerError, RuntimeError, OSError, subprocess.CalledProcessError)  # noted
 
 
 def parse(argv) -> argparse.Namespace:
     """Flags with the defaults of --quick filled in; exits with status 2 for a name nobody knows."""
-    known = (*RACES, *SECTIONS)
+    known = (*RACES, VOLUME)
     parser = argparse.ArgumentParser(prog="launch/benchmark.sh", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rows and samples: minutes")
     parser.add_argument("--only", default="", help=f"some of: {','.join(known)}")
@@ -91,8 +91,8 @@ class Benchmark:
         for name in filter(asked.__contains__, RACES):
             self.attempt(name, threads, self.race, name, threads)
         # --quick has no minutes for the volume on every number of threads
-        if "volume_150" in asked and not (quick and threads != max(self.args.threads)):
-            self.attempt(volume.name(), threads, self.volume, threads)
+        if VOLUME in asked and not (quick and threads != max(self.args.threads)):
+            self.attempt(VOLUME, threads, self.volume, threads)
 
     def run(self) -> None:
         for threads in self.args.threads:

@@ -12,7 +12,7 @@ import numpy as np
 
 from benchmarks import proc, volume_case
 from benchmarks.race import Settings, Taken, alone, judged, versus
-from benchmarks.tasks import VARIANTS, VOLUME_BOUND
+from benchmarks.tasks import VARIANTS, VOLUME, VOLUME_BOUND
 from cldm_jax import files
 from cldm_jax.metrics.image import psnr
 
@@ -20,11 +20,6 @@ PEERS = ("torch_f32", "torch_bf16")
 STEPS = 50
 PROBE_STEPS = 5  # of one batch, to choose the peer's memory layout
 QUICK_BATCHES = 1  # of nineteen: what the peer runs with --quick, scaled to the volume
-
-
-def name() -> str:
-    """Of the rows."""
-    return f"volume_{volume_case.SLICES}"
 
 
 def ensure_trained(folder: pathlib.Path, minutes: float, people: int) -> None:
@@ -76,7 +71,7 @@ def volume_rows(
         theirs = theirs._replace(samples=[s.scaled(factor) for s in theirs.samples])
         ratios = [t / theirs.times(threads)[0] for t in ours.times(threads)]
         gflops = summary.limit(threads)
-        row = versus(name(), threads, best, ours, theirs, ratios, gflops)
+        row = versus(VOLUME, threads, best, ours, theirs, ratios, gflops)
         row |= {"ours_psnr": score(images[: len(made)], case), "peer_psnr": score(made, case)}
         if fifty is not None:
             row["ours_ddim50_s"] = fifty[0].times(threads)[0]

@@ -200,7 +200,7 @@ def test_a_first_call_counts_only_if_it_is_long(monkeypatch):
 def test_names_on_the_command_line():
     args = run.parse(["--only", "ddim_b1,ae_encode_b8", "--threads", "1", "--quick"])
     assert args.names == ["ddim_b1", "ae_encode_b8"] and args.threads == [1] and args.rounds == 2
-    assert run.parse(["--threads", "1"]).names == [*tasks.RACES, *tasks.SECTIONS]
+    assert run.parse(["--threads", "1"]).names == [*tasks.RACES, tasks.VOLUME]
     for wrong in (["--only", "nothing"], ["--threads", "0"], ["--threads", "two"]):
         with pytest.raises(SystemExit) as refused:
             run.parse(wrong)
@@ -399,13 +399,13 @@ def test_every_race_and_section_runs(tiny, tmp_path, monkeypatch):
     found = benchmark.summary.data
     assert found["failed"] == {}
     rows = [r["name"] for r in found["rows"]]
-    assert rows == [*tasks.RACES, "volume_3"]
+    assert rows == [*tasks.RACES, tasks.VOLUME]
     assert all(r["ours_s"] > 0 and (r["mfu"] or 1) > 0 for r in found["rows"])
     assert found["limits"]["1"]["f32_gflops"] > 0 and not found["limits"]["1"]["bf16_gflops"]
     assert found["rows"][-1]["ours_ddim50_psnr"] != found["rows"][-1]["ours_psnr"]
     if not HAS_TORCH:  # its answer is the truth and a tenth
         assert found["rows"][-1]["peer_psnr"] == pytest.approx(10 * math.log10(4 / 0.01))
-    assert "volume_3" in report.write(tmp_path, found)
+    assert tasks.VOLUME in report.write(tmp_path, found)
     again = run.Benchmark(args)  # the same command goes on: nothing is measured twice
     monkeypatch.setattr(race, "Worker", None)
     again.run()
