@@ -23,9 +23,9 @@ class Plan:
             what = f"unknown part {unknown[0]!r}" if unknown else "no part"
             raise ValueError(f"--parts: {what}; known: {','.join(WEIGHTS)}")
         self.parts = [name for name in WEIGHTS if name in parts]
-        self.began = time.monotonic() if began is None else began
+        began = time.monotonic() if began is None else began
         total = 60 * minutes
-        self.end = self.began + total - min(END, END_SHARE * total)
+        self.end = began + total - min(END, END_SHARE * total)
 
     def seconds(self, part: str, now: float) -> float:
         """What `part` may take if it starts now: its share of what is left for it and its successors.

@@ -32,9 +32,6 @@ class Side:
             torch.set_num_threads(1)
         self.alphas_bar = nets_torch.cosine_alphas_bar()
 
-    def hello(self) -> dict:
-        return {"torch": torch.__version__, "cuda": torch.version.cuda, "device": str(self.device)}
-
     # Networks and inputs
 
     def place(self, value):
@@ -208,7 +205,8 @@ class Side:
             steps=CHECK_STEPS,
             **{name: nhwc(x.cpu()) for name, x in pictures.items()},
         )
-        return {**self.hello(), "weights": len(state)}
+        facts = {"torch": torch.__version__, "cuda": torch.version.cuda, "device": str(self.device)}
+        return {**facts, "weights": len(state)}
 
     def ceilings(self) -> dict:
         """As on our side."""
