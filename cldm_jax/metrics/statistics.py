@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-RESAMPLES, LEVEL = 10_000, 0.95  # of bootstrap intervals
+RESAMPLES, CONFIDENCE = 10_000, 0.95  # of bootstrap intervals
 MIN_PEOPLE = 9  # below, no Holm-corrected family of 12 tests can reject at 0.05 (2^-8 * 12 < 0.05)
 
 
@@ -47,7 +47,7 @@ def bootstrap_ci(values, *, seed: int, clusters=None) -> tuple[float, float]:
     sums, counts = np.bincount(index, values), np.bincount(index)
     draws = np.random.default_rng(seed).integers(0, m, (RESAMPLES, m))
     means = sums[draws].sum(axis=1) / counts[draws].sum(axis=1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return float(low), float(high)
 
 
