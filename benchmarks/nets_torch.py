@@ -53,10 +53,21 @@ def ldm_loss(net, scheduler, latents, source, code):
     return F.mse_loss(net(torch.cat([noisy, source], 1), t, class_labels=code), target)
 
 
-def make_optimizer(net, capturable: bool = False):
-    """AdamW; `fused` is the fastest of torch's implementations. capturable: in a CUDA graph."""
+def training(net, loss, autocast, capturable: bool = False):
+    """() -> None: loss(), its backward pass and AdamW, of whose implementations `fused` is the fastest;
+    autocast() around the forward pass only. capturable: in a CUDA graph.
+    """
     settings = dict(lr=tasks.LEARNING_RATE, weight_decay=tasks.WEIGHT_DECAY, capturable=capturable)
-    return torch.optim.AdamW(net.parameters(), fused=True, **settings)
+    optimizer = torch.optim.AdamW(net.train().parameters(), fused=True, **settings)
+
+    def call():
+        optimizer.zero_grad(set_to_none=True)
+        with autocast():
+            value = loss()
+        value.backward()
+        optimizer.step()
+
+    return call
 
 
 def training_scheduler(alphas_bar) -> DDPMScheduler:

@@ -1,51 +1,33 @@
 """What the PyTorch worker times: the same tasks as `tasks_flax`, in NCHW shapes."""
 
+import functools
 from collections.abc import Callable
 
 import torch
 
 from benchmarks import nets_torch, tasks
 
-KINDS = ("ae_train", "ae_encode", "ae_decode", "ldm_train", "ddim")
-
 
 def make_task(
     spec: tasks.Spec, *, bf16: bool = False, channels_last: bool = False
 ) -> tuple[Callable, dict]:
-    """(call, facts). bf16: autocast. channels_last: of weights and inputs. Raises KeyError for an
-    unknown kind.
-    """
-    if spec.kind not in KINDS:
-        raise KeyError(spec.kind)
+    """(call, facts). bf16: autocast. channels_last: of weights and inputs."""
     torch.manual_seed(0)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     is_ae, trains = spec.kind.startswith("ae"), spec.kind.endswith("train")
     net = nets_torch.make_autoencoder() if is_ae else nets_torch.make_unet()
     net = net.to(memory_format=layout)
     function = (_autoencoder if is_ae else _unet)(spec, net, layout)
-    call = (_training if trains else _inference)(net, function, bf16)
-    return call, {"params": sum(p.numel() for p in net.parameters())}
+    autocast = functools.partial(torch.autocast, "cpu", torch.bfloat16, enabled=bf16)
+    make = nets_torch.training if trains else _inference
+    return make(net, function, autocast), {"params": sum(p.numel() for p in net.parameters())}
 
 
-def _training(net, loss, bf16: bool):
-    """The loss and its backward pass, then AdamW; autocast around the forward pass only."""
-    optimizer = nets_torch.make_optimizer(net.train())
-
-    def call():
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            value = loss()
-        value.backward()
-        optimizer.step()
-
-    return call
-
-
-def _inference(net, function, bf16: bool):
+def _inference(net, function, autocast):
     net.eval()
 
     def call():
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        with torch.inference_mode(), autocast():
             function()
 
     return call

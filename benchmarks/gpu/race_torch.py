@@ -91,13 +91,13 @@ class Side:
 
     def training(self, row: rows.Row, wrap, capturable: bool):
         if row.kind == "ae_train":
-            net = self.place(self.autoencoder()).train()
+            net = self.place(self.autoencoder())
             forward, images = wrap(net), self.place(torch.rand(row.batch, 1, *self.sizes.image))
 
             def loss():
                 return nets_torch.autoencoder_loss(forward, images)
         else:
-            net = self.place(self.unet(row.unet)).train()
+            net = self.place(self.unet(row.unet))
             forward = wrap(net)
             scheduler = nets_torch.training_scheduler(self.alphas_bar)
             scheduler.alphas_cumprod = scheduler.alphas_cumprod.to(self.device)
@@ -107,16 +107,7 @@ class Side:
             def loss():
                 return nets_torch.ldm_loss(forward, scheduler, z, source, code)
 
-        optimizer = nets_torch.make_optimizer(net, capturable)
-
-        def call():
-            optimizer.zero_grad(set_to_none=True)
-            with self.autocast():
-                value = loss()
-            value.backward()
-            optimizer.step()
-
-        return call
+        return nets_torch.training(net, loss, self.autocast, capturable)
 
     def inference(self, row: rows.Row, wrap, capturable: bool):
         autoencoder = self.place(self.autoencoder()).eval()
