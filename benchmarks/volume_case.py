@@ -19,7 +19,6 @@ from cldm_jax import files
 
 SLICES, BATCH = 150, 8
 CASE, RECORD = "case.npz", "training.json"
-NETWORKS = ("autoencoder", "unet")  # <name>.safetensors in the folder
 PRESET, IMAGE = "quick", (128, 128)
 AUTOENCODER_SHARE = 0.35  # of the time
 PROBE_STEPS = 5  # timed to choose how many fit

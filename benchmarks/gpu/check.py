@@ -137,7 +137,7 @@ def ddim_compared(sample, cpu) -> dict:
     }
 
 
-def products(cpu) -> dict:
+def products() -> dict:
     """That "highest" is full float32 here, and what the default precision costs: one product."""
     rng = np.random.default_rng(0)
     a, b = rng.standard_normal((2, 512, 512)).astype(np.float32)
@@ -157,7 +157,7 @@ def numbers(own: part.Part, chosen) -> None:
     cpu = jax.devices("cpu")[0]
     module = cases()
     known = json.loads(module.GOLDEN.read_text())
-    own.attempt("numbers/product", lambda: products(cpu))
+    own.attempt("numbers/product", products)
     tasks = {
         f"golden {name}": functools.partial(golden_row, module, known, cpu, name)
         for name in METHODS

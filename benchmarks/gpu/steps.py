@@ -67,13 +67,11 @@ def training(config) -> Program:
     return Program(lambda: device.compile_step(step, *arguments()), start)
 
 
-def reading(config, mode: str, count: int, params=None, frozen=None) -> Program:
-    """A read-out of `count` slices, images in and images out. params, frozen: instead of drawn ones."""
+def reading(config, mode: str, count: int) -> Program:
+    """A read-out of `count` slices, images in and images out, with drawn weights."""
     method, state, _ = example(config)
-    state = state._replace(
-        params=(), opt_state=(), extra=(), ema_params=params or drawn(state.ema_params)
-    )
-    state = state._replace(frozen=frozen) if frozen else state
+    weights = drawn(state.ema_params)
+    state = state._replace(params=(), opt_state=(), extra=(), ema_params=weights)
     h, w = config.data.prepare.size
     images = dry_run.images(count, h, w, config.data.context)
     batch = {k: images[k] for k in ("source", "label", "subject", "slice")}
