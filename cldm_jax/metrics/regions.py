@@ -50,7 +50,7 @@ class Frame(NamedTuple):
         return self._replace(brain=self.brain[slices], head=self.head[slices])
 
 
-def unit_of(target: str, name: str, units: str) -> str:
+def unit_of(name: str, units: str) -> str:
     """units: of the images' values."""
     return "mL" if name.endswith("volume") else "1" if name.endswith("attenuation") else units
 

@@ -117,7 +117,7 @@ def _regions(asked: list[spread.Asked], rules: dict, target: str) -> list[dict]:
         out.append(
             {
                 "name": name,
-                "unit": regions.unit_of(target, name, "HU" if target == "ct" else "a.u."),
+                "unit": regions.unit_of(name, "HU" if target == "ct" else "a.u."),
                 "coverage": float(inside[good].mean()),
                 "half_width": float(((high - low) / 2)[good].mean()),
                 "mae": float(np.abs(mean - real)[good].mean()),

@@ -106,7 +106,7 @@ def _table(sums, frame, rules, target: str, spec, heights) -> list[dict]:
                     "value": value[number],
                     "low": low[number],
                     "high": high[number],
-                    "unit": regions.unit_of(target, name, units),
+                    "unit": regions.unit_of(name, units),
                 }
             )
     return rows
