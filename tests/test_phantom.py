@@ -19,7 +19,6 @@ def plan(index: int, **changes) -> subject.Plan:
         group="",
         seed=0,
         key=(index,),
-        acquisition=0,
         source="",
         vary=False,
         twin=0,
@@ -201,7 +200,7 @@ def test_easy_people_have_neither_noise_nor_disease():
 
 def test_twins_share_the_pet_and_the_brain_but_not_the_skull():
     small = dict(shape=(64, 76, 12), spacing=(3.0, 3.0, 8.0))
-    one, two = (subject.simulate(plan(2, twin=t, acquisition=10 * t, **small))[0] for t in (0, 1))
+    one, two = (subject.simulate(plan(2, twin=t, **small))[0] for t in (0, 1))
     np.testing.assert_array_equal(one["pet"], two["pet"])
     brain = [np.isin(v["label"], tissue.BRAIN) for v in (one, two)]
     np.testing.assert_array_equal(*brain)

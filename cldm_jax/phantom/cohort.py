@@ -110,7 +110,6 @@ def plan_cohort(config) -> list[Plan]:
                     group=group or family,
                     seed=int(config.seed),
                     key=key,
-                    acquisition=10 * twin,
                     source=source,
                     vary=vary,
                     twin=twin,

@@ -38,19 +38,18 @@ PET_STEP = 1 / 128  # SUV; randomised people's PETs are rounded to it: files of 
 class Plan:
     """All that decides one person's files.
 
-    key: random-stream key; acquisition: base of the acquisition stream (twins differ here only);
-    source: label volume or "" for the embedded head; vary: deform the label volume; twin: 1 = thicker
-    skull; modalities: subset of pet, nac, ct, mr, ct_reacq, mr_reacq (nac: the PET's counts without
-    correction, pet_model osem only); profile: PET scanner (pet.PROFILES);
-    canonical: the targets (ct, mr) without a scanner's noise and variation; pets: how many; ranges:
-    config.randomised, or None in other modes, of which randomised_share of the PETs are drawn.
+    key: random-stream key; source: label volume or "" for the embedded head; vary: deform the label
+    volume; twin: 1 = thicker skull and scans of its own, the PET apart; modalities: subset of pet, nac,
+    ct, mr, ct_reacq, mr_reacq (nac: the PET's counts without correction, pet_model osem only); profile:
+    PET scanner (pet.PROFILES); canonical: the targets (ct, mr) without a scanner's noise and variation;
+    pets: how many; ranges: config.randomised, or None in other modes, of which randomised_share of the
+    PETs are drawn.
     """
 
     id: str
     group: str
     seed: int
     key: tuple[int, ...]
-    acquisition: int
     source: str
     vary: bool
     twin: int
@@ -235,7 +234,7 @@ def _scanned(plan: Plan, rng, true, person, disease, grid: Grid, factor) -> tupl
 
 def _scan(plan: Plan, name: str, disease, person, shown, grid: Grid, factor):
     """A CT or MR volume and its parameters; each has its own acquisition stream."""
-    number = plan.acquisition + {"ct": 1, "mr": 2, "ct_reacq": 3, "mr_reacq": 4}[name]
+    number = 10 * plan.twin + {"ct": 1, "mr": 2, "ct_reacq": 3, "mr_reacq": 4}[name]
     rng = stream(plan.seed, plan.key, "acquisition", number)
     noise = not plan.easy and name.removesuffix("_reacq") not in plan.canonical
     if name.startswith("ct"):
