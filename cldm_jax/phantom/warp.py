@@ -61,10 +61,8 @@ def diffeomorphism(
     The field is halved until no cell folds; at the amplitudes used here that is never needed, but the
     promise must not depend on luck.
     """
-    spacing = tuple(max(LATTICE_MM, s) for s in grid.spacing)
-    margin = grid.lattice(LATTICE_MM)
-    shape = tuple(max(n, 2) for n in margin.shape)
-    lattice = Grid(shape, spacing, margin.origin)
+    lattice = grid.lattice(LATTICE_MM)
+    lattice = dataclasses.replace(lattice, shape=tuple(max(n, 2) for n in lattice.shape))
     velocity = sd_mm * np.stack([smooth_field(rng, lattice, SMOOTH_MM) for _ in range(3)])
     while True:
         displacement = exponentiate(velocity.astype(np.float32), lattice)
