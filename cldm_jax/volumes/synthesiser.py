@@ -121,24 +121,46 @@ class Synthesiser:
 
 
 def synthesise(
-    pet, targets=(), *, series: str = "", progress: bool = False, **options
+    pet,
+    targets=(),
+    *,
+    checkpoint=None,
+    mode: str = "",
+    samples: int = 0,
+    sharpness: float = 1.0,
+    steps: int = 0,
+    seed: int = 0,
+    uncertainty: bool = False,
+    batch_size: int = 0,
+    series: str = "",
+    progress: bool = False,
 ) -> Synthesis:
     """CT and MR of the person in a PET, on the PET's own grid. Research use only, not for clinical use.
 
     pet          path of a NIfTI file, or of the folder or .zip of a DICOM series; a nibabel image; or
                  (array [x, y, z], affine [4, 4]: voxel index -> world mm, RAS+). Any unit.
     targets      "ct", "mr" or several; () = all that the model makes
-    series       number of one among several DICOM series
+    checkpoint   workdir of a training or an exported folder; None: the model that comes along
+    mode, samples, sharpness, steps, seed, uncertainty, batch_size, series   as of the command line,
+                 whose --help explains them; "" and 0 are its defaults
     progress     shows a bar
-    options      of `Synthesiser`. checkpoint: workdir of a training or an exported folder; None: the
-                 model that comes along. mode, samples, sharpness, steps, seed, uncertainty, batch_size:
-                 as of the command line, whose --help explains them; "" and 0 are its defaults
 
     The noise of samples depends on the file's bytes; of a PET in memory, on its voxels and affine. For
     several PETs open the model once: `Synthesiser(checkpoint, ...)`, called with each. Raises UserError
     for a request that cannot work, and for what is no PET of a head.
     """
-    return Synthesiser(targets=targets, **options)(pet, series=series, progress=progress)
+    model = Synthesiser(
+        checkpoint,
+        targets=targets,
+        mode=mode,
+        samples=samples,
+        sharpness=sharpness,
+        steps=steps,
+        seed=seed,
+        uncertainty=uncertainty,
+        batch_size=batch_size,
+    )
+    return model(pet, series=series, progress=progress)
 
 
 def _read(pet, series: str, source: str) -> tuple[pet_inputs.PetInput, nifti.Volume, dict]:
