@@ -152,6 +152,12 @@ def test_dice_known_value():
     assert image.dice(a, ~a) == 0.0
 
 
+@pytest.mark.parametrize("data_range", [0, -1, float("nan"), float("inf")])
+def test_bad_data_range_is_refused(data_range):
+    with pytest.raises(ValueError, match="data_range"):
+        image.psnr(np.zeros((2, 2)), np.ones((2, 2)), data_range=data_range)
+
+
 def test_data_range_has_no_default():
     with pytest.raises(TypeError, match="data_range"):
         image.psnr(np.zeros((2, 2)), np.ones((2, 2)))

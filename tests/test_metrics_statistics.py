@@ -31,6 +31,8 @@ def test_bootstrap_is_deterministic_and_needs_two_people():
     assert first == statistics.bootstrap_ci(values, seed=3)
     assert first != statistics.bootstrap_ci(values, seed=4)
     assert all(map(math.isnan, statistics.bootstrap_ci([1.0], seed=0)))
+    with pytest.raises(ValueError, match="finite"):
+        statistics.bootstrap_ci([1.0, math.nan], seed=0)
 
 
 def test_bootstrap_of_two_values_has_known_quantiles():

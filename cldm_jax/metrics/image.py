@@ -32,6 +32,12 @@ def _inside(pred, target, mask):
     return pred[mask], target[mask]
 
 
+def _check_range(data_range: float) -> float:
+    if not (np.isfinite(data_range) and data_range > 0):
+        raise ValueError(f"data_range must be a positive number, got {data_range!r}")
+    return float(data_range)
+
+
 def mse(pred, target, *, mask=None) -> float:
     """Mean squared error over the mask, units squared."""
     p, t = _inside(pred, target, mask)
@@ -52,7 +58,7 @@ def mean_error(pred, target, *, mask=None) -> float:
 
 def psnr(pred, target, *, data_range: float, mask=None) -> float:
     """Peak signal-to-noise ratio in dB: 10 log10(data_range^2 / MSE), MSE over the mask."""
-    error = mse(pred, target, mask=mask)
+    error, data_range = mse(pred, target, mask=mask), _check_range(data_range)
     if error == 0:
         return float("inf")
     return float(20 * np.log10(data_range) - 10 * np.log10(error))
@@ -91,6 +97,7 @@ def ssim_map(pred, target, *, data_range: float, window: str) -> np.ndarray:
     non-negative (the luminance term has no meaning for signed data).
     """
     x, y = _pair(pred, target)
+    data_range = _check_range(data_range)
     if window == "gaussian":
         radius, covariance_factor = GAUSSIAN_RADIUS, 1.0
 

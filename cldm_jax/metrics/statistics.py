@@ -40,6 +40,8 @@ def bootstrap_ci(values, *, seed: int, clusters=None) -> tuple[float, float]:
     (normal data, measured).
     """
     values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("bootstrap_ci needs finite values; count the others separately")
     index = _clusters_of(clusters, values.size)
     m = int(index.max()) + 1 if values.size else 0
     if m < 2:
