@@ -28,7 +28,7 @@ def undrawn():
     """Reports without figures meanwhile, which take most of the time of writing one."""
 
     def nothing(folder, summary, scores, gallery):
-        parts = ("scale", "patients")
+        parts = ("scale", "patients", "learning")
         return {target: {**dict.fromkeys(parts), "cases": []} for target in gallery}
 
     return mock.patch.object(page, "_draw", nothing)

@@ -5,12 +5,14 @@ import math
 import numpy as np
 from matplotlib.figure import Figure
 
+from cldm_jax.metrics import aggregate
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.report import labels
 from cldm_jax.report.figures import INK, fold_text, label_text, new_figure
 from cldm_jax.report.record import Reference, Row, Summary
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"  # Okabe-Ito: colour-blind safe
+PALETTE = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def _colour(row: Row | Reference) -> str:
@@ -102,4 +104,36 @@ def patients_figure(scores: list[dict], target: str, units: str) -> Figure | Non
         axes.title.set(fontsize=9, color=INK)
         axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
         _strip(axes)
+    return figure
+
+
+def learning_figure(summary: Summary, target: str) -> Figure | None:
+    """PSNR on validation people against the share of the training done, one line per method.
+
+    The first read-out of each method and model range, so not the numbers of the tables. None without
+    validations.
+    """
+    curves = {
+        method: curve[target]
+        for method, curve in summary.learning.items()
+        if any(y is not None for _, y in curve.get(target, ()))
+    }
+    if not curves:
+        return None
+    figure = new_figure(6.4, 3.4)
+    axes = figure.subplots()
+    bases = list(dict.fromkeys(aggregate.base_name(m) for m in curves))
+    for method, points in curves.items():
+        base = aggregate.base_name(method)
+        label = label_text(f"{method}:") if base == method else None
+        x, y = zip(*(p for p in points if p[1] is not None), strict=True)
+        turn, number = divmod(bases.index(base), len(PALETTE))
+        look = dict(marker="o", markersize=3, linewidth=1.2, color=PALETTE[number], label=label)
+        axes.plot(x, y, ("-", "--", ":")[turn % 3], **look)
+    axes.set_ylim(bottom=max(axes.get_ylim()[0], axes.get_ylim()[1] - 8))
+    axes.set_xlabel("Share of the budget's steps", fontsize=8)
+    axes.set_ylabel("PSNR on validation people, dB", fontsize=8)
+    axes.grid(color="#e5e5e5", linewidth=0.6)
+    axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    _strip(axes)
     return figure

@@ -95,10 +95,11 @@ def _draw(folder: pathlib.Path, summary: Summary, scores, gallery) -> dict:
     drawn = {}
     for target in summary.targets:
         rule = summary.protocol.target(target)
-        entry = {"scale": None, "patients": None, "cases": []}
+        entry = {"scale": None, "patients": None, "learning": None, "cases": []}
         for key, figure in (
             ("scale", charts.scale_figure(summary, target)),
             ("patients", charts.patients_figure(scores, target, rule.units)),
+            ("learning", charts.learning_figure(summary, target)),
         ):
             if figure is not None:
                 png = figures.save(figure, folder / _file_name(target, key), indexed=False)
@@ -141,7 +142,7 @@ def _context(summary: Summary, scores, gallery, drawn, title) -> dict:
                 "people": tables.people_of([r.n_patients for r in summary.rows_of(target)]),
                 "scores": tables.score_table(summary, target),
                 "details": tables.detail_table(summary, target),
-                **{k: entry[k] for k in ("scale", "patients")},
+                **{k: entry[k] for k in ("scale", "patients", "learning")},
                 "rule": gallery.get(target, {}).get("rule"),
                 "calibrated": any(case.get("calibrated") for case, _ in entry["cases"]),
                 "cases": [
