@@ -3,9 +3,8 @@
 import pathlib
 
 import numpy as np
-from scipy import ndimage
 
-from cldm_jax.data import nifti
+from cldm_jax.data import grid, nifti
 from cldm_jax.data.index import Person
 from cldm_jax.data.shards import Prepared
 
@@ -32,11 +31,7 @@ def read_truth(prepared: Prepared, cohort: pathlib.Path, subject: int) -> dict[s
 
 def _on_grid(path, person: Person, size) -> np.ndarray:
     volume = nifti.canonical(nifti.read_volume(path, allow_constant=True))
-    rows, columns = size
-    # Grid index (column, row, slice), as in `data.grid`, -> voxel of the file.
-    matrix = np.linalg.inv(volume.affine) @ person.grid_affine
-    shape = (columns, rows, person.n_slices)
-    array = ndimage.affine_transform(
-        np.asarray(volume.array), matrix[:3, :3], matrix[:3, 3], shape, order=0, cval=0
-    )
+    shape = (size[1], size[0], person.n_slices)  # column, row, slice, as in `data.grid`
+    affine = person.grid_affine
+    array = grid.resample(volume.array, volume.affine, shape, affine, fill=0, order=0)
     return np.rint(array).astype(np.uint8).transpose(2, 1, 0)
