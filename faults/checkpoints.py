@@ -39,10 +39,12 @@ def _two_steps(folder: pathlib.Path) -> dict[int, str]:
     """Checkpoints of steps 1 and 2 in `folder`: {step: hash}."""
     from cldm_jax.runtime.checkpoint import Checkpoints
 
+    hashes = {}
     with contextlib.closing(Checkpoints(folder)) as checkpoints:
         for step in (1, 2):
             checkpoints.save(step, _state(step))
-        return {step: hash_tree(checkpoints._restore(step, None)) for step in (1, 2)}
+            hashes[step] = hash_tree(checkpoints.restore_latest(None)[1])
+    return hashes
 
 
 def _restored(folder: pathlib.Path) -> tuple[int, str, str]:
