@@ -378,7 +378,7 @@ def test_recentred_keeps_the_mean_and_takes_the_samples_detail():
     assert np.abs(spread.recentred(point, samples[0], samples.mean(0), 4, 9.0)).max() == 1
 
 
-def test_evaluation_of_a_calibrated_model(study, run, tmp_path):
+def test_evaluation_of_a_calibrated_model(study, run, tmp_path, capsys):
     config = eval_config.get_config("tiny")
     config.runs = f"{study.unet},{run}"
     evaluate.run(config, str(tmp_path))
@@ -406,6 +406,8 @@ def test_evaluation_of_a_calibrated_model(study, run, tmp_path):
     stamps = [evaluate._stamp(config, [r], Prepared(study.prepared)) for r in
               (open_run(str(run)), open_run(str(run))._replace(calibration=None))]  # fmt: skip
     assert stamps[0] != stamps[1]  # another calibration is another evaluation
+    said = capsys.readouterr().out
+    assert "90 % intervals cover" in said and "CRPS at pixel/4 mm/16 mm" in said
 
 
 def test_an_uncalibrated_evaluation_has_no_such_section(study):

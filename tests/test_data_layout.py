@@ -171,7 +171,7 @@ def test_a_name_that_no_file_can_have_does_not_stop_the_others(tmp_path):
     (left,) = cohort.left
     assert left.severity == "error" and "'sub-2 ' is not a usable subject" in left.reason
     said = left_out.counted([], len(cohort.subjects), cohort.left)
-    assert said.startswith("left out: 1 of 2 people and images of 0 more: sub-2 ")
+    assert said.startswith("left out: 1 of 2 people: sub-2 ")
     assert left_out.counted([], 1, [left._replace(severity="warning")]) == ""
 
 
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_where_it_is_a_persons(tmp_path
     assert found == {"sub-2": "error", "lost+found": "warning", "mri": "error"}
     assert all(x.severity for x in cohort.left)
     said = left_out.counted([], len(cohort.subjects), cohort.left)
-    assert said.startswith("left out: 1 of 2 people and images of 1 more: mri (cannot be read")
+    assert said.startswith("left out: 1 of 2 people and images of 1 other: mri (cannot be read")
 
 
 def test_a_link_to_a_folder_that_it_lies_in_is_not_followed(tmp_path):

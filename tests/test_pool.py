@@ -201,9 +201,11 @@ def test_spread_of_folds_counts_every_person_once():
         assert pool._spread([summaries[0], types.SimpleNamespace(spread=rows)]) == []
 
 
-def test_spread_in_tables():
+def test_spread_in_words_and_tables():
     point = {"method": "unet", "mode": "predict", "target": "ct", "mae": [5.0, 99.0, 99.0]}
     summary = Summary.from_json({**sample(), "spread": [spread_row(3, 0.9)], "points": [point]})
+    lines = spread.spread_lines(summary)
+    assert len(lines) == 3 and "CT 90/90/90, regions 90 (3 people)" in lines[0]
     table = spread.spread_table(summary)
     best = {row.cells[1].text: [c.best for c in row.cells[2:5]] for row in table.rows}
     assert best["U-Net (no spread)"] == [True, False, False]
@@ -212,4 +214,5 @@ def test_spread_in_tables():
         "brain mean",
         "90 %",
     ]
-    assert spread.spread_table(Summary.from_json(sample())) is None
+    none = Summary.from_json(sample())
+    assert spread.spread_lines(none) == [] and spread.spread_table(none) is None

@@ -14,6 +14,7 @@ from cldm_jax.data.grid import ModelGrid, from_grid
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import prepare
 from cldm_jax.runtime.runlock import run_lock
+from configs import common
 from configs.prepare import PRESETS, get_config
 
 ALL = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
@@ -344,7 +345,7 @@ def test_one_bad_entry_does_not_stop_the_others(cohort, tmp_path, capsys):
         prepare.run(_config(folder), str(work))
     printed = capsys.readouterr().out
     for text in (printed, str(caught.value)):
-        for words in ("1 of 6 people and images of 2 more", "p1 (pet: the file is empty"):
+        for words in ("1 of 6 people and images of 2 others", "p1 (pet: the file is empty"):
             assert words in text
         assert (
             "p2 mr (mr: 1 voxels are NaN" in text and "p0 ct and ct_reacq (ct: not a NIfTI" in text
@@ -368,7 +369,7 @@ def test_one_bad_entry_does_not_stop_the_others(cohort, tmp_path, capsys):
     assert made["fingerprint"] == other["fingerprint"] and made["splits"] == other["splits"]
     assert "left_out" not in other
     # Again: the same answer. Taken out of the cohort: nothing to say. Repaired: another folder.
-    with pytest.raises(UserError, match="1 of 6 people and images of 2 more"):
+    with pytest.raises(UserError, match="1 of 6 people and images of 2 others"):
         prepare.run(_config(folder), str(work))
     assert prepare.make(_config(clean), str(work)) == ""
     shutil.copy(cohort / "p2" / "mr.nii.gz", folder / "p2" / "mr.nii.gz")
@@ -387,7 +388,7 @@ def test_other_voxels_of_many_are_a_choice_of_one_an_accident(cohort, tmp_path):
     shutil.copytree(cohort, folder)
     _shifted(folder, ("p3",))
     said = prepare.make(_config(folder), str(tmp_path / "one"))
-    assert "1 of 6 people and images of 0 more: p3 (ct: not on the PET's voxels" in said
+    assert "1 of 6 people: p3 (ct: not on the PET's voxels" in said
     _shifted(folder, ("p1", "p2"))  # of the five who have CT
     with pytest.raises(UserError, match="add --config.register=rigid") as caught:
         prepare.run(_config(folder), str(tmp_path / "many"))
@@ -447,6 +448,8 @@ def test_too_few_are_left_to_split(cohort, tmp_path):
     "changes,fragment",
     [
         (dict(pet_rule="slice_minmax"), "cannot be inverted"),
+        (dict(center="brain"), "unknown centre"),
+        (dict(size=(4, 4)), "at least 8"),
         (dict(split_mode="abstract"), "50 wanted"),
         (dict(split_mode="manifest"), "nobody is in train"),
         (dict(min_head_fraction=0.99), "enough head"),
@@ -506,10 +509,14 @@ def test_contrast_and_name_come_from_the_cohort(cohort, tmp_path):
 
 
 def test_presets():
+    assert set(PRESETS) == set(common.PRESETS)
     for preset in PRESETS:
         config = get_config(preset)
+        assert config.job == "prepare" and config.preset == preset and config.is_locked
         prepare._settings(config)
         config.slice_spacing_mm = 1.5
+    with pytest.raises(ValueError, match="tiny, quick"):
+        get_config("huge")
     with pytest.raises(AttributeError):
         config.mi_treshold = 1
 

@@ -194,6 +194,7 @@ def test_a_folder_with_other_files_is_refused(tmp_path):
     [
         ("mode", "paired"),
         ("pet_model", "mlem"),
+        ("mr_target", "canonica"),
         ("shape", (10, 10, 6)),
         ("spacing_mm", (0.0, 6.0, 8.0)),
     ],

@@ -89,16 +89,18 @@ def stopping(
 
 
 def counted(out: list[LeftOut], total: int, aside: Iterable[Left] = ()) -> str:
-    """ "left out: 1 of 6 people and images of 2 more: p1 (pet: the file is empty); ..."; "" for none.
+    """ "left out: 1 of 6 people and images of 2 others: p1 (pet: the file is empty); ..."; "" for none.
 
     aside: what a folder holds besides, of which the errors are counted.
     """
     refused = [item for item in aside if item.severity == "error"]
     unknown = sum(not item.of_known for item in refused)
     people = sum(item.is_person for item in out) + unknown
-    more = len(out) + len(refused) - people
-    counts = f"{people} of {total + unknown} people and images of {more} more"
+    parts = [f"{people} of {total + unknown} people"] * bool(people)
+    if others := len(out) + len(refused) - people:
+        whose = f" other{'s' * (others > 1)}" if people else f" of {total} people"
+        parts.append(f"images of {others}{whose}")
     names = [f"{item.name()} ({item.why})" for item in out]
     names += [f"{item.path.name} ({item.reason})" for item in refused]
     listed = names[:_SHOWN] + [f"and {len(names) - _SHOWN} more"] * (len(names) > _SHOWN)
-    return f"left out: {counts}: {'; '.join(listed)}" if names else ""
+    return f"left out: {' and '.join(parts)}: {'; '.join(listed)}" if names else ""

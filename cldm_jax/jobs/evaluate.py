@@ -13,7 +13,8 @@ from cldm_jax.metrics.protocol import PROTOCOLS
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.report.gallery import GALLERY, save_gallery
 from cldm_jax.report.page import write_report
-from cldm_jax.report.record import read_summary
+from cldm_jax.report.record import Summary, read_summary
+from cldm_jax.report.spread import spread_lines
 from cldm_jax.report.tables import text_table
 from cldm_jax.runs import spread
 from cldm_jax.runs.readouts import (
@@ -50,7 +51,7 @@ def run(config, workdir: str) -> None:
     done = pathlib.Path(workdir) / "summary.json"
     if processes.decided(lambda: _stamp_of(done) == stamp):
         print(f"already evaluated: {workdir}/index.html")
-        print(text_table(read_summary(done)))
+        _print(read_summary(done))
         return
     summary, scores, gallery = _evaluate(config, runs, prepared, stamp)
     if not processes.is_main():
@@ -59,7 +60,7 @@ def run(config, workdir: str) -> None:
     made = " and ".join(target.upper() for target in summary.chosen)
     title = config.title or f"PET to {made}"
     page = write_report(workdir, summary, scores, gallery, title=title)
-    print(text_table(summary))
+    _print(summary)
     print(f"report: {page}")
 
 
@@ -75,6 +76,12 @@ def open_runs(config) -> list[Run]:
         raise UserError("config.runs", "empty", "Give the workdirs of trainings, comma-separated.")
     sampling = config.sampling.to_dict() if config.replace_sampling else None
     return [open_run(w, sampling) for w in workdirs]
+
+
+def _print(summary: Summary) -> None:
+    print(text_table(summary))
+    for line in spread_lines(summary):
+        print(line)
 
 
 def _stamp(config, runs: list[Run], prepared) -> str:

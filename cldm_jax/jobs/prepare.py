@@ -121,14 +121,20 @@ def _summarise(root: pathlib.Path, index: dict, subjects, said: str) -> None:
 
 
 def _settings(config, home: external.Home | None = None) -> Settings:
+    # From a notebook no law of the settings has looked at them, and another word would count as fov.
+    if config.center not in ("pet", "fov"):
+        raise UserError("center", f"unknown centre {config.center!r}", "Known: pet, fov")
     if config.register not in ("", "rigid"):
         reason = f"unknown registration {config.register!r}"
         raise UserError("register", reason, "Known: rigid, or nothing")
     if config.register and config.allow_misaligned:
         reason = "one moves the targets, the other takes their affines as right"
         raise UserError("register, allow_misaligned", reason, "Give one of them")
-    size, spacing = tuple(config.size), tuple(config.spacing_mm)
-    model_grid = grid.ModelGrid(size, spacing, config.slice_spacing_mm)
+    height, width = config.size
+    if min(height, width) < 8 or min(config.spacing_mm) <= 0:
+        reason = f"size {config.size}, spacing {config.spacing_mm} mm"
+        raise UserError("size, spacing_mm", reason, "Give (rows, columns), at least 8, and mm > 0")
+    model_grid = grid.ModelGrid((height, width), tuple(config.spacing_mm), config.slice_spacing_mm)
     return Settings(
         model_grid,
         config.center,

@@ -17,8 +17,8 @@ ABSTRACT_STREAM = 9
 
 
 def check(config) -> None:
-    """UserError for settings that do not work together, naming the field; `settings.py` has refused
-    those that never work.
+    """UserError for settings that do not work together, naming the field. Those that never work
+    `settings.py` has refused on the command line; here, what would pass in silence from a notebook.
     """
 
     def require(good: bool, field: str, reason: str, remedy: str):
@@ -31,6 +31,8 @@ def check(config) -> None:
         osem = "pet_model", "makes none without counts, and nac is asked for", "Use osem"
         require(config.pet_model == "osem", *osem)
         require(config.mode != "randomised", "mode", "draws its own NAC", "Leave nac out")
+    for field in ("mr_target", "ct_target"):  # any other word would count as acquired
+        require(config[field] in TARGETS, field, "is unknown", f"Use one of {', '.join(TARGETS)}")
     draws.check(config.randomised.to_dict())
     is_moved = config.mode == "randomised" and not config.vary_first
     require(not is_moved, "vary_first", "is for modes that do not move everybody", "Leave it True")

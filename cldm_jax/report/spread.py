@@ -1,8 +1,35 @@
-"""What a calibrated spread is worth on test people, as tables."""
+"""What a calibrated spread is worth on test people, as tables and as three lines for a terminal."""
 
 from cldm_jax.report import labels
 from cldm_jax.report.record import Summary
 from cldm_jax.report.tables import Cell, Row, Table
+
+
+def spread_lines(summary: Summary) -> list[str]:
+    """Of each calibrated model: coverage, CRPS beside the MAE, whether SD and error agree in place."""
+    lines = []
+    for name in dict.fromkeys(r["method"] for r in summary.spread):
+        rows = [r for r in summary.spread if r["method"] == name]
+        covered, crps, sure = [], [], []
+        for r in rows:
+            target, places = r["target"].upper(), _places(r["target"], summary)
+            regions = _percent(_region_coverage(r))
+            covered.append(f"{target} {'/'.join(map(_percent, r['coverage']))}, regions {regions}")
+            own, raw, mae = (
+                "/".join(labels.number(v, places) for v in r[k])
+                for k in ("crps", "crps_raw", "mae")
+            )
+            crps.append(f"{target} {own} (as sampled {raw}; MAE of its {r['point']} {mae})")
+            own, raw = (labels.number(r[k], places) for k in ("energy", "energy_raw"))
+            sure.append(f"{target} {labels.number(r['rank'], 2)}, {own} (as sampled {raw})")
+        scales = "/".join(map(_scale, rows[0]["scales_mm"]))
+        lines += [
+            f"{labels.method_label(name)}: 90 % intervals cover, % at {scales}: {'; '.join(covered)} "
+            f"({rows[0]['people']} people)",
+            f"  CRPS at {scales}: {'; '.join(crps)}",
+            f"  rank correlation of SD and |error|, energy score: {'; '.join(sure)}",
+        ]
+    return lines
 
 
 def spread_table(summary: Summary) -> Table | None:
@@ -69,6 +96,11 @@ def about(summary: Summary) -> str:
         f"Calibrated on {first['calibrated_on']} validation people, tested on {first['people']} test "
         f"people: {first['samples']} samples a slice, {first['slices']} slices of each target."
     )
+
+
+def _region_coverage(row: dict) -> float | None:
+    total = sum(g["n"] for g in row["regions"])
+    return sum(g["coverage"] * g["n"] for g in row["regions"]) / total if total else None
 
 
 def _places(target: str, summary: Summary) -> int:
