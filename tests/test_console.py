@@ -150,8 +150,9 @@ def test_a_full_log_does_not_end_the_work(tmp_path, starts):
 
 
 def test_ctrl_c_ends_it_quietly():
-    wait = "print('here', flush=True); import time; time.sleep(60)"
-    code = f"from cldm_jax import console; console.start('x'); {wait}"
+    # Short sleeps: CPython loses a signal that comes just before a sleep until that sleep is over.
+    wait = "import time\nprint('here', flush=True)\nfor _ in range(6000): time.sleep(0.01)"
+    code = f"from cldm_jax import console; console.start('x')\n{wait}"
     for program, status in ((code, console.INTERRUPTED), (wait, -signal.SIGINT)):
         process = start(program)
         assert process.stdout.readline() == b"here\n"
@@ -178,6 +179,7 @@ def test_ctrl_c_ends_the_workers_too():
     """What waits in their queue is not made first."""
     process = start(WORKERS, start_new_session=True)
     assert process.stdout.readline()
+    time.sleep(0.3)  # it waits for its workers: before that wait a signal may be lost
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
     assert process.wait(timeout=20) == console.INTERRUPTED
     assert b"Traceback" not in process.communicate()[1]
