@@ -15,6 +15,7 @@ def get_config(preset: str = "a6000"):
     c = evaluation.get_config(preset)
     c.job, c.name = "tasks", "tasks"
     c.title = "Does the image do the job?"
+    c.pool = ""  # workdirs of this job for every fold, comma-separated: pooled, nothing scored anew
     c.uses = "normalisation,tissue,bone"  # comma-separated, of jobs/tasks.py, USES
     c.modes = ""  # read-outs, comma-separated; "" = all of every method
     c.max_people = 0  # so many of the split, of as many groups as can be; 0 = all

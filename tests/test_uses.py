@@ -13,7 +13,7 @@ from cldm_jax import files
 from cldm_jax.data import mask, nifti, warp
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import tasks
-from cldm_jax.report import uses_page
+from cldm_jax.report import page, uses_page
 from cldm_jax.uses import attenuation, base, normalisation, tissue
 from configs import tasks as tasks_config
 
@@ -208,6 +208,36 @@ def test_the_job_scores_the_study(study, config, tmp_path, capsys):
     page = (tmp_path / "index.html").read_text()
     assert "data:image/png" in page and "Dice grey matter" in page and "simulated" in page
     assert "Tissue segmentation" in capsys.readouterr().out
+
+
+def test_folds_are_pooled(study, config, tmp_path, capsys):
+    config.uses, one, other = "bone", tmp_path / "one", tmp_path / "other"
+    tasks.run(config, str(one))
+    config.pool = f"{one}, {one}"
+    with pytest.raises(UserError, match="was scored in .*share no test person"):
+        tasks.run(config, str(tmp_path / "all"))
+    other.mkdir()
+    found = files.read_json(one / "tasks.json")
+    rows = page.read_scores(one / "tasks.csv")
+    rows = [{**r, **{k: f"{r[k]} of fold 2" for k in ("patient", "group")}} for r in rows]
+    (other / "tasks.csv").write_text(page.scores_csv(rows, tasks.COLUMNS))
+    people = [f"{p} of fold 2" for p in found["people"]]
+    files.write_json(other / "tasks.json", {**found, "people": people})
+    config.pool = f"{one}, {other}"
+    tasks.run(config, str(tmp_path / "all"))
+    pooled = files.read_json(tmp_path / "all" / "tasks.json")
+    before, after = found["uses"][0], pooled["uses"][0]
+    for a, b in zip(before["rows"], after["rows"], strict=True):
+        assert b["n_patients"] == 2 * a["n_patients"]
+        assert b["dice_bone"]["mean"] == pytest.approx(a["dice_bone"]["mean"])
+    assert [(t["a"], t["b"]) for t in after["tests"]] == [(t["a"], t["b"]) for t in before["tests"]]
+    assert after["tests"][0]["n"] == 2 * before["tests"][0]["n"]
+    assert "of 2 folds" in (tmp_path / "all" / "index.html").read_text()
+
+    before["rows"].pop()
+    files.write_json(other / "tasks.json", {**found, "people": people, "uses": [before]})
+    with pytest.raises(UserError, match="other uses, methods, read-outs"):
+        tasks.run(config, str(tmp_path / "all"))
 
 
 def test_who_fails_is_named_left_out_and_counted(study, config, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from cldm_jax.report.page import SCORE_COLUMNS, json_ready, scores_csv
 from cldm_jax.runs.readouts import Predictor, Rows, make_entrants
 from cldm_jax.runs.spread import RECENTRED
 from cldm_jax.runtime.progress import Progress
-from cldm_jax.scoring import references
+from cldm_jax.scoring import pool_uses, references
 from cldm_jax.scoring.references import REFERENCE
 from cldm_jax.scoring.scorer import Scorer, choose_targets, main_methods, shared_data, shared_source
 from cldm_jax.uses import attenuation, normalisation, tissue
@@ -42,27 +42,37 @@ class Opened(NamedTuple):
 
 
 def run(config, workdir: str) -> None:
-    """Scores `config.runs` by `config.uses` into `workdir`: tasks.json (last), tasks.csv, index.html.
+    """Scores `config.runs` by `config.uses` into `workdir`: tasks.json (last), tasks.csv, index.html;
+    or, with `config.pool`, makes one of what it wrote of every fold.
 
     What fails (a registration that finds nothing) is named and counted; UserError at the end then.
     """
+    if config.pool:
+        folders = [pathlib.Path(f) for f in words(config.pool)]
+        rows, summary = pool_uses.pool_folders(folders, seed=config.seed)
+        _write(pathlib.Path(workdir), rows, summary, {}, config.title)
+        return
     uses = _chosen_uses(config)
     opened, uses = _open(config, open_runs(config), uses)
     rows, pictures, failures, people = _score(opened, uses)
     summary = _summary(opened, uses, rows, failures, people)
     folder = pathlib.Path(workdir)
+    _write(folder, rows, summary, pictures, config.title)
+    if failures:
+        first = failures[0]
+        what = f"{len(failures)} of the scores ({first['use']}, {first['row']}, {first['patient']})"
+        raise UserError(what, f"could not be made: {first['why']}", f"All: {folder / 'tasks.json'}")
+
+
+def _write(folder: pathlib.Path, rows, summary: dict, pictures: dict, title: str) -> None:
     files.write_text(folder / "tasks.csv", scores_csv(rows, COLUMNS))
-    page = uses_page.make_page(summary, pictures, title=config.title)
+    page = uses_page.make_page(summary, pictures, title=title)
     files.write_text(folder / "index.html", page)
     files.write_json(folder / "tasks.json", json_ready(summary))
     for use in summary["uses"]:
         for line in uses_page.text_lines(use):
             print(line)
     print(f"report: {folder / 'index.html'}")
-    if failures:
-        first = failures[0]
-        what = f"{len(failures)} of the scores ({first['use']}, {first['row']}, {first['patient']})"
-        raise UserError(what, f"could not be made: {first['why']}", f"All: {folder / 'tasks.json'}")
 
 
 def _chosen_uses(config) -> list[Use]:

@@ -27,9 +27,10 @@ _ACROSS = 6  # panels of a row
 def make_page(summary: dict, pictures: dict, *, title: str) -> str:
     """HTML. summary: of jobs/tasks.py. pictures: {use: (person, {(method, mode): [H, W]})}."""
     data = summary["data"]
+    folds = f" of {data['folds']} folds" if "folds" in data else ""
     facts = [
         *page.run_facts(summary["run"]),
-        ("Data", f"{data['name']}, {data['split']} people, contrast {data['contrast']}"),
+        ("Data", f"{data['name']}, {data['split']} people{folds}, contrast {data['contrast']}"),
         ("Template", data["template"]),
         ("Its PET", data["template_pet"]),
     ]
