@@ -213,6 +213,9 @@ def test_the_job_scores_the_study(study, config, tmp_path, capsys):
 def test_folds_are_pooled(study, config, tmp_path, capsys):
     config.uses, one, other = "bone", tmp_path / "one", tmp_path / "other"
     tasks.run(config, str(one))
+    config.pool = f"{one}, {other}"
+    with pytest.raises(UserError, match="tasks.json: is not there"):
+        tasks.run(config, str(tmp_path / "all"))
     config.pool = f"{one}, {one}"
     with pytest.raises(UserError, match="was scored in .*share no test person"):
         tasks.run(config, str(tmp_path / "all"))

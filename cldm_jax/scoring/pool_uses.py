@@ -12,9 +12,12 @@ from cldm_jax.runtime import device
 def pool_folders(folders: list[pathlib.Path], *, seed: int) -> tuple[list[dict], dict]:
     """(score rows, summary as of tasks.json) of all people: means, intervals and tests anew.
 
-    UserError where they are not folds of one comparison: other uses, rows or templates, a person
+    UserError where a folder has none, or they are not folds of one comparison: other uses, rows or templates, a person
     scored twice.
     """
+    for folder in folders:
+        if not (folder / "tasks.json").is_file():
+            raise UserError(folder / "tasks.json", "is not there", "Finish that fold's job first.")
     summaries = [files.read_json(f / "tasks.json") for f in folders]
     _check(folders, summaries)
     rows = [row for f in folders for row in read_scores(f / "tasks.csv")]
