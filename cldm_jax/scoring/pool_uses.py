@@ -12,8 +12,8 @@ from cldm_jax.runtime import device
 def pool_folders(folders: list[pathlib.Path], *, seed: int) -> tuple[list[dict], dict]:
     """(score rows, summary as of tasks.json) of all people: means, intervals and tests anew.
 
-    UserError where a folder has none, or they are not folds of one comparison: other uses, rows or templates, a person
-    scored twice.
+    UserError where a folder has none, or they are not folds of one comparison: other uses, rows or
+    templates, a person scored twice.
     """
     for folder in folders:
         if not (folder / "tasks.json").is_file():
