@@ -1,6 +1,7 @@
 """Whole files or none: atomic writes and fingerprints. Standard library only."""
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -13,9 +14,11 @@ def atomic_path(path):
 
     The temporary name keeps the suffixes (`x.nii.gz` -> `.tmp-<pid>-x.nii.gz`) because writers choose
     their format by them. The data and the folder are fsynced: after a crash the file is old or new.
+    What a killed process left of this file is removed.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
     tmp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         yield tmp
@@ -33,6 +36,23 @@ def atomic_path(path):
         raise
     finally:
         tmp.unlink(missing_ok=True)
+
+
+def _sweep(path: pathlib.Path) -> None:
+    for left in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
+        number = left.name.removeprefix(".tmp-").removesuffix(f"-{path.name}")
+        if number.isdecimal() and not _is_running(int(number)):
+            left.unlink(missing_ok=True)
+
+
+def _is_running(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def write_text(path, text: str) -> None:

@@ -209,6 +209,18 @@ def test_metrics_are_cut_at_the_resumed_step(tmp_path):
     assert len(list(tmp_path.glob("events*"))) >= 1
 
 
+def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write(tmp_path):
+    """Of any file, in square brackets too; what a running process writes, and other files', stays."""
+    path = tmp_path / "pet[1].json"
+    dead, alive, other = (
+        tmp_path / f".tmp-{n}" for n in (f"4194311-{path.name}", f"1-{path.name}", "4194311-x")
+    )
+    for left in (dead, alive, other):
+        left.write_bytes(b"half")
+    files.write_json(path, {})
+    assert {*tmp_path.iterdir()} == {path, alive, other}
+
+
 def test_atomic_write_leaves_the_old_file_on_failure(tmp_path):
     path = tmp_path / "a.json"
     files.write_json(path, {"x": 1})

@@ -63,8 +63,6 @@ def save(folder, tree: dict, dtype: str) -> dict:
     if dtype not in DTYPES:
         raise UserError(f"dtype {dtype!r}", "not known", f"Choose one of: {', '.join(DTYPES)}.")
     stored = {name: _stored(name, value, dtype) for name, value in flatten(tree).items()}
-    for left in pathlib.Path(folder).glob(".tmp-*"):  # by an export that was killed
-        left.unlink(missing_ok=True)
     with files.atomic_path(pathlib.Path(folder) / WEIGHTS) as tmp:
         tmp.write_bytes(safetensors.numpy.save(stored))
     return {

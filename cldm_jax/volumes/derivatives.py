@@ -1,7 +1,5 @@
 """The files of a prediction, written: images, regions, the page, sidecars; each whole or not at all."""
 
-import os
-
 import numpy as np
 
 from cldm_jax import __version__, files
@@ -17,7 +15,6 @@ def write(names: Names, request, model, answer) -> None:
     """Images, then the report, then sidecars; each whole or not at all, `names.partial()` meanwhile."""
     pet = answer.looked.pet
     about, common = describe(request, model, answer)
-    _sweep(names)
     for path in names.partial():
         files.write_json(path, {"RunKey": common["RunKey"]})
     replaced = names.of_others(common["RunKey"])
@@ -66,25 +63,6 @@ def _remove(names: Names, replaced: list, with_report: bool) -> None:
             sidecar(made).unlink(missing_ok=True)
     if replaced and not with_report:
         names.report().unlink(missing_ok=True)
-
-
-def _sweep(names: Names) -> None:
-    """Removes what a killed process left of these files: see `files.atomic_path` for the name."""
-    for path in (*names.all(with_report=True), *names.partial()):
-        for left in path.parent.glob(f".tmp-*-{path.name}"):
-            number = left.name.removeprefix(".tmp-").removesuffix(f"-{path.name}")
-            if number.isdecimal() and not _is_running(int(number)):
-                left.unlink(missing_ok=True)
-
-
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _write_page(names: Names, answer, provenance: dict, calibrated: int) -> None:
