@@ -1,5 +1,6 @@
 """Checkpoints that notice damage, one writer per folder, signals, metric files, the optimiser."""
 
+import concurrent.futures
 import contextlib
 import errno
 import json
@@ -8,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +167,24 @@ def test_second_writer_is_refused_and_told_who_holds_it(tmp_path):
         assert "UserError" in result.stderr and f"process {os.getpid()} on" in result.stderr
         assert " since 20" in result.stderr
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_writer_that_waits_comes_after_the_holder(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(runlock, "POLL", 0.01)
+    order = []
+
+    def second():
+        with run_lock(tmp_path, waits=True):
+            order.append("second")
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with run_lock(tmp_path):
+            waiting = pool.submit(second)
+            time.sleep(0.1)
+            order.append("first")
+        waiting.result(10)
+    assert order == ["first", "second"] and not list(tmp_path.iterdir())
+    assert capsys.readouterr().out.count(f"process {os.getpid()} on") == 1
 
 
 @pytest.mark.parametrize("code, said", [(errno.ENOSYS, True), (errno.EIO, False)])

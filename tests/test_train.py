@@ -1,5 +1,6 @@
 """The loop: exact resume after SIGKILL and SIGTERM, refusals, what a run leaves behind."""
 
+import concurrent.futures
 import importlib
 import json
 import os
@@ -236,6 +237,31 @@ def test_an_autoencoder_trained_anew_gets_latents_of_its_own(study, tmp_path):
         folder = latents_folder(prepared, str(study.ae), autoencoder, ("ct",))
         names.append(folder.name)
     assert names[0] == names[1] != names[2]
+
+
+def test_trainings_begun_at_once_make_what_they_share_once(tmp_path, monkeypatch):
+    """The second was refused, and told to choose another --workdir, which it had."""
+    config, made = ldm.get_config("tiny"), []
+    config.data.root, config.autoencoder.workdir = str(tmp_path / "data"), str(tmp_path / "ae")
+
+    def phantom(data, folder):
+        made.append(folder)
+        time.sleep(0.2)
+        files.write_json(folder / "index.json", {})
+
+    def locked(workdir, waits):
+        raise RuntimeError(f"waits: {waits}")
+
+    monkeypatch.setattr(make, "_phantom", phantom)
+    monkeypatch.setattr(inputs, "open_prepared", lambda data: None)
+    with concurrent.futures.ThreadPoolExecutor(2) as pool:
+        list(pool.map(make.prepared, [config.data] * 2))
+    assert len(made) == 1
+    for module, name in ((make.dry_run, "example"), (train, "check")):
+        monkeypatch.setattr(module, name, lambda *_: None)
+    monkeypatch.setattr(train, "run_lock", locked)
+    with pytest.raises(RuntimeError, match="waits: True"):
+        make.autoencoder(config)
 
 
 def test_a_run_is_not_resumed_with_another_autoencoder(study, tmp_path, monkeypatch):

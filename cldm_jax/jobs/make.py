@@ -10,6 +10,7 @@ from cldm_jax.data.shards import Prepared
 from cldm_jax.jobs import dry_run, encode, prepare, simulate, train
 from cldm_jax.runs import inputs, record
 from cldm_jax.runtime import processes
+from cldm_jax.runtime.runlock import run_lock
 
 
 def run(config, workdir: str) -> None:
@@ -35,7 +36,9 @@ def prepared(data) -> Prepared:
         folder = inputs.prepared_folder(data)
         with processes.main_first():
             if not (folder / "index.json").is_file():
-                _phantom(data, folder)
+                with run_lock(data.root, waits=True):  # another training may need the same
+                    if not (folder / "index.json").is_file():
+                        _phantom(data, folder)
     return inputs.open_prepared(data)
 
 
@@ -61,4 +64,4 @@ def autoencoder(config) -> None:
             recipe.data[field] = config.data[field]
     train.warn_if_gpu_preset(recipe)
     dry_run.example(config)  # what its networks cannot be is refused now or never
-    train.run(recipe, str(workdir))
+    train.run(recipe, str(workdir), waits=True)  # for another training that needs the same

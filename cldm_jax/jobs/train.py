@@ -31,15 +31,16 @@ from cldm_jax.runtime.signals import StopRequest
 from cldm_jax.runtime.writers import open_writer, read_rows
 
 
-def run(config, workdir: str) -> None:
-    """Trains `config.method` to `config.train.num_train_steps`, resuming what `workdir` holds.
+def run(config, workdir: str, waits: bool = False) -> None:
+    """Trains `config.method` to `config.train.num_train_steps`, resuming what `workdir` holds; `waits`
+    where another process is at it.
 
     With `config.init.weights` it begins with those; with 0 steps it only imports them.
 
     UserError: what stops a run is named (another writer or config, damage, a full disk, a NaN).
     """
     check(config, workdir)
-    lock = run_lock(workdir) if processes.is_main() else contextlib.nullcontext()
+    lock = run_lock(workdir, waits) if processes.is_main() else contextlib.nullcontext()
     # Inside: a lost process is no full disk.
     with _write_errors_named(workdir), processes.losses_named(), lock, StopRequest() as stop:
         config, _ = inputs_lib.settled(config, say=True)

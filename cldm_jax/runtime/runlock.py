@@ -11,24 +11,30 @@ import time
 
 from cldm_jax.errors import UserError
 
+POLL = 0.5  # seconds between two looks of who waits
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK)  # Lustre and NFS, mounted without
 
 
 @contextlib.contextmanager
-def run_lock(workdir):
-    """Holds `<workdir>/.lock`; refuses, naming the holder, where another process holds it. In the end
-    the file is removed. Where the file system has no locks it says so and goes on.
+def run_lock(workdir, waits: bool = False):
+    """Holds `<workdir>/.lock`; where another process holds it refuses, naming the holder, or waits. In
+    the end the file is removed. Where the file system has no locks it says so and goes on.
     """
     path = pathlib.Path(workdir) / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+", encoding="utf-8") as f:
-        if not _is_locked(f):
+    told = ""
+    with contextlib.ExitStack() as stack:
+        while not _is_locked(f := stack.enter_context(open(path, "a+", encoding="utf-8"))):
             f.seek(0)
-            raise UserError(
-                workdir,
-                f"in use by {f.read().strip() or 'another process'}",
-                "Wait for it, stop it, or choose another --workdir.",
-            )
+            reason = f"in use by {f.read().strip() or 'another process'}"
+            stack.close()
+            if not waits:
+                remedy = "Wait for it, stop it, or choose another --workdir."
+                raise UserError(workdir, reason, remedy)
+            if reason != told:
+                print(f"{workdir}: {reason}: waiting for it", flush=True)
+            told = reason
+            time.sleep(POLL)
         f.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
         f.write(f"process {os.getpid()} on {socket.gethostname()} since {since}\n")
