@@ -19,6 +19,7 @@ from cldm_jax.methods.base import Method, Prediction
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.runs import inputs, readouts, stored, validation
 from cldm_jax.runs.inputs import image_source
+from cldm_jax.runtime import runlock
 from cldm_jax.scoring import controls, coverage, references
 from cldm_jax.scoring import scorer as scorer_lib
 from cldm_jax.scoring import summary as summary_lib
@@ -152,6 +153,18 @@ def test_what_makes_another_evaluation(study, tmp_path, monkeypatch, change):
     config = eval_config.get_config("tiny")
     config.runs = f"{study.unet},{study.ldm}"
     with pytest.raises(Evaluated):
+        evaluate.run(config, str(tmp_path))
+
+
+def test_a_folder_in_use_or_not_to_be_written_is_told_before_the_hours(tmp_path, monkeypatch):
+    for name in ("open_runs", "shared_data", "_stamp", "choose_targets", "_check_protocol"):
+        monkeypatch.setattr(evaluate, name, lambda *_: ())
+    monkeypatch.setattr(evaluate, "_evaluate", lambda *_: pytest.fail("predicted"))
+    (tmp_path / "file").touch()
+    config = eval_config.get_config("tiny")
+    with pytest.raises(OSError, match="file"):
+        evaluate.run(config, str(tmp_path / "file" / "report"))
+    with runlock.run_lock(tmp_path), pytest.raises(UserError, match="in use by"):
         evaluate.run(config, str(tmp_path))
 
 

@@ -14,6 +14,7 @@ from cldm_jax.data import mask, nifti, warp
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import tasks
 from cldm_jax.report import page, uses_page
+from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.uses import attenuation, base, normalisation, tissue
 from configs import tasks as tasks_config
 
@@ -287,6 +288,31 @@ def test_refusals(config, tmp_path, setting, value):
     with pytest.raises(UserError, match=f"config.{setting}"):
         tasks.run(config, str(tmp_path))
     assert not (tmp_path / "tasks.json").exists()
+
+
+@pytest.fixture
+def scored(monkeypatch):
+    """The job without its work; what it scored."""
+    calls = []
+
+    def score(*_):
+        calls.append(1)
+        return [], {}, [], []
+
+    monkeypatch.setattr(tasks, "open_runs", lambda config: [])
+    monkeypatch.setattr(tasks, "_open", lambda config, runs, uses: (None, uses))
+    monkeypatch.setattr(tasks, "_score", score)
+    monkeypatch.setattr(tasks, "_summary", lambda *_: {"uses": []})
+    return calls
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_hours(tmp_path, scored):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        tasks.run(tasks_config.get_config("tiny"), str(tmp_path / "file" / "uses"))
+    with runlock.run_lock(tmp_path), pytest.raises(UserError, match="in use by"):
+        tasks.run(tasks_config.get_config("tiny"), str(tmp_path))
+    assert not scored
 
 
 def test_who_is_not_scored_is_named(config, capsys):

@@ -3,6 +3,7 @@
 Slice -> patient -> mean +- SD; references (floor, ceilings) and controls are scored the same way.
 """
 
+import contextlib
 import pathlib
 from importlib.metadata import version
 
@@ -26,6 +27,7 @@ from cldm_jax.runs.readouts import (
 from cldm_jax.runs.stored import Run, open_run
 from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.progress import Progress
+from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.scoring import controls, coverage, references
 from cldm_jax.scoring.gallery import make_gallery
 from cldm_jax.scoring.scorer import (
@@ -53,13 +55,17 @@ def run(config, workdir: str) -> None:
         print(f"already evaluated: {workdir}/index.html")
         _print(read_summary(done))
         return
-    summary, scores, gallery = _evaluate(config, runs, prepared, stamp)
-    if not processes.is_main():
-        return
-    save_gallery(pathlib.Path(workdir) / GALLERY, gallery)
-    made = " and ".join(target.upper() for target in summary.chosen)
-    title = config.title or f"PET to {made}"
-    page = write_report(workdir, summary, scores, gallery, title=title)
+    targets = choose_targets(config, runs, prepared)
+    _check_protocol(config, targets)
+    # Before the hours of prediction: the folder can be written to, and nobody else does.
+    with run_lock(workdir) if processes.is_main() else contextlib.nullcontext():
+        summary, scores, gallery = _evaluate(config, runs, prepared, targets, stamp)
+        if not processes.is_main():
+            return
+        save_gallery(pathlib.Path(workdir) / GALLERY, gallery)
+        made = " and ".join(target.upper() for target in summary.chosen)
+        title = config.title or f"PET to {made}"
+        page = write_report(workdir, summary, scores, gallery, title=title)
     _print(summary)
     print(f"report: {page}")
 
@@ -115,9 +121,7 @@ def _stamp_of(summary: pathlib.Path) -> str | None:
         return None
 
 
-def _evaluate(config, runs: list[Run], prepared, stamp: str):
-    targets = choose_targets(config, runs, prepared)
-    _check_protocol(config, targets)
+def _evaluate(config, runs: list[Run], prepared, targets: tuple[str, ...], stamp: str):
     entrants = make_entrants(runs, targets)
     scorer = Scorer(config, prepared, prepared.index.names(targets), reads=shared_source(runs))
     chosen = _choose_modes(scorer, entrants)

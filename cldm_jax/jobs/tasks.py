@@ -19,6 +19,7 @@ from cldm_jax.report.page import SCORE_COLUMNS, json_ready, scores_csv
 from cldm_jax.runs.readouts import Predictor, Rows, make_entrants
 from cldm_jax.runs.spread import RECENTRED
 from cldm_jax.runtime.progress import Progress
+from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.scoring import pool_uses, references
 from cldm_jax.scoring.references import REFERENCE
 from cldm_jax.scoring.scorer import Scorer, choose_targets, main_methods, shared_data, shared_source
@@ -47,17 +48,20 @@ def run(config, workdir: str) -> None:
 
     What fails (a registration that finds nothing) is named and counted; UserError at the end then.
     """
+    folder = pathlib.Path(workdir)
     if config.pool:
         folders = [pathlib.Path(f) for f in words(config.pool)]
+        if folder.resolve() in (f.resolve() for f in folders):
+            raise UserError(folder, "is a fold itself", "Give the pooled page another --workdir.")
         rows, summary = pool_uses.pool_folders(folders, seed=config.seed)
-        _write(pathlib.Path(workdir), rows, summary, {}, config.title)
+        _write(folder, rows, summary, {}, config.title)
         return
     uses = _chosen_uses(config)
     opened, uses = _open(config, open_runs(config), uses)
-    rows, pictures, failures, people = _score(opened, uses)
-    summary = _summary(opened, uses, rows, failures, people)
-    folder = pathlib.Path(workdir)
-    _write(folder, rows, summary, pictures, config.title)
+    with run_lock(folder):  # before the hours of scoring: the folder can be written to
+        rows, pictures, failures, people = _score(opened, uses)
+        summary = _summary(opened, uses, rows, failures, people)
+        _write(folder, rows, summary, pictures, config.title)
     if failures:
         first = failures[0]
         what = f"{len(failures)} of the scores ({first['use']}, {first['row']}, {first['patient']})"
@@ -65,6 +69,7 @@ def run(config, workdir: str) -> None:
 
 
 def _write(folder: pathlib.Path, rows, summary: dict, pictures: dict, title: str) -> None:
+    (folder / "tasks.json").unlink(missing_ok=True)  # until the rest is of this scoring
     files.write_text(folder / "tasks.csv", scores_csv(rows, COLUMNS))
     page = uses_page.make_page(summary, pictures, title=title)
     files.write_text(folder / "index.html", page)
