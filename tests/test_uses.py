@@ -1,6 +1,7 @@
 """What synthetic images are used for: known warps and tissues, negative controls, the job on a study."""
 
 import csv
+import errno
 import importlib.util
 import types
 
@@ -14,7 +15,7 @@ from cldm_jax.data import mask, nifti, warp
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import tasks
 from cldm_jax.report import page, uses_page
-from cldm_jax.runtime.runlock import run_lock
+from cldm_jax.runtime import runlock
 from cldm_jax.uses import attenuation, base, normalisation, tissue
 from configs import tasks as tasks_config
 
@@ -313,6 +314,17 @@ def test_a_folder_that_cannot_be_written_is_told_before_the_hours(tmp_path, scor
     with runlock.run_lock(tmp_path), pytest.raises(UserError, match="in use by"):
         tasks.run(tasks_config.get_config("tiny"), str(tmp_path))
     assert not scored
+
+
+def test_a_scoring_that_is_cut_off_leaves_no_summary_of_another(tmp_path, scored, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(uses_page, "make_page", full)
+    files.write_json(tmp_path / "tasks.json", {"uses": "before"})
+    with pytest.raises(OSError, match="No space left"):
+        tasks.run(tasks_config.get_config("tiny"), str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["tasks.csv"]
 
 
 def test_who_is_not_scored_is_named(config, capsys):
