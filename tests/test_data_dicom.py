@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 import zipfile
+import zlib
 
 import numpy as np
 import pydicom
@@ -730,6 +731,22 @@ def test_deflated_is_refused_before_it_is_inflated(tmp_path, monkeypatch):
 
     monkeypatch.setattr(dicom_header, "parse", None)
     _refused(_series(tmp_path, edit), "Deflated")
+
+
+def test_a_deflated_report_beside_the_series_is_passed_over(tmp_path, monkeypatch):
+    """As one is that is not deflated, and without inflating it; a deflated image stays refused."""
+    alone = dicom.read_series(_series(tmp_path)).volume
+    report = _slice(0)
+    report.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    _save(report, tmp_path / "image" / "x.dcm")
+    report.SOPClassUID = "1.2.840.10008.5.1.4.1.1.88.33"  # Comprehensive SR
+    report.file_meta.MediaStorageSOPClassUID = report.SOPClassUID
+    _save(report, tmp_path / "report.dcm")
+    monkeypatch.setattr(zlib, "decompress", None)
+    _refused(tmp_path, "Deflated")
+    (tmp_path / "image" / "x.dcm").unlink()
+    beside = dicom.read_series(tmp_path).volume
+    assert beside.sha256 == alone.sha256 and beside.notes == alone.notes
 
 
 # ---- pydicom's own files ----

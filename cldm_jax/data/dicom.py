@@ -87,6 +87,9 @@ def _headers(path, members) -> tuple[list[Slice], list[str]]:
             raise UserError(path, reason, f"The limit is {nifti.MAX_BYTES / 2**20:.0f} MiB")
         data = dicom_files.read(path, member)
         if dicom_header.DEFLATED in data:  # pydicom would inflate it without a bound
+            first = dicom_files.without_data_set(data)
+            if attempt(dicom_header.parse, index, first) == []:  # a report, as below
+                continue
             reason = "transfer syntax Deflated Explicit VR Little Endian"
             raise UserError(path, reason, dicom_stack.DCM2NIIX)
         parsed = attempt(dicom_header.parse, index, data)

@@ -43,6 +43,15 @@ def looks_dicom(head: bytes) -> bool:
     return is_marked(head) or is_bare(head)
 
 
+def without_data_set(data: bytes) -> bytes:
+    """The preamble and the first group alone, which is never compressed and says what the file is; at
+    most 4 kB, so that of a length that lies little could be inflated.
+    """
+    start = HEAD_BYTES if is_marked(data) else 0
+    length = int.from_bytes(data[start + 8 : start + 12], "little")
+    return data[: min(start + 12 + length, 4096)]
+
+
 def head_of(file: pathlib.Path) -> bytes:
     """The first bytes of a file; none of one that cannot be read."""
     try:
