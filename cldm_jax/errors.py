@@ -1,4 +1,4 @@
-"""The one error a user is meant to read. Imports nothing."""
+"""The one error a user is meant to read, and numbers in a sentence. Imports nothing."""
 
 
 class UserError(Exception):
@@ -22,3 +22,8 @@ def of_system(error: UserError | OSError, folder) -> UserError:
     what = error.filename2 or error.filename or folder
     remedy = "Mend the disk (space, permissions); the same command goes on from there"
     return UserError(what, error.strerror or str(error), remedy)
+
+
+def rounded(value: float, digits: int = 3) -> str:
+    """A number in a sentence: 1250, where the format "g" alone would write 1.25e+03."""
+    return f"{float(f'{value:.{digits}g}'):g}"

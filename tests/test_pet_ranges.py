@@ -131,6 +131,12 @@ def test_no_head_is_refused_and_half_a_head_is_not(plain):
             pet_ranges.refuse_no_head("pet", measure(wrong, SPEC, MM))
 
 
+def test_a_brain_is_in_whole_millilitres():
+    found = pet_ranges.outside({"brain_ml": 1612.4}, {"measures": {"brain_ml": [921.3, 1253.6]}})
+    (line,) = pet_ranges.checks(found)
+    assert line.value == "1610 ml" and "trained on 921 to 1250;" in line.warning
+
+
 def test_a_flagged_pet_in_the_answer():
     """Inside the ranges nothing is said; of one that is outside each word is, and it is answered."""
     pet = corpus.head()["pet"], corpus.affine_of()

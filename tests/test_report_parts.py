@@ -78,6 +78,7 @@ def test_numbers_carry_no_false_precision():
     assert labels.duration(391) == "6 min 31 s" and labels.duration(7260) == "2 h 1 min"
     assert labels.duration(119.9) == "2 min 0 s" and labels.duration(3599.8) == "1 h 0 min"
     assert labels.count(12_345_678) == "12.3 M" and labels.count(1272) == "1,272"
+    assert labels.duration(0.9996) == "1000 ms" and labels.count(1.234e9) == "1230 M"
     assert labels.p_value(0.0001) == "< 0.001" and labels.p_value(0.0625) == "0.062"
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from cldm_jax.data import bids, intensity, layout, mask, mutual_information, nifti, whole_body
 from cldm_jax.data.volumes import read_volume
-from cldm_jax.errors import UserError
+from cldm_jax.errors import UserError, rounded
 
 AFFINE_TOLERANCE_MM = 0.1  # at the corners of the volume
 _HU_BONE = 200.0
@@ -333,6 +333,6 @@ def _check_content(notes: Notes, name: str, volume: nifti.Volume) -> None:
         reason = f"only {ml:.1f} ml stand out from the background: no brain uptake"
         notes.add("error", name, reason, "Check the series, or the single hot voxels")
     elif kind == "pet" and (typical := float(np.median(array[front]))) > 100:
-        reason = f"a typical uptake of {typical:.3g} is not SUV (Bq/ml or counts?)"
+        reason = f"a typical uptake of {rounded(typical)} is not SUV (Bq/ml or counts?)"
         remedy = "Training is not affected (each PET is scaled by itself); the units shown are"
         notes.add("warning", name, reason, remedy)

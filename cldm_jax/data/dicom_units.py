@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from cldm_jax.data import dicom_header, intensity, nifti, suv, whole_body
-from cldm_jax.errors import UserError
+from cldm_jax.errors import UserError, rounded
 
 # Median SUV of what is foreground in a PET of a head: brain, or brain and scalp. The whole body has 1 by
 # definition; grey matter takes up to 25 of FDG. Wide enough for any tracer and person, and narrow enough
@@ -91,5 +91,5 @@ def _check_head(pet: suv.Pet, volume: nifti.Volume, factor: float, tracer: str |
         tags = "Units"
     elif pet.units == "CNTS":
         tags = "the Philips scale factors (7053,1000/1009), the dose or the weight"
-    reason = f"the head would have SUV {typical:.3g} (a living one: {low:g} to {high:g})"
+    reason = f"the head would have SUV {rounded(typical)} (a living one: {low:g} to {high:g})"
     raise suv.NoSuv(f"{reason}: {tags} cannot be right")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cldm_jax.errors import UserError
+from cldm_jax.errors import UserError, rounded
 
 HU_AIR = -500.0  # between air and anything else
 FOREGROUND_FRACTION = 0.1  # of the robust maximum: above air noise, below brain, in PET and in MR
@@ -113,7 +113,7 @@ def check_units(spec: Normaliser, scales: Mapping[str, float]) -> None:
     if far:
         reason = (
             f"one scale for all, and {len(far)} of {len(scales)} have another unit ({far[0]}: "
-            f"{scales[far[0]] / median:.2g} times the training median)"
+            f"{rounded(scales[far[0]] / median, 2)} times the training median)"
         )
         remedy = "Use volume_percentile, or bring all to one unit"
         raise UserError(f"{spec.modality}_rule=train_percentile", reason, remedy)

@@ -13,7 +13,7 @@ from scipy import ndimage
 
 from cldm_jax.data import intensity, mask
 from cldm_jax.data.pet_checks import Check
-from cldm_jax.errors import UserError
+from cldm_jax.errors import UserError, rounded
 
 PERCENTILES = (1.0, 99.0)  # of training people: a measure outside is said
 MIN_PEOPLE = 8  # fewer span no range
@@ -189,10 +189,9 @@ def checks(found: list[dict] | None) -> list[Check]:
     for item in found or ():
         words, unit = MEASURES[item["Measure"]]
         low, high = item["Trained"]
-        value = f"{item['Value']:.3g} {unit}".strip()
-        warning = (
-            f"the model was trained on {low:.3g} to {high:.3g}; how it answers here is not known"
-        )
+        value = f"{rounded(item['Value'])} {unit}".strip()
+        trained = f"the model was trained on {rounded(low)} to {rounded(high)}"
+        warning = f"{trained}; how it answers here is not known"
         lines.append(Check(words, value, warning))
     return lines
 

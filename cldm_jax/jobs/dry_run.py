@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cldm_jax.errors import UserError
+from cldm_jax.errors import UserError, rounded
 from cldm_jax.methods.codec import make_codec
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runs import fit
@@ -210,6 +210,6 @@ def _data(config, seen: int) -> str:
 def _size(count: float) -> str:
     for unit in ("B", "kB", "MB"):
         if count < 1000:
-            return f"{count:.3g} {unit}"
+            return f"{rounded(count)} {unit}"
         count /= 1000
     return f"{count:.2f} GB"

@@ -3,6 +3,7 @@
 import math
 import re
 
+from cldm_jax.errors import rounded
 from cldm_jax.metrics.scores import METRICS
 
 NOT_MEASURED = "not measured"
@@ -133,7 +134,7 @@ def count(value) -> str:
     """A whole number: 1,272, or 12.3 M from a million up."""
     if value is None:
         return NOT_MEASURED
-    return f"{value / 1e6:.3g} M" if value >= 1e6 else f"{round(value):,}"
+    return f"{rounded(value / 1e6)} M" if value >= 1e6 else f"{round(value):,}"
 
 
 def duration(seconds) -> str:
@@ -141,9 +142,9 @@ def duration(seconds) -> str:
     if seconds is None:
         return NOT_MEASURED
     if seconds < 1:
-        return f"{seconds * 1e3:.3g} ms"
+        return f"{rounded(seconds * 1e3)} ms"
     if seconds < 100:
-        return f"{seconds:.3g} s"
+        return f"{rounded(seconds)} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest} s"

@@ -1,5 +1,6 @@
 """What a calibrated spread is worth on test people, as tables and as three lines for a terminal."""
 
+from cldm_jax.errors import rounded
 from cldm_jax.report import labels
 from cldm_jax.report.record import Summary
 from cldm_jax.report.tables import Cell, Row, Table
@@ -79,8 +80,8 @@ def region_table(summary: Summary) -> Table | None:
                 labels.method_label(r["method"]),
                 g["name"].replace("_", " "),
                 f"{_percent(g['coverage'])} %",
-                f"{g['half_width']:.3g}{unit}",
-                f"{g['mae']:.3g}{unit}",
+                f"{rounded(g['half_width'])}{unit}",
+                f"{rounded(g['mae'])}{unit}",
                 str(g["n"]),
             ]
             found.append(Row("method", [Cell(t) for t in texts]))

@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from cldm_jax import files
-from cldm_jax.errors import UserError
+from cldm_jax.errors import UserError, rounded
 from cldm_jax.runtime import processes
 
 MANIFEST = "sha256-{step}.json"
@@ -61,7 +61,9 @@ class Checkpoints:
         needed = 2 * sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         free = shutil.disk_usage(self.folder).free
         if free < needed:
-            reason = f"{free / 1e6:.3g} MB are free and a save needs {needed / 1e6:.3g} MB"
+            reason = (
+                f"{rounded(free / 1e6)} MB are free and a save needs {rounded(needed / 1e6)} MB"
+            )
             raise OSError(errno.ENOSPC, reason, str(self.folder))
         failure = ""
         with _quiet() as said:
