@@ -8,7 +8,7 @@ import pathlib
 import pytest
 
 from cldm_jax import files
-from cldm_jax.data import bids, layout, left_out, nifti, pet_inputs
+from cldm_jax.data import audit, bids, layout, left_out, nifti, pet_inputs
 from cldm_jax.errors import UserError
 
 
@@ -171,7 +171,7 @@ def test_a_name_that_no_file_can_have_does_not_stop_the_others(tmp_path):
     (left,) = cohort.left
     assert left.severity == "error" and "'sub-2 ' is not a usable subject" in left.reason
     said = left_out.counted([], len(cohort.subjects), cohort.left)
-    assert said.startswith("left out: 1 of 2 people: sub-2 ")
+    assert said.startswith("left out: 1 of 2 subjects: sub-2 ")
     assert left_out.counted([], 1, [left._replace(severity="warning")]) == ""
 
 
@@ -197,7 +197,7 @@ def test_a_folder_that_cannot_be_read_is_an_error_where_it_is_a_persons(tmp_path
     assert found == {"sub-2": "error", "lost+found": "warning", "mri": "error"}
     assert all(x.severity for x in cohort.left)
     said = left_out.counted([], len(cohort.subjects), cohort.left)
-    assert said.startswith("left out: 1 of 2 people and images of 1 other: mri (cannot be read")
+    assert said.startswith("left out: 1 of 2 subjects and images of 1 other: mri (cannot be read")
 
 
 def test_a_link_to_a_folder_that_it_lies_in_is_not_followed(tmp_path):
@@ -351,3 +351,13 @@ def test_a_folder_of_links_that_lead_out_of_it_says_so(tmp_path):
         pet_inputs.find_all(tmp_path / "linked")
     with pytest.raises(UserError, match="no DICOM files$|no DICOM files[.]"):
         pet_inputs.find_all(tmp_path / "store")
+
+
+def test_a_session_that_is_left_out_is_no_person():
+    """Its person goes on with the other one."""
+    files = {n: pathlib.Path(f"{n}.nii") for n in ("pet", "ct")}
+    subjects = [bids.Subject(f"sub-1_ses-{k}", "sub-1", "", files) for k in (1, 2)]
+    bad = audit.Finding("error", "sub-1_ses-2", "ct.nii", "empty", "Mend it", "ct")
+    out = left_out.find(subjects, {"sub-1_ses-1": {"pet", "ct"}}, [bad])
+    assert left_out.counted(out, 2) == "left out: 1 of 2 subjects: sub-1_ses-2 (ct: empty)"
+    assert out[0].rows()[0]["reason"] == "ct: empty (the subject is left out)"

@@ -345,7 +345,7 @@ def test_one_bad_entry_does_not_stop_the_others(cohort, tmp_path, capsys):
         prepare.run(_config(folder), str(work))
     printed = capsys.readouterr().out
     for text in (printed, str(caught.value)):
-        for words in ("1 of 6 people and images of 2 others", "p1 (pet: the file is empty"):
+        for words in ("1 of 6 subjects and images of 2 others", "p1 (pet: the file is empty"):
             assert words in text
         assert (
             "p2 mr (mr: 1 voxels are NaN" in text and "p0 ct and ct_reacq (ct: not a NIfTI" in text
@@ -369,7 +369,7 @@ def test_one_bad_entry_does_not_stop_the_others(cohort, tmp_path, capsys):
     assert made["fingerprint"] == other["fingerprint"] and made["splits"] == other["splits"]
     assert "left_out" not in other
     # Again: the same answer. Taken out of the cohort: nothing to say. Repaired: another folder.
-    with pytest.raises(UserError, match="1 of 6 people and images of 2 others"):
+    with pytest.raises(UserError, match="1 of 6 subjects and images of 2 others"):
         prepare.run(_config(folder), str(work))
     assert prepare.make(_config(clean), str(work)) == ""
     shutil.copy(cohort / "p2" / "mr.nii.gz", folder / "p2" / "mr.nii.gz")
@@ -388,7 +388,7 @@ def test_other_voxels_of_many_are_a_choice_of_one_an_accident(cohort, tmp_path):
     shutil.copytree(cohort, folder)
     _shifted(folder, ("p3",))
     said = prepare.make(_config(folder), str(tmp_path / "one"))
-    assert "1 of 6 people: p3 (ct: not on the PET's voxels" in said
+    assert "1 of 6 subjects: p3 (ct: not on the PET's voxels" in said
     _shifted(folder, ("p1", "p2"))  # of the five who have CT
     with pytest.raises(UserError, match="add --config.register=rigid") as caught:
         prepare.run(_config(folder), str(tmp_path / "many"))

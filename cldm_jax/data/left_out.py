@@ -29,7 +29,9 @@ class LeftOut(NamedTuple):
 
     def rows(self) -> list[dict[str, str]]:
         """For the list of what was left aside."""
-        owner = "the person is left out" if self.is_person else "the person's other images are used"
+        owner = (
+            "the subject is left out" if self.is_person else "the subject's other images are used"
+        )
         paths = [str(self.subject.files[n]) for n in self.volumes] or [""]
         reason = f"{self.why} ({owner})"
         return [{"path": p, "reason": reason, "subject": self.subject.id} for p in paths]
@@ -89,16 +91,16 @@ def stopping(
 
 
 def counted(out: list[LeftOut], total: int, aside: Iterable[Left] = ()) -> str:
-    """ "left out: 1 of 6 people and images of 2 others: p1 (pet: the file is empty); ..."; "" for none.
+    """ "left out: 1 of 6 subjects and images of 2 others: p1 (pet: the file is empty); ..."; "" for none.
 
     aside: what a folder holds besides, of which the errors are counted.
     """
     refused = [item for item in aside if item.severity == "error"]
     unknown = sum(not item.of_known for item in refused)
     people = sum(item.is_person for item in out) + unknown
-    parts = [f"{people} of {total + unknown} people"] * bool(people)
+    parts = [f"{people} of {total + unknown} subjects"] * bool(people)
     if others := len(out) + len(refused) - people:
-        whose = f" other{'s' * (others > 1)}" if people else f" of {total} people"
+        whose = f" other{'s' * (others > 1)}" if people else f" of {total} subjects"
         parts.append(f"images of {others}{whose}")
     names = [f"{item.name()} ({item.why})" for item in out]
     names += [f"{item.path.name} ({item.reason})" for item in refused]

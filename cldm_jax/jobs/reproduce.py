@@ -66,7 +66,7 @@ def _tell_left_out(config, prepared: str) -> None:
     refused = [f for f in found if f["severity"] == "error" and not f["subject"]]
     out += [f"{pathlib.Path(f['what']).name} ({f['reason']})" for f in refused]
     if out:
-        reason = f"left out, wholly or some images, of {len(out)} people: {'; '.join(out)}"
+        reason = f"left out, wholly or some images, of {len(out)} subjects: {'; '.join(out)}"
         remedy = f"The comparison of the others is done. See {prepared}/audit.json"
         raise UserError(config.cohort, reason, remedy)
 
