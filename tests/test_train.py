@@ -300,6 +300,15 @@ def test_an_autoencoder_may_move_and_another_is_refused(study, tmp_path, monkeyp
         train.run(config, str(workdir))
 
 
+def test_an_autoencoder_that_is_gone_is_not_trained_anew_for_a_run_begun_with_it(study, tmp_path):
+    config = study.config("ldm")
+    config.autoencoder.workdir = str(tmp_path / "gone")
+    with pytest.raises(UserError, match=f"gone: holds no trained autoencoder.*{study.ldm}"):
+        make.run(config, str(study.ldm))
+    assert not (tmp_path / "gone").exists()
+    train.check(config, str(tmp_path / "new"))  # for a new run it is
+
+
 def event_tags(workdir) -> set[str]:
     """Of TensorBoard's event files: records of length, its CRC, data, their CRC."""
     tags = set()

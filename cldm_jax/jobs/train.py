@@ -68,8 +68,13 @@ def check(config, workdir: str) -> None:
     record.check_same_config(workdir, record.comparable(config))
     record.check_same_data(workdir, prepared)
     if config.data.kind == "latents":
-        setting = "config.autoencoder.workdir"
-        record.check_same_data(inputs_lib.autoencoder_workdir(config), prepared, setting)
+        folder = inputs_lib.autoencoder_workdir(config)
+        record.check_same_data(folder, prepared, "config.autoencoder.workdir")
+        # One trained anew in its place would be refused in the end, elsewhere than on the same machine.
+        if record.autoencoder(workdir) is not None and not record.is_finished(folder):
+            reason = f"holds no trained autoencoder, and {workdir} began with one"
+            remedy = "Restore it from a copy, train it there again, or give another --workdir"
+            raise UserError(folder, reason, remedy)
 
 
 @contextlib.contextmanager
