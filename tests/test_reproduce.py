@@ -39,7 +39,7 @@ def test_whoever_was_left_out_is_told_in_the_end(tmp_path):
     own = {**found, "subject": "sub-1"}
     files.write_json(tmp_path / "audit.json", {"findings": [found, own]})
     files.write_json(tmp_path / "index.json", {"left_out": [{"id": "sub-1", "why": "pet: empty"}]})
-    with pytest.raises(UserError, match=r"2 people: sub-1 \(pet: empty\); sub-9 \(not used"):
+    with pytest.raises(UserError, match=r"2 subjects: sub-1 \(pet: empty\); sub-9 \(not used"):
         reproduce._tell_left_out(config, str(tmp_path))
     config.prepared = str(tmp_path)
     reproduce._tell_left_out(config, str(tmp_path))
