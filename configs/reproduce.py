@@ -44,7 +44,7 @@ def get_config(preset: str = "a6000"):
     # Process CPU minutes of each method and seed.
     c.budget_minutes = common.pick(preset, tiny=0.1, quick=4.0, cpu=60.0, cpu1mm=10.0, a6000=6000.0)
     c.reference = "unet"  # of `trainings`: its step is the unit in which costs are measured
-    c.validations = 5  # per training; the best one's checkpoint is scored
+    c.validations = 5  # per training: record.keep_best
     # CPU seconds of measuring a step beside the reference step, both together.
     c.measured_seconds = common.pick(preset, tiny=0.3, quick=10.0, cpu=30.0, a6000=60.0)
     c.shares = {"cyclegan": 2}  # methods with one model per target divide the budget

@@ -346,16 +346,17 @@ def test_learning_curves_end_where_training_does(study):
         assert all(curves[t][-1][0] == 1.0 and np.isfinite(curves[t][-1][1]) for t in curves)
 
 
-def test_the_best_validation_is_scored(study):
-    """Not the last step: its checkpoint lies in best/, and that is what a run opens with."""
+def test_the_last_step_that_validates_like_the_best_is_scored(study):
+    """Its checkpoint lies in best/, and that is what a run opens with."""
     for workdir in (study.unet, study.ldm):
         rows = [json.loads(s) for s in (workdir / "metrics.jsonl").read_text().splitlines()]
         psnr = {
             r["step"]: (r["val/psnr_ct"] + r["val/psnr_mr"]) / 2 for r in rows if "val/psnr_ct" in r
         }
-        best = max(psnr, key=psnr.get)
-        record = files.read_json(workdir / "run.json")["best"]
-        assert record == {"step": best, "psnr": pytest.approx(psnr[best])}
+        best = max(s for s, value in psnr.items() if value >= max(psnr.values()) - 0.1)
+        kept = files.read_json(workdir / "run.json")["best"]
+        highest = pytest.approx(max(psnr.values()))
+        assert kept == {"step": best, "psnr": pytest.approx(psnr[best]), "highest": highest}
         assert stored.open_run(str(workdir)).step == best
 
 

@@ -230,6 +230,6 @@ def _notes(config, recipes: dict, costs: dict, plans: dict, shares: dict) -> lis
     return [
         note,
         f"Steps bought: {steps}.",
-        "Of each training the checkpoint with the best PSNR on validation people is scored; nothing "
-        "was chosen on test people.",
+        "Of each training the last checkpoint within 0.1 dB of the best PSNR on validation people is "
+        "scored; nothing was chosen on test people.",
     ]

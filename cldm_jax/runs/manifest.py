@@ -42,7 +42,8 @@ class Data:
 
 @dataclasses.dataclass(kw_only=True)
 class Manifest:
-    """autoencoder: keywords of the frozen one, if any. best: {"step", "psnr"} of the best validation.
+    """autoencoder: keywords of the frozen one, if any. best: {"step", "psnr"} of the kept
+    validation, "highest": the best PSNR of any.
     imported: {"file", "sha256", "key"} of the weights it began with. pet_ranges: what prediction
     compares a new PET with. Each None where there is none; an exported model names no command.
     """

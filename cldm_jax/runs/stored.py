@@ -55,7 +55,7 @@ class Run(NamedTuple):
 
 
 def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
-    """Opens a training's checkpoint with the best validation, or the newest one where nothing was
+    """Opens the checkpoint that a training kept (`record.keep_best`), or the newest one where nothing was
     validated (damaged ones are passed over), or a folder that `export` made. `sampling` replaces its
     sampling settings.
     """
@@ -122,7 +122,7 @@ def read_stored(workdir: str) -> Stored:
         )
     manifest = read_manifest(workdir)
     if manifest.best and manifest.best["step"] != found[0]:
-        had = f"step {manifest.best['step']}, which validated best"
+        had = f"step {manifest.best['step']}, which was kept"
         logging.warning("%s: %s, is not in %s/: step %d answers", workdir, had, BEST, found[0])
     return Stored(config, manifest, *found)
 

@@ -30,7 +30,7 @@ MANIFEST = "sha256-{step}.json"
 CORRUPT = "{step}.corrupt"  # a damaged step, set aside with its manifest inside
 NONE = -1  # no step; 0 is one, of weights that were imported and not trained
 LATE_SECONDS = 0.5  # in which TensorStore's threads are through with a save that failed
-BEST = "best"  # folder beside "checkpoints": the step with the best validation, for inference
+BEST = "best"  # folder beside "checkpoints": the step kept for inference by its validation
 
 
 class Checkpoints:
