@@ -229,6 +229,28 @@ def test_controls_are_of_the_targets_that_the_run_makes(study, monkeypatch):
     assert len(rows) == 5 and {r["name"] for r in rows} >= {"class_flip", "both_codes"}
 
 
+def test_what_flatters_scores_is_said_in_the_report():
+    """People of validation (split_mode abstract), and the real volume's minimum and maximum."""
+
+    def notes(test=("a", "b"), rule="window"):
+        splits = types.SimpleNamespace(train=("t",), val=("b", "v"))
+        index = types.SimpleNamespace(splits=splits)
+        specs = {"ct": types.SimpleNamespace(rule=rule)}
+        scores = [{"patient": p} for p in test for _ in range(3)]
+        prepared = types.SimpleNamespace(index=index)
+        return evaluate._flattered(
+            types.SimpleNamespace(prepared=prepared, scores=scores, specs=specs)
+        )
+
+    assert notes(test=("a",)) == []
+    (said,) = notes()
+    assert said.startswith("NO TEST PEOPLE: 1 of the 2 people")
+    (said,) = notes(test=("a",), rule=intensity.ORACLE)
+    assert (
+        said.startswith("NOT COMPARABLE") and ": CT is scaled" in said and intensity.ORACLE in said
+    )
+
+
 def test_the_unit_of_mr_is_that_of_the_data(study):
     prepared, config = Prepared(study.prepared), eval_config.get_config("tiny")
     said = " ".join(Scorer(config, prepared, {2: "mr"}).protocol.describe())

@@ -8,6 +8,7 @@ import pathlib
 from importlib.metadata import version
 
 from cldm_jax import __version__, files
+from cldm_jax.data import intensity
 from cldm_jax.errors import UserError
 from cldm_jax.metrics import aggregate
 from cldm_jax.metrics.protocol import PROTOCOLS
@@ -255,6 +256,26 @@ def run_facts(config, run: Run) -> dict:
     }
 
 
+def _flattered(scorer: Scorer) -> list[str]:
+    """Why scores are better than a user's would be: whose they are, and in which unit."""
+    splits, notes = scorer.prepared.index.splits, []
+    scored = {s["patient"] for s in scorer.scores}
+    known = scored & {*splits.train, *splits.val}
+    if known:
+        notes.append(
+            f"NO TEST PEOPLE: {len(known)} of the {len(scored)} people scored were trained on, or "
+            "validated on: checkpoints, read-outs and the spread's calibration were chosen on them. "
+            "Scores and coverage are better than on other people."
+        )
+    own = [t.upper() for t, spec in scorer.specs.items() if spec.rule == intensity.ORACLE]
+    if own:
+        notes.append(
+            f"NOT COMPARABLE with honest scores: {' and '.join(own)} is scaled by the minimum and "
+            f"maximum of the real volume ({intensity.ORACLE}), which a user does not have."
+        )
+    return notes
+
+
 def _facts(scorer: Scorer, entrants, controlled: list[dict], stamp: str) -> dict:
     index, config = scorer.prepared.index, scorer.config
     packages = ("jax", "flax", "numpy", "scipy")
@@ -270,7 +291,7 @@ def _facts(scorer: Scorer, entrants, controlled: list[dict], stamp: str) -> dict
             "slices": len(scorer.keys["label"]),
         },
         "controls": controlled,
-        "notes": list(config.notes),
+        "notes": [*_flattered(scorer), *config.notes],
         "learning": {e.name: learning_curves(e) for e in entrants},
         "run": {
             **run_facts(config, entrants[0].first),

@@ -231,5 +231,5 @@ def _notes(config, recipes: dict, costs: dict, plans: dict, shares: dict) -> lis
         note,
         f"Steps bought: {steps}.",
         "Of each training the last checkpoint within 0.1 dB of the best PSNR on validation people is "
-        "scored; nothing was chosen on test people.",
+        "scored.",
     ]
