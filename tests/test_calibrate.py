@@ -21,6 +21,7 @@ from cldm_jax.runs import calibration, spread
 from cldm_jax.runs.inputs import image_source
 from cldm_jax.runs.readouts import Predictor
 from cldm_jax.runs.stored import open_run
+from cldm_jax.scoring import coverage
 from cldm_jax.volumes import names as names_lib
 from cldm_jax.volumes import sidecars, synthesis, uncertainty
 from cldm_jax.volumes.opened import CPU_BATCH, open_model
@@ -376,6 +377,52 @@ def test_recentred_keeps_the_mean_and_takes_the_samples_detail():
     half = spread.recentred(point, samples[0], samples.mean(0), 4, 0.5)
     np.testing.assert_allclose(half, (made[0] + point) / 2, atol=1e-6)
     assert np.abs(spread.recentred(point, samples[0], samples.mean(0), 4, 9.0)).max() == 1
+
+
+def test_a_region_is_as_high_as_its_persons_slices(monkeypatch):
+    """Of a cohort as it was scanned, slices of 2 and 4 mm: the volume in mL of either is its own."""
+    rng = np.random.default_rng(0)
+    people = [SimpleNamespace(voxel_mm=(mm, 2.0, 2.0), group=f"g{mm}") for mm in (2.0, 4.0)]
+    index = SimpleNamespace(people=people, spacing_mm=(2.0, 2.0), names=lambda t: {1: "ct"})
+    index.splits = SimpleNamespace(hash="")
+    drawn = [
+        spread.Drawn(i, 1, rng.uniform(-1, 1, (2, 8, 8)), rng.uniform(-1, 1, (3, 2, 8, 8)),
+                     rng.uniform(-1, 1, (2, 8, 8)), np.ones((2, 8, 8), bool), np.ones((2, 8, 8)))
+        for i in range(2)
+    ]  # fmt: skip
+    asked = []
+
+    def ask(d, factors, spec, target, spacing, height):
+        asked.append((d.subject, height))
+        return spread.Asked({}, {})
+
+    for name, made in {"ask_regions": ask, "volumes": lambda *a: iter(drawn)}.items():
+        monkeypatch.setattr(spread, name, made)
+    prepared = SimpleNamespace(index=index)
+    modalities = {"ct": SimpleNamespace(normaliser=None)}
+    manifest = SimpleNamespace(data=SimpleNamespace(modalities=modalities), config_sha256="")
+    opened = SimpleNamespace(config={"data": {"targets": ("ct",)}}, manifest=manifest, step=1)
+    opened._replace = lambda **fields: opened
+    for where, name, made in (
+        (calibrate, "_sampling", {}),
+        (calibrate, "image_source", drawn),
+        (calibrate, "stored_method", (None, None)),
+        (spread, "first_people", drawn),
+        (spread, "point_mode", "mirror"),
+        (spread, "Drawer", SimpleNamespace(evaluations=1)),
+    ):
+        monkeypatch.setattr(where, name, lambda *a, made=made, **k: made)
+    found = calibrate.measure(opened, prepared, calibrate.Settings(3, 5, 0, 4))
+    assert asked == [(0, 10.0), (1, 20.0)] and found.slice_mm == 15.0
+
+    asked.clear()
+    opened.calibration = found
+    drawer = SimpleNamespace(run=opened)
+    monkeypatch.setattr(coverage, "_source", lambda *a: None)
+    scale = SimpleNamespace(modality="mr", low=0.0, high=1.0)
+    scorer = SimpleNamespace(prepared=prepared, names={1: "ct"}, specs={"ct": scale})
+    coverage._rows(scorer, "ldm", drawer, ("ct",), 3)
+    assert asked == [(0, 6.0), (1, 12.0)]
 
 
 def test_evaluation_of_a_calibrated_model(study, run, tmp_path, capsys):

@@ -123,14 +123,14 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
             for d in spread.volumes(drawer, source, progress)
         ]
     names = prepared.index.names(targets)
-    height = settings.slice_stride * spread.slice_mm(prepared)
+    heights = [settings.slice_stride * person.voxel_mm[0] for person in prepared.index.people]
     by_target = {
         target: _target(
             [d for d in drawn if d.code == code],
             opened.manifest.data.modalities[target].normaliser,
             target,
             spacing,
-            height,
+            heights,
             groups,
         )
         for code, target in names.items()
@@ -147,13 +147,14 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
         split_hash=prepared.index.splits.hash,
         people=len({d.subject for d in drawn}),
         slices=max(sum(len(d.point) for d in drawn if d.code == c) for c in names),
-        slice_mm=height,
+        slice_mm=settings.slice_stride * spread.slice_mm(prepared),
         scales_mm=ensemble.SCALES_MM,
         targets=by_target,
     )
 
 
-def _target(drawn, spec, target: str, spacing, height: float, groups) -> TargetCalibration:
+def _target(drawn, spec, target: str, spacing, heights, groups) -> TargetCalibration:
+    """heights: mm that a slice of every subject number stands for; groups: whose they are."""
     errors, spreads = [], []
     for d in drawn:
         errors.append(ensemble.band_power(d.point - d.real, d.head, spacing))
@@ -170,6 +171,7 @@ def _target(drawn, spec, target: str, spacing, height: float, groups) -> TargetC
         for found, sd_mm, smooth_mm in scales:
             e, s = (ensemble.blur(x, sd_mm, spacing) for x in (d.point - d.real, mended))
             found.append(ensemble.ratios(e, ensemble.sd_map(s, spacing, smooth_mm))[d.head])
+        height = heights[d.subject]
         asked.append(spread.ask_regions(d, factors, spec, target, spacing, height))
     q90 = [float(np.quantile(np.concatenate(r), ensemble.LEVEL)) for r in ratios]
     if not np.isfinite(q90).all():

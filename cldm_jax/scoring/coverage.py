@@ -55,8 +55,8 @@ def _source(scorer: Scorer, run, targets: tuple, stride: int):
 
 
 def _rows(scorer: Scorer, name: str, drawer: spread.Drawer, targets, stride: int) -> list[dict]:
-    run, spacing = drawer.run, scorer.prepared.index.spacing_mm
-    facts, height = run.calibration, stride * spread.slice_mm(scorer.prepared)
+    run, index = drawer.run, scorer.prepared.index
+    facts, spacing = run.calibration, index.spacing_mm
     judged = {t: [] for t in targets}
     asked = {t: [] for t in targets}
     for drawn in spread.volumes(drawer, _source(scorer, run, targets, stride)):
@@ -64,6 +64,7 @@ def _rows(scorer: Scorer, name: str, drawer: spread.Drawer, targets, stride: int
         own = facts.targets[target]
         judged[target].append((len(drawn.point), spread.judge(drawn, own, spacing)))
         spec = run.manifest.data.modalities[target].normaliser
+        height = stride * index.people[drawn.subject].voxel_mm[0]
         asked[target].append(spread.ask_regions(drawn, own.factors, spec, target, spacing, height))
     return [
         {
