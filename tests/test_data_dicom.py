@@ -356,6 +356,10 @@ NOT_GIVEN = {
     "no scan time": ({"series": None}, "SeriesTime"),
     "not decay corrected": ({"corrections": frozenset(["ATTN"])}, "lacks DECY"),
     "not attenuation corrected": ({"corrections": frozenset(["DECY"])}, "lacks ATTN"),
+    "SUV of a PET that is not": (
+        {"units": "GML", "corrections": frozenset(["DECY"])},
+        "lacks ATTN",
+    ),
     "DecayCorrection NONE": ({"decay_correction": "NONE"}, "DecayCorrection"),
     "lean body mass": ({"units": "GML", "suv_type": "LBM"}, "not by body weight"),
     "counts": ({"units": "CNTS"}, "Philips"),

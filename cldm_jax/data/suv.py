@@ -64,6 +64,8 @@ def bw_factor(pet: Pet) -> float:
     if pet.units == "GML":
         if pet.suv_type not in ("", "BW"):
             raise NoSuv("the SUV is not by body weight (SUVType)")
+        if pet.corrections and "ATTN" not in pet.corrections:  # none named: derived, and not told
+            raise NoSuv("CorrectedImage lacks ATTN")
         return 1.0
     if pet.units not in ("BQML", "CNTS"):
         raise NoSuv("Units must be BQML, GML or CNTS")
