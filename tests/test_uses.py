@@ -351,6 +351,10 @@ def test_who_is_not_scored_is_named(config, capsys):
 
 def test_a_use_is_corrected_for_its_own_tests():
     """Nine people carry nine tests of each of three uses."""
-    use = {"title": "t", "tests": [{}] * 9, "rows": [{"n_independent": 9}]}
+    use = {"title": "t", "tests": [{"n": 9}] * 9, "rows": [{"n_independent": 9}]}
     assert uses_page._caveat(use) is None
-    assert uses_page._caveat({**use, "rows": [{"n_independent": 4}]}).startswith("t: Only 4")
+    untested = {**use, "tests": [], "rows": [{"n_independent": 4}]}
+    assert uses_page._caveat(untested).startswith("t: Only 4")
+    # Whom a row could not be made for is in none of its tests.
+    one_fewer = {**use, "tests": [{"n": 9}] * 8 + [{"n": 5}]}
+    assert uses_page._caveat(one_fewer).startswith("t: Only 5")

@@ -48,6 +48,7 @@ def make_page(summary: dict, pictures: dict, *, title: str) -> str:
 def _caveat(use: dict) -> str | None:
     """Holm's correction runs over the tests of one use."""
     people = max((row["n_independent"] for row in use["rows"]), default=0)
+    people = min((test["n"] for test in use["tests"]), default=people)
     text = power_caveat(people, len(use["tests"]))
     return text and f"{use['title']}: {text}"
 
