@@ -132,6 +132,20 @@ class TestReproduce:
         with pytest.raises(UserError, match="not known"):
             reproduce.run(make_config(study, methods="vae"), str(tmp_path))
 
+    def test_a_folder_of_other_people_or_folds_is_refused(self, study, tmp_path):
+        """It was scored again, and its report shown as that of who was asked for."""
+        config = make_config(study, prepared="", cohort=str(study.data_root / "cohort"))
+        made = reproduce._prepared(config, tmp_path, None)
+        assert reproduce._prepared(config, tmp_path, None) == made  # the same command resumes
+        config.cohort, config.simulate.n_subjects = "", 1
+        with pytest.raises(UserError, match="other files or people"):
+            reproduce._prepared(config, tmp_path, None)
+        config.cohort, config.folds = str(study.data_root / "cohort"), 2
+        reproduce._prepared(config, tmp_path, 0)
+        config.folds = 4
+        with pytest.raises(UserError, match="other settings: fold"):
+            reproduce._prepared(config, tmp_path, 0)
+
     @pytest.mark.slow
     def test_folds_test_everyone_once(self, study, tmp_path):
         config = make_config(study, prepared="", methods="unet,unet-cells", folds=2, fold=0)

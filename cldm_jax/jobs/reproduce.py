@@ -85,17 +85,15 @@ def _prepared(config, root: pathlib.Path, fold: int | None) -> str:
     if config.prepared:
         return config.prepared
     folder = (root if fold is None else root / f"fold-{fold}") / "prepared"
-    cohort = config.cohort
-    if not (folder / "index.json").is_file():
-        if not cohort:
-            cohort = str(root / "cohort")
-            simulate.run(config.simulate, cohort)
-        recipe = config.prepare.copy_and_resolve_references()
-        with recipe.unlocked():
-            recipe.cohort = cohort
-            if fold is not None:
-                recipe.split_mode, recipe.fold = "fold", (fold, config.folds)
-        prepare.make(recipe, str(folder))
+    cohort = config.cohort or str(root / "cohort")
+    if not config.cohort:
+        simulate.run(config.simulate, cohort)
+    recipe = config.prepare.copy_and_resolve_references()
+    with recipe.unlocked():
+        recipe.cohort = cohort
+        if fold is not None:
+            recipe.split_mode, recipe.fold = "fold", (fold, config.folds)
+    prepare.make(recipe, str(folder))  # which refuses a folder of other people or other folds
     return str(folder)
 
 
