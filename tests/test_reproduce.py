@@ -1,5 +1,8 @@
 """The comparison as one job: equal CPU time, one report, resumable."""
 
+import concurrent.futures
+import time
+
 import numpy as np
 import pytest
 
@@ -53,6 +56,29 @@ def test_a_preset_for_gpus_is_warned_of_before_its_data_are_made(tmp_path, monke
         with pytest.raises(ZeroDivisionError):
             reproduce.run(config, str(tmp_path))
         assert capsys.readouterr().out.count("meant for a GPU") == count
+
+
+def test_folds_side_by_side_share_their_cohort_and_their_costs(tmp_path, monkeypatch):
+    """One was refused while the other simulated; the later costs replaced those by which the first had
+    bought its steps, so that it could not be resumed.
+    """
+    config = config_file.get_config("tiny")
+    config.folds, config.simulate.n_subjects = 2, 1
+
+    def measure(*_):
+        time.sleep(0.3)
+        return {"cpu_seconds": time.monotonic(), "ratios": {"unet": 1.0}}
+
+    def start(fold):
+        reproduce._prepared(config, tmp_path, fold)
+        recipes = {"unet": config.trainings["unet"]}
+        return reproduce._costs(config, tmp_path / "costs.json", recipes, config.autoencoder)
+
+    monkeypatch.setattr(reproduce.prepare, "make", lambda *_: "")
+    monkeypatch.setattr(reproduce.budget, "measure", measure)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        first, second = pool.map(start, (0, 1))
+    assert first == second == files.read_json(tmp_path / "costs.json")
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ from cldm_jax.data.shards import INDEX
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import budget, encode, evaluate, prepare, simulate, train
 from cldm_jax.runs.inputs import TARGETS, open_prepared, settled
+from cldm_jax.runtime.runlock import run_lock
 from cldm_jax.scoring import pool
 
 COSTS, BUDGET = "costs.json", "budget.json"
@@ -87,7 +88,8 @@ def _prepared(config, root: pathlib.Path, fold: int | None) -> str:
     folder = (root if fold is None else root / f"fold-{fold}") / "prepared"
     cohort = config.cohort or str(root / "cohort")
     if not config.cohort:
-        simulate.run(config.simulate, cohort)
+        with run_lock(root, waits=True):  # a fold that runs beside this one needs the same
+            simulate.run(config.simulate, cohort)
     recipe = config.prepare.copy_and_resolve_references()
     with recipe.unlocked():
         recipe.cohort = cohort
@@ -184,16 +186,18 @@ def _on(training, prepared: str):
 
 def _costs(config, path: pathlib.Path, recipes: dict, autoencoder) -> dict:
     """The measured costs in `path`, measured now where a method has none."""
-    known = files.read_json(path) if path.is_file() else None
-    missing = {n: r for n, r in recipes.items() if known is None or n not in known["ratios"]}
-    if not missing:
-        return known
-    unit = _on(config.trainings[config.reference], autoencoder.data.prepared)
-    measured = {config.reference: unit, **missing}
-    costs = budget.measure(measured, autoencoder, config.encode_batch_size, config.measured_seconds)
-    if known is not None:  # methods added later: measured beside the same step, whose seconds stay
-        costs = {**known, "ratios": {**costs["ratios"], **known["ratios"]}}
-    files.write_json(path, costs)
+    with run_lock(path.parent, waits=True):  # a fold beside this one would replace them
+        known = files.read_json(path) if path.is_file() else None
+        missing = {n: r for n, r in recipes.items() if known is None or n not in known["ratios"]}
+        if not missing:
+            return known
+        unit = _on(config.trainings[config.reference], autoencoder.data.prepared)
+        measured = {config.reference: unit, **missing}
+        seconds = config.measured_seconds
+        costs = budget.measure(measured, autoencoder, config.encode_batch_size, seconds)
+        if known is not None:  # methods added later: beside the same step, whose seconds stay
+            costs = {**known, "ratios": {**costs["ratios"], **known["ratios"]}}
+        files.write_json(path, costs)
     return costs
 
 
