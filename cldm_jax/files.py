@@ -6,20 +6,25 @@ import hashlib
 import json
 import os
 import pathlib
+import socket
+import zlib
+
+# Of this machine, in the names of temporary files: on a shared disk others write too.
+HOST = f"{zlib.crc32(socket.gethostname().encode()):x}"
 
 
 @contextlib.contextmanager
 def atomic_path(path):
     """Yields a temporary sibling of `path`; renames it over `path` when the block succeeds.
 
-    The temporary name keeps the suffixes (`x.nii.gz` -> `.tmp-<pid>-x.nii.gz`) because writers choose
-    their format by them. The data and the folder are fsynced: after a crash the file is old or new.
-    What a killed process left of this file is removed.
+    The temporary name keeps the suffixes (`x.nii.gz` -> `.tmp-<host>-<pid>-x.nii.gz`) because writers
+    choose their format by them. The data and the folder are fsynced: after a crash the file is old or
+    new. What a killed process of this machine left of this file is removed.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    tmp = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    tmp = path.with_name(f".tmp-{HOST}-{os.getpid()}-{path.name}")
     try:
         yield tmp
         with open(tmp, "rb") as f:
@@ -39,8 +44,8 @@ def atomic_path(path):
 
 
 def _sweep(path: pathlib.Path) -> None:
-    for left in path.parent.glob(f".tmp-*-{glob.escape(path.name)}"):
-        number = left.name.removeprefix(".tmp-").removesuffix(f"-{path.name}")
+    for left in path.parent.glob(f".tmp-{HOST}-*-{glob.escape(path.name)}"):
+        number = left.name.removeprefix(f".tmp-{HOST}-").removesuffix(f"-{path.name}")
         if number.isdecimal() and not _is_running(int(number)):
             left.unlink(missing_ok=True)
 

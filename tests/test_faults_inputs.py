@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from test_data_dicom import _set
 from test_faults_volumes import FUZZ, cases
 
-from cldm_jax import main
+from cldm_jax import files, main
 from cldm_jax import settings as law
 from cldm_jax.data import audit, dicom, pet_inputs, shards
 from cldm_jax.errors import UserError
@@ -119,7 +119,8 @@ def test_what_a_killed_prediction_left_is_swept(tmp_path):
     path = corpus.save(tmp_path / "pet.nii.gz")
     out = tmp_path / "out"
     out.mkdir()
-    dead, alive = (out / f".tmp-{n}-pet_desc-synth_ct.nii.gz" for n in (4194304 + 7, 1))
+    mine = f".tmp-{files.HOST}"
+    dead, alive = (out / f"{mine}-{n}-pet_desc-synth_ct.nii.gz" for n in (4194304 + 7, 1))
     for left in (dead, alive, out / ".tmp-x-pet_desc-synth_ct.nii.gz", out / ".tmp-1-other.nii.gz"):
         left.write_bytes(b"half")
     inputs.predicted(path, out)

@@ -230,15 +230,35 @@ def test_metrics_are_cut_at_the_resumed_step(tmp_path):
 
 
 def test_what_a_killed_process_left_of_a_file_goes_with_the_next_write(tmp_path):
-    """Of any file, in square brackets too; what a running process writes, and other files', stays."""
+    """Of any file, in square brackets too; what a running process writes, and other files', stays. So
+    does what another machine's process writes, whose number is nobody's here.
+    """
     path = tmp_path / "pet[1].json"
-    dead, alive, other = (
-        tmp_path / f".tmp-{n}" for n in (f"4194311-{path.name}", f"1-{path.name}", "4194311-x")
+    dead, alive, other, elsewhere = (
+        tmp_path / f".tmp-{n}"
+        for n in (
+            f"{files.HOST}-4194311-{path.name}",
+            f"{files.HOST}-1-{path.name}",
+            f"{files.HOST}-4194311-x",
+            f"other-4194311-{path.name}",
+        )
     )
-    for left in (dead, alive, other):
+    for left in (dead, alive, other, elsewhere):
         left.write_bytes(b"half")
     files.write_json(path, {})
-    assert {*tmp_path.iterdir()} == {path, alive, other}
+    assert {*tmp_path.iterdir()} == {path, alive, other, elsewhere}
+
+
+def test_two_machines_may_write_one_file(tmp_path, monkeypatch):
+    """A shared disk: each sees the other's half of it, and no such process."""
+    path, mine = tmp_path / "a.json", files.HOST
+    monkeypatch.setattr(files, "_is_running", lambda number: False)
+    with files.atomic_path(path) as tmp:
+        tmp.write_text("of the one")
+        monkeypatch.setattr(files, "HOST", "other")
+        files.write_text(path, "of the other")
+        monkeypatch.setattr(files, "HOST", mine)
+    assert path.read_text() == "of the one" and [*tmp_path.iterdir()] == [path]
 
 
 def test_atomic_write_leaves_the_old_file_on_failure(tmp_path):
