@@ -167,7 +167,8 @@ class TestReproduce:
         with pytest.raises(UserError, match="other files or people"):
             reproduce._prepared(config, tmp_path, None)
         config.cohort, config.folds = str(study.data_root / "cohort"), 2
-        reproduce._prepared(config, tmp_path, 0)
+        for _ in range(2):
+            reproduce._prepared(config, tmp_path, 0)
         config.folds = 4
         with pytest.raises(UserError, match="other settings: fold"):
             reproduce._prepared(config, tmp_path, 0)
