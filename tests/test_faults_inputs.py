@@ -19,6 +19,8 @@ from cldm_jax import files, main
 from cldm_jax import settings as law
 from cldm_jax.data import audit, dicom, pet_inputs, shards
 from cldm_jax.errors import UserError
+from cldm_jax.jobs import predict
+from cldm_jax.volumes import derivatives
 from cldm_jax.volumes import names as names_lib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -255,6 +257,26 @@ def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):
         predict.main([*words, "--mode", "onestep"])
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert end.value.code == 2 and line.startswith("error: ") and "No space left" in line
+
+
+def test_what_a_full_disk_left_does_not_pass_for_another_persons(tmp_path, monkeypatch):
+    """SD maps and a page without a sidecar, beside the images of the next PET of that name."""
+    one, other, out = (tmp_path / name for name in ("one", "other", "out"))
+    for seed, folder in enumerate((one, other)):
+        folder.mkdir()
+        corpus.save(folder / "pet.nii.gz", corpus.head(seed=seed)["pet"])
+
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    first = predict.Request(str(one / "pet.nii.gz"), str(out), report=True)
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="No space"):
+        patch.setattr(derivatives, "_remove", full)  # images and page are there, no sidecar
+        predict.predict(first._replace(uncertainty=True, samples=2))
+    assert len(list(out.glob("*_desc-synthsd_*"))) == 2 and list(out.glob("*.html"))
+    inputs.predicted(other / "pet.nii.gz", out)
+    left = sorted(p.name for p in out.glob("pet*") if p.suffix != ".json")
+    assert left == ["pet_desc-synth_T1w.nii.gz", "pet_desc-synth_ct.nii.gz"]
 
 
 def test_sidecars_say_what_was_noted(tmp_path):

@@ -15,9 +15,9 @@ def write(names: Names, request, model, answer) -> None:
     """Images, then the report, then sidecars; each whole or not at all, `names.partial()` meanwhile."""
     pet = answer.looked.pet
     about, common = describe(request, model, answer)
+    replaced = names.of_others(common["RunKey"]) + names.left_over()
     for path in names.partial():
         files.write_json(path, {"RunKey": common["RunKey"]})
-    replaced = names.of_others(common["RunKey"])
     _describe_dataset(names.out)
     sidecars = {}
     for (target, kind), facts in about.items():
@@ -54,8 +54,8 @@ def write(names: Names, request, model, answer) -> None:
 
 
 def _remove(names: Names, replaced: list, with_report: bool) -> None:
-    """What another input, model or setting left under these names and is not written again: beside the
-    new files it would pass for theirs.
+    """What another input, model or setting, or a run that was cut short, left under these names and is
+    not written again: beside the new files it would pass for theirs.
     """
     for made in replaced:
         if made not in names.data():

@@ -70,6 +70,13 @@ class Names:
         runs = {made: _facts(made).get("RunKey", key) for made in self.everything()}
         return [made for made, run in runs.items() if run != key]
 
+    def left_over(self) -> list[pathlib.Path]:
+        """Data that a run cut short left here without a sidecar: nothing says of which input."""
+        marks = zip(self.targets, self.partial(), strict=True)
+        cut = [target for target, mark in marks if mark.exists()]
+        made = [self.image(t, kind) for t in cut for kind in KINDS] + [self.regions()] * bool(cut)
+        return [path for path in made if path.exists() and not _facts(path)]
+
     def is_own(self, made: pathlib.Path, key: str) -> bool:
         """Whether it is there, of the run `key`, and the bytes that were written."""
         found = _facts(made)
