@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import pathlib
 import sys
 
@@ -241,6 +242,31 @@ def test_predict_names_the_nearest_option(capsys):
     with pytest.raises(SystemExit):
         predict.main(["-i", "x", "-o", "y", "--smaples", "4"])
     assert "did you mean --samples?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dataset", [False, True])
+@pytest.mark.parametrize("place", ["file", "file/below", "nothing", "loop", "locked"])
+def test_an_output_folder_that_cannot_be_is_said_before_the_work(
+    tmp_path, monkeypatch, place, dataset
+):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "nothing").symlink_to("gone/further")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setattr(predict.core, "answer", lambda *_: pytest.fail("predicted"))
+    if place == "locked":  # root may write anywhere
+        monkeypatch.setattr(os, "access", lambda *_: False)
+    path = corpus.bids(tmp_path / "b") if dataset else corpus.save(tmp_path / "pet.nii.gz")
+    if dataset:  # so that a list of what is left aside is to be written
+        corpus.save(path / "beside.nii.gz")
+    reason = "Permission denied" if place == "locked" else "a file or a link to nothing"
+    with pytest.raises((UserError, OSError), match=reason):
+        inputs.predicted(path, tmp_path / place)
+
+
+def test_an_input_that_is_a_link_to_itself_is_refused(tmp_path):
+    (tmp_path / "pet.nii.gz").symlink_to("pet.nii.gz")
+    with pytest.raises(UserError, match="levels of symbolic links"):
+        inputs.predicted(tmp_path / "pet.nii.gz", tmp_path / "out")
 
 
 def test_a_full_disk_is_one_line(tmp_path, monkeypatch, capsys):

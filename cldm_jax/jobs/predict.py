@@ -19,7 +19,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.runtime import processes
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.volumes import core, derivatives, sidecars
-from cldm_jax.volumes.names import Names
+from cldm_jax.volumes.names import Names, check_writable, existing_folder
 from cldm_jax.volumes.opened import Model, Request, open_model
 
 LEFT_ASIDE = "left_aside.json"
@@ -41,9 +41,10 @@ def predict(request: Request) -> list[pathlib.Path]:
     request = request._replace(**{f: os.path.expanduser(getattr(request, f)) for f in paths})
     if not request.input:
         raise UserError("input", "none given", "Give a NIfTI file, DICOM series or BIDS dataset")
-    if pathlib.Path(request.input).resolve() == pathlib.Path(request.out).resolve():
-        raise UserError(request.out, "is the input folder itself", "Give another output folder")
     layout.existing(request.input)  # said before the model is read
+    if os.path.realpath(request.input) == os.path.realpath(request.out):
+        raise UserError(request.out, "is the input folder itself", "Give another output folder")
+    existing_folder(request.out)
     model = open_model(request)
     everything = pet_inputs.find_all(request.input, model.source)
     inputs = _part(request.part, everything.found)
@@ -129,6 +130,7 @@ def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool
     pet, facts = pet_inputs.read_input(found, request.series)
     if found.kind == "dicom" and _is_done(request, model, names, pet.sha256):
         return names.images()
+    check_writable(request.out)
     looked = core.look(model, pet, facts, found.path, began)
     for line in looked.warnings():
         print(f"warning: {found.name}: {line}", flush=True)

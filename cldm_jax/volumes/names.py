@@ -1,5 +1,7 @@
 """Where the files of a prediction lie: BIDS-derivative names, and whose those that lie there are."""
 
+import errno
+import os
 import pathlib
 
 from cldm_jax import files
@@ -23,8 +25,7 @@ class Names:
         self._check_inside()
 
     def _check_inside(self) -> None:
-        if self.out.exists() and not self.out.is_dir():
-            raise UserError(self.out, "is a file", "Give a folder as the output")
+        existing_folder(self.out)
         root = self.out.resolve()
         for path in self.all(with_report=True):
             if not path.parent.resolve().is_relative_to(root):
@@ -82,6 +83,21 @@ class Names:
         found = _facts(made)
         is_named = made.is_file() and found.get("RunKey") == key
         return is_named and found.get("SHA256") == files.sha256_file(made)
+
+
+def existing_folder(out) -> pathlib.Path:
+    """The output folder, or that in which it would be made. UserError where something else is there."""
+    out = pathlib.Path(out)
+    there = next(path for path in (out, *out.parents) if os.path.lexists(path))
+    if not os.path.isdir(there):
+        raise UserError(there, "is a file or a link to nothing", "Give a folder as the output")
+    return there
+
+
+def check_writable(out) -> None:
+    """OSError where nothing can be written there: said before the hours of predicting."""
+    if not os.access(there := existing_folder(out), os.W_OK | os.X_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
 
 
 def _facts(made: pathlib.Path) -> dict:
