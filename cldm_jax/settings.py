@@ -131,6 +131,12 @@ def check_settings(settings: dict[str, object], defaults: dict[str, object]) -> 
     """UserError for a number out of its range, a word that is none of its setting's, a list of another
     length than it must have. Both by dotted name; `defaults` before the command line changed any.
     """
+    run = str(settings.get("name", ""))
+    if (
+        ":" in run or run == "reference"
+    ):  # a score's key is method:mode; what scales them is so called
+        reason = "a report would leave its tests and pictures out, as of another method"
+        raise UserError(f"--config.name={run}", reason, "Give another name, without a colon")
     for name, value in settings.items():
         ends = (".".join(name.split(".")[-2:]), name.rpartition(".")[2])
         default = defaults.get(name)

@@ -21,6 +21,7 @@ from cldm_jax import settings as law
 from cldm_jax.data import audit, dicom, pet_inputs, shards
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import predict
+from cldm_jax.metrics import aggregate
 from cldm_jax.volumes import derivatives
 from cldm_jax.volumes import names as names_lib
 
@@ -226,6 +227,28 @@ class TestSettings:
         assert done.returncode == 2 and fragment in last and "Traceback" not in done.stderr, last
         if module == "cldm_jax.main":
             assert is_one_line(done, fragment) and not (tmp_path / "work").exists()
+
+    @pytest.mark.parametrize("name", ["ldm:wide", "reference"])
+    def test_a_name_that_reports_would_not_find_is_refused(self, name):
+        """Its scores were in the table, and its paired tests and pictures left out in silence."""
+        with pytest.raises(UserError, match="without a colon"):
+            law.check_settings({"name": name}, {"name": "ldm"})
+        key = f"{name}:mirror"
+        rows = [
+            dict(
+                patient=i,
+                group=i,
+                method=m,
+                mode="mirror",
+                target="ct",
+                metric="psnr",
+                value=20 + i,
+            )
+            for m in (name, "unet")
+            for i in range(6)
+        ]
+        made = aggregate.paired_tests(rows, [(key, "unet:mirror")], seed=0)
+        assert (len(made) == 1) == (":" not in name)
 
     def test_absl_alone_takes_them(self):
         code = (
