@@ -35,7 +35,10 @@ LIMITS = {
         ): "seed split_seed workers num_workers warmup_steps batch_size steps weight_decay "
         "people_per_group folds calibrate_samples calibrate_steps calibrate_people people samples "
         "sharpness max_people num_train_steps scale_factor",
-        (0, 1): "b1 b2 ema_decay class_dropout_prob onestep_share onestep_ramp eta sdedit_strength "
+        (
+            0,
+            1,
+        ): "b1 b2 ema_decay class_dropout_prob onestep_share onestep_ramp eta jump_from sdedit_strength "
         "min_head_fraction train_min_head_fraction mi_threshold split_fractions randomised_share",
         (1, math.inf): "template_people calibrate_slice_stride train.batch_size encode_batch_size "
         "log_every val_every save_every num_threads init_items steps_per_call accumulate slice_stride "
@@ -132,9 +135,8 @@ def check_settings(settings: dict[str, object], defaults: dict[str, object]) -> 
     length than it must have. Both by dotted name; `defaults` before the command line changed any.
     """
     run = str(settings.get("name", ""))
-    if (
-        ":" in run or run == "reference"
-    ):  # a score's key is method:mode; what scales them is so called
+    # A score's key is method:mode, and floors and ceilings are the method "reference".
+    if ":" in run or run == "reference":
         reason = "a report would leave its tests and pictures out, as of another method"
         raise UserError(f"--config.name={run}", reason, "Give another name, without a colon")
     for name, value in settings.items():

@@ -14,6 +14,7 @@ Overrides people want:
                                  --config.recipe.diffusion.noisy_weight_power=0.0
                                  --config.recipe.diffusion.noise_weight_power=0.0
                                  --config.recipe.sampling.autoguidance_scale=1.0
+                                 --config.recipe.sampling.jump_from=0.0
                                  --config.autoencoder.train.recipe.patch_skip=False
   noise the source, then denoise the above, and --config.recipe.diffusion.conditioning=sdedit
                                  --config.data.targets="('pet','ct','mr')"
@@ -104,13 +105,16 @@ def get_config(preset: str = "a6000"):
 
 def sampling(preset: str) -> dict:
     return {
-        # DDIM, trailing
+        # DDIM
         "num_sampling_steps": common.pick(preset, tiny=4, quick=5, cpu=10, a6000=50),
         "num_samples": (1, 4),  # K of the read-outs: sample (K = 1) and mean4
         "eta": 0.0,
+        # Share of the diffusion from where the last step jumps to the clean image: what less noise than
+        # that decides is grain (docs/results/levers.md). 0: as the steps fall (trailing)
+        "jump_from": 0.5,
         "guidance_scale": 1.0,  # more lowers PSNR
         # w of ẑ0_young + w (ẑ0 - ẑ0_young): more is sharper and farther; 1 = off, 2 evaluations else
-        "autoguidance_scale": common.pick(preset, quick=2.0, a6000=1.5),
+        "autoguidance_scale": common.pick(preset, quick=2.0, a6000=1.75),
         "sdedit_strength": 0.6,  # t0 / T, for conditioning sdedit
         # SD in slices of the filter that correlates a patient's noise through plane; 0 = independent
         "noise_slices": 1.5,

@@ -120,5 +120,6 @@ def _reading(preset: str, name: str):
 
 
 def _without_guidance(config) -> None:
-    """No younger self: the CLDM's own lever."""
+    """No younger self and no early jump: the CLDM's own levers."""
+    config.recipe.sampling.jump_from = 0.0
     config.recipe.diffusion.young_at, config.recipe.sampling.autoguidance_scale = 0.0, 1.0

@@ -7,7 +7,7 @@ import pytest
 
 from cldm_jax.diffusion import parametrisation, samplers
 from cldm_jax.diffusion.noise import through_plane_weights
-from cldm_jax.diffusion.schedule import SCHEDULES, ZERO_SNR, trailing_timesteps
+from cldm_jax.diffusion.schedule import SCHEDULES, ZERO_SNR, sampling_timesteps
 
 MEAN, STD = 0.7, 0.3  # the data of the Gaussian tests
 
@@ -35,10 +35,16 @@ def test_scaled_linear_before_rescaling_is_the_published_one():
     np.testing.assert_allclose(rescaled, (root - root[-1]) * slope, atol=1e-4)
 
 
-def test_trailing_timesteps_start_at_the_last_step():
-    assert trailing_timesteps(1000, 1).tolist() == [999]
-    assert trailing_timesteps(1000, 4).tolist() == [999, 749, 499, 249]
-    assert trailing_timesteps(10, 10).tolist() == list(range(9, -1, -1))
+def test_sampling_timesteps_start_at_the_last_step():
+    assert sampling_timesteps(1000, 1).tolist() == [999]
+    assert sampling_timesteps(1000, 4).tolist() == [999, 749, 499, 249]
+    assert sampling_timesteps(10, 10).tolist() == list(range(9, -1, -1))
+
+
+def test_sampling_timesteps_end_where_the_jump_begins():
+    assert sampling_timesteps(1000, 3, 0.5).tolist() == [999, 749, 499]
+    assert sampling_timesteps(1000, 1, 0.5).tolist() == [999]
+    assert sampling_timesteps(1000, 2, 0.4).tolist() == sampling_timesteps(1000, 2).tolist()
 
 
 @pytest.mark.parametrize("target", parametrisation.TARGETS)
@@ -108,7 +114,7 @@ def test_ddim_equals_the_scalar_recursion_of_eq_12():
         noise_fn=None,
     )
     ab64, ref = np.asarray(ab, np.float64), np.asarray(x, np.float64)
-    steps = trailing_timesteps(1000, 7).tolist()
+    steps = sampling_timesteps(1000, 7).tolist()
     for t, p in zip(steps, [*steps[1:], -1], strict=True):
         a, s = np.sqrt(ab64[t]), np.sqrt(1 - ab64[t])
         x0 = MEAN + STD**2 * a * (ref - a * MEAN) / (a**2 * STD**2 + s**2)
@@ -135,6 +141,18 @@ def test_ddim_samples_the_gaussian(target, eta):
     )
     assert abs(float(out.mean()) - MEAN) < 0.01
     assert abs(float(out.std()) - STD) < 0.012
+
+
+def test_ddim_jumps_to_what_is_expected_at_the_noise_of_the_last_step():
+    """Of z = a x + s e the mean of x varies by STD^2 a / sqrt(a^2 STD^2 + s^2)."""
+    ab = SCHEDULES["cosine"](1000)
+    xT = jax.random.normal(jax.random.key(1), (20000, 1))
+    options = dict(target="x0", num_sampling_steps=250, eta=0.0, noise_fn=None, jump_from=0.5)
+    out = samplers.ddim(gaussian_denoiser(ab, "x0"), xT, ab, **options)
+    a2 = float(ab[499])
+    wanted = STD**2 * (a2 / (a2 * STD**2 + 1 - a2)) ** 0.5
+    assert abs(float(out.std()) - wanted) < 0.012 and wanted < 0.8 * STD
+    assert abs(float(out.mean()) - MEAN) < 0.01
 
 
 def test_few_deterministic_steps_are_too_narrow():

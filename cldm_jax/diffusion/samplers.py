@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cldm_jax.diffusion.parametrisation import to_x0_eps
-from cldm_jax.diffusion.schedule import trailing_timesteps
+from cldm_jax.diffusion.schedule import sampling_timesteps
 
 DenoiseFn = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -26,15 +26,17 @@ def ddim(
     eta: float,
     noise_fn: Callable[[int], jax.Array],
     t_start: int | None = None,
+    jump_from: float = 0.0,
 ):
-    """DDIM (Song 2020, eq. 12 and 16), trailing spacing, from xT at step `t_start` (default T - 1).
+    """DDIM (Song 2020, eq. 12 and 16) from xT at step `t_start` (default T - 1), at the steps of
+    `sampling_timesteps`.
 
     noise_fn(i) -> standard normal like xT for sampling step i; called only where eta > 0.
     Returns x0 [B, ...].
     """
     num_timesteps = alphas_bar.shape[0]
     steps = num_timesteps if t_start is None else t_start + 1
-    t_list = trailing_timesteps(steps, num_sampling_steps)
+    t_list = sampling_timesteps(steps, num_sampling_steps, jump_from)
     t_next = np.concatenate([t_list[1:], [-1]]).astype(np.int32)  # -1: clean
 
     def body(xt, inputs):
@@ -111,7 +113,7 @@ def bridge(
 
     At t = T - 1 the state is the source itself and carries no noise, so the first step draws it.
     """
-    t_list = trailing_timesteps(num_timesteps, num_sampling_steps)
+    t_list = sampling_timesteps(num_timesteps, num_sampling_steps)
     t_next = np.concatenate([t_list[1:], [-1]]).astype(np.int32)
 
     def body(xt, inputs):

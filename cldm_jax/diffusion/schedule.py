@@ -44,7 +44,15 @@ SCHEDULES = {
 ZERO_SNR = ("cosine", "scaled_linear")  # their last step is pure noise
 
 
-def trailing_timesteps(num_timesteps: int, num_sampling_steps: int) -> np.ndarray:
-    """Sampling steps from T - 1 downwards, [num_sampling_steps] ("trailing", Lin et al. table 2)."""
-    stride = num_timesteps / num_sampling_steps
-    return np.round(np.arange(num_timesteps, 0, -stride)).astype(np.int32)[:num_sampling_steps] - 1
+def sampling_timesteps(
+    num_timesteps: int, num_sampling_steps: int, jump_from: float = 0.0
+) -> np.ndarray:
+    """Sampling steps from T - 1 downwards, [num_sampling_steps], evenly spaced.
+
+    The last is at max(jump_from, 1 / num_sampling_steps) of T, from where the sampler jumps to the clean
+    image. jump_from 0 is "trailing" (Lin et al. table 2), and nothing below 1 / num_sampling_steps is
+    otherwise.
+    """
+    last = max(jump_from * num_timesteps, num_timesteps / num_sampling_steps)
+    steps = np.linspace(num_timesteps, last, num_sampling_steps)
+    return np.round(steps).astype(np.int32) - 1

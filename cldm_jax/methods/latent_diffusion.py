@@ -88,9 +88,10 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
     class_dropout_prob, onestep_share (first, last), onestep_ramp (begin, end), onestep_weight_power,
     noisy_weight_power, min_snr_gamma (0 = off), bridge_variance, young_at (share of training at which
     the younger self is kept; 0: none is), null_code, source_code. sampling: num_sampling_steps,
-    num_samples (K of each mean), eta, guidance_scale, autoguidance_scale (by the younger self),
-    sdedit_strength, noise_slices (SD in slices of the filter that correlates a patient's noise through
-    plane; 0: every slice has its own). Raises ValueError for combinations that cannot work.
+    num_samples (K of each mean), eta, jump_from (`sampling_timesteps`; a bridge has none),
+    guidance_scale, autoguidance_scale (by the younger self), sdedit_strength, noise_slices (SD in slices
+    of the filter that correlates a patient's noise through plane; 0: every slice has its own). Raises
+    ValueError for combinations that cannot work.
     """
     d, s = {**BEFORE, **diffusion}, sampling
     _check(d, s)

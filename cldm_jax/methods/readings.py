@@ -93,6 +93,7 @@ def _ddim(d, s, denoise_fn, start, noise_fn, t_start=None):
         eta=s["eta"],
         noise_fn=noise_fn,
         t_start=t_start,
+        jump_from=s["jump_from"],
     )
 
 

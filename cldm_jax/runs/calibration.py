@@ -14,9 +14,9 @@ from cldm_jax.metrics.regions import REGIONS
 FILE = "calibration.json"
 VERSION = 1
 SMOOTH_BEFORE = (4.0,) * len(SCALES_MM)  # of calibrations that do not name it
-GUIDED_BEFORE = {"autoguidance_scale": 1.0}
+SAMPLING_BEFORE = {"autoguidance_scale": 1.0, "jump_from": 0.0}  # as above
 # Sampling settings that the ensemble has of its own, whatever those of a run's images are.
-OWN = ("num_sampling_steps", "autoguidance_scale")
+OWN = ("num_sampling_steps", "autoguidance_scale", "jump_from")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Calibration:
                 raise ValueError(f"regions of {name}")
             if target.regions.keys() != REGIONS[name].keys():
                 raise ValueError(f"regions {', '.join(target.regions)} of {name}")
-        scales, sampling = tuple(value["scales_mm"]), {**GUIDED_BEFORE, **value["sampling"]}
+        scales, sampling = tuple(value["scales_mm"]), {**SAMPLING_BEFORE, **value["sampling"]}
         return cls(**{**value, "targets": targets, "scales_mm": scales, "sampling": sampling})
 
 

@@ -60,6 +60,7 @@ ADDED = {
         "recipe.diffusion.noise_weight_power": 0.0,
         "recipe.diffusion.young_at": 0.0,
         "recipe.sampling.autoguidance_scale": 1.0,
+        "recipe.sampling.jump_from": 0.0,
         "autoencoder.scale_factor": 0.0,
         "init.weights": "",
         "init.key": "",

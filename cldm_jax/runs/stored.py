@@ -24,7 +24,7 @@ from cldm_jax.runtime.train_state import TrainState
 from cldm_jax.runtime.writers import METRICS
 
 # Settings that trainings of earlier versions do not name, at the value they had then.
-SAMPLING_BEFORE = {"noise_slices": 0.0, "autoguidance_scale": 1.0}
+SAMPLING_BEFORE = {"noise_slices": 0.0, "autoguidance_scale": 1.0, "jump_from": 0.0}
 
 
 class Stored(NamedTuple):
