@@ -26,6 +26,7 @@ def get_config(preset: str = "a6000"):
     c.recipe.diffusion.onestep_share = (0.0, 0.0)
     c.recipe.diffusion.noisy_weight_power = c.recipe.diffusion.noise_weight_power = 0.0
     c.recipe.diffusion.young_at, c.recipe.sampling.autoguidance_scale = 0.0, 1.0
+    c.recipe.sampling.jump_from = 0.0
     channels = common.pick(
         preset, tiny=(8, 16), quick=(32, 64, 128), cpu=(32, 64, 128), a6000=(128, 256, 512)
     )

@@ -33,6 +33,7 @@ job ae "$runs/ae" "--config.data.prepared=$runs/prepared" --config.recipe.model.
 job ldm "$runs/ldm" "--config.data.prepared=$runs/prepared" "--config.autoencoder.workdir=$runs/ae" \
   --config.data.context=5 --config.recipe.model.unet.base_channels=24 \
   --config.recipe.diffusion.young_at=0.0 --config.recipe.sampling.autoguidance_scale=1.0 \
+  --config.recipe.sampling.jump_from=0.0 \
   --config.train.num_train_steps=36000 --config.recipe.optim.ema_decay=0.999 \
   --config.train.val_every=36000 --config.train.log_every=200  # the last step is the one exported
 job calibrate "$runs/ldm" "--config.run=$runs/ldm" --config.people=20

@@ -44,7 +44,7 @@ def monai_ldm(sizes: Sizes, unet: str, batch: int, dtype: str = "bfloat16"):
     c.recipe.diffusion.onestep_share = (1.0, 0.5)
     sampling = c.recipe.sampling
     sampling.num_sampling_steps, sampling.noise_slices = sizes.ddim_steps, 0.0
-    sampling.num_samples = (1,)
+    sampling.num_samples, sampling.jump_from = (1,), 0.0
     return c
 
 
