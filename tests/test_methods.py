@@ -488,6 +488,23 @@ class TestYoungerSelf:
             make_method("ldm", **settings)
 
 
+def test_the_jump_decides_at_which_steps_samples_are_drawn():
+    """Of two steps the second is at half of the noise anyway."""
+    drawn = {}
+    batch, frozen = ldm_parts()
+    for steps, jump in ((2, 0.0), (2, 0.5), (4, 0.0), (4, 0.5)):
+        settings = recipe("ldm")
+        settings["sampling"].update(num_sampling_steps=steps, jump_from=jump)
+        method = make_method("ldm", **settings)
+        state = method.init(jax.random.key(0), batch, frozen)
+        shifted = jax.tree.map(lambda p: p + 0.03, state.ema_params)
+        state = state._replace(ema_params=shifted)
+        image = method.predict["sample"](state, images(), jax.random.key(0)).image
+        drawn[steps, jump] = np.asarray(image)
+    np.testing.assert_array_equal(drawn[2, 0.0], drawn[2, 0.5])
+    assert np.abs(drawn[4, 0.0] - drawn[4, 0.5]).mean() > 1e-4
+
+
 def test_mirror_is_the_mean_of_both_sides():
     method, state, _ = start("unet")
     state = state._replace(ema_params=jax.tree.map(lambda p: p + 0.05, state.ema_params))

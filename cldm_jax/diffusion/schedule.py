@@ -50,8 +50,7 @@ def sampling_timesteps(
     """Sampling steps from T - 1 downwards, [num_sampling_steps], evenly spaced.
 
     The last is at max(jump_from, 1 / num_sampling_steps) of T, from where the sampler jumps to the clean
-    image. jump_from 0 is "trailing" (Lin et al. table 2), and nothing below 1 / num_sampling_steps is
-    otherwise.
+    image. Up to 1 / num_sampling_steps that is "trailing" (Lin et al. table 2).
     """
     last = max(jump_from * num_timesteps, num_timesteps / num_sampling_steps)
     steps = np.linspace(num_timesteps, last, num_sampling_steps)
