@@ -12,7 +12,7 @@ from cldm_jax.report.figures import INK, fold_text, label_text, new_figure
 from cldm_jax.report.record import Reference, Row, Summary
 
 BLUE, ORANGE, GREY = "#0072b2", "#d55e00", "#999999"  # Okabe-Ito: colour-blind safe
-PALETTE = (INK, "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+PALETTE = (INK, BLUE, ORANGE, "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 
 
 def _colour(row: Row | Reference) -> str:
@@ -21,7 +21,8 @@ def _colour(row: Row | Reference) -> str:
     return BLUE if labels.is_latent(row.method) else INK
 
 
-def _strip(axes) -> None:
+def _strip(axes, lines: str = "x") -> None:
+    axes.grid(axis=lines, color="#e5e5e5", linewidth=0.6)
     axes.tick_params(which="both", labelsize=8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -44,7 +45,6 @@ def scale_figure(summary: Summary, target: str) -> Figure | None:
         for y, row in enumerate(lines):
             _dot(axes, y, row, metric)
         axes.set_xlabel(labels.metric_label(metric, ""), fontsize=8)
-        axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         _strip(axes)
@@ -102,7 +102,6 @@ def patients_figure(scores: list[dict], target: str, units: str) -> Figure | Non
         unit = labels.metric_unit(metric, units)
         axes.set_title(f"{METRICS[metric].label}, {unit}" if unit else METRICS[metric].label)
         axes.title.set(fontsize=9, color=INK)
-        axes.grid(axis="x", color="#e5e5e5", linewidth=0.6)
         _strip(axes)
     return figure
 
@@ -133,7 +132,6 @@ def learning_figure(summary: Summary, target: str) -> Figure | None:
     axes.set_ylim(bottom=max(axes.get_ylim()[0], axes.get_ylim()[1] - 8))
     axes.set_xlabel("Share of the budget's steps", fontsize=8)
     axes.set_ylabel("PSNR on validation people, dB", fontsize=8)
-    axes.grid(color="#e5e5e5", linewidth=0.6)
     axes.legend(fontsize=7, frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
-    _strip(axes)
+    _strip(axes, "both")
     return figure

@@ -116,10 +116,9 @@ def bare(axes) -> None:
     axes.spines[:].set_visible(False)
 
 
-def _show(axes, picture, box, limits, colour_map):
+def _show(axes, picture, box, limits, colour_map, title: str, size=8):
     bare(axes)
-    if picture is None:
-        return None
+    axes.set_title(title, fontsize=size, color=INK)
     return axes.imshow(
         np.asarray(picture)[box],
         cmap=colour_map,
@@ -128,6 +127,14 @@ def _show(axes, picture, box, limits, colour_map):
         interpolation="auto",
         interpolation_stage="data",  # every pixel keeps a colour of the map
     )
+
+
+def _show_all(figure, row, panels, box, limits, colour_map, bar: str, *, size=8, middle=None):
+    """Panels (title, picture or None) beside the first axes of a row, and one bar for them."""
+    for axes, (title, picture) in zip(row[1:], panels, strict=False):
+        if picture is not None:
+            shown = _show(axes, picture, box, limits, colour_map, title, size)
+    add_bar(figure, shown, row.tolist(), limits, bar, middle=middle)
 
 
 def add_bar(figure, shown, axes, limits, label, *, middle=None) -> None:
@@ -141,13 +148,16 @@ def add_bar(figure, shown, axes, limits, label, *, middle=None) -> None:
     bar.outline.set_visible(False)
 
 
-def _error_text(case, prediction, target: dict) -> str:
-    """The slice's own MAE, clipped as the protocol clips where the target names its clip."""
-    real, units = case["real"], target["units"]
+def _error(case, mask, prediction, target: dict) -> tuple[str, np.ndarray]:
+    """(MAE in words, signed error) of a slice; the MAE clipped as the protocol clips where the target
+    names its clip.
+    """
+    real, is_hu = case["real"], target["units"] == "HU"
+    signed = np.where(mask, np.asarray(prediction, float) - real, 0.0)
     if target.get("clip") is not None:
         prediction, real = np.clip(prediction, *target["clip"]), np.clip(real, *target["clip"])
-    error = image.mae(prediction, real, mask=case["mask"])
-    return f"MAE {labels.number(error, 0 if units == 'HU' else 3)} {'HU' if units == 'HU' else ''}"
+    mae = labels.number(image.mae(prediction, real, mask=mask), 0 if is_hu else 3)
+    return f"MAE {mae} {'HU' if is_hu else ''}", signed
 
 
 def case_figure(target: dict, case: dict) -> Figure:
@@ -156,11 +166,10 @@ def case_figure(target: dict, case: dict) -> Figure:
     target: {"units", "window", "error_window", and optionally "clip"}. Columns: PET, predictions, real;
     more than `_ABREAST` predictions go on below, PET and real beside them again.
     """
-    keys, units = list(case["predictions"]), target["units"]
+    keys, units, limit = list(case["predictions"]), target["units"], target["error_window"]
     found = (case.get("sd") or {}).items()
     deviations = {k: sd for k, sd in found if k in case["predictions"] and sd is not None}
-    mask = np.asarray(case["mask"], bool).reshape(np.shape(case["real"]))
-    case = dict(case, mask=mask)
+    mask = _mask(case)
     box = _box(mask)
     lines = max(1, -(-len(keys) // _ABREAST))
     width = -(-len(keys) // lines)
@@ -174,16 +183,23 @@ def case_figure(target: dict, case: dict) -> Figure:
     figure = new_figure(_PANEL * (width + 2) + 0.9, tall)
     grid = figure.subplots(sum(heights), width + 2, squeeze=False)
     for axes in grid.ravel():
-        _show(axes, None, box, (0, 1), IMAGE_MAP)
+        bare(axes)
     for number, block in enumerate(blocks):
         rows, grid = grid[: heights[number]], grid[heights[number] :]
-        _picture_row(figure, rows[0], case, block, box, target)
-        source = rows[0][0].images[0]
-        if block:
-            _error_row(figure, rows[1], case, block, box, target)
+        source = _show_images(figure, rows[0], case, block, box, target, "Real", 8)
         _row_name(rows[1][0], "prediction\nminus real")
+        errors = [_error(case, mask, case["predictions"][k], target) for k in block]
+        if errors:
+            look = (-limit, limit), ERROR_MAP, f"error, {units}"
+            _show_all(figure, rows[1], errors, box, *look, size=7, middle=0)
         if len(rows) > 2:
-            _deviation_row(figure, rows[2], block, deviations, mask, box, units)
+            _row_name(rows[2][0], "SD over\nsamples")
+            inside = np.concatenate([np.asarray(sd)[mask] for sd in deviations.values()])
+            top = float(np.quantile(inside, 0.99)) if mask.any() else 1.0
+            sds = (deviations.get(k) for k in block)
+            panels = [("", None if sd is None else np.where(mask, sd, 0.0)) for sd in sds]
+            look = (0.0, float(f"{top:.2g}") or 1.0), SD_MAP, f"SD, {units}"
+            _show_all(figure, rows[2], panels, box, *look)
         if number == 0:
             inset = rows[1][0].inset_axes([0.1, 0.12, 0.8, 0.06])
             bar = figure.colorbar(source, cax=inset, orientation="horizontal", ticks=[-1, 1])
@@ -193,43 +209,21 @@ def case_figure(target: dict, case: dict) -> Figure:
     return figure
 
 
-def _picture_row(figure, row, case, keys, box, target) -> None:
-    window = target["window"]
-    _show(row[0], case["source"], box, (-1, 1), SOURCE_MAP)
-    row[0].set_title("PET (input)", fontsize=8, color=INK)
-    named = [(label_text(k, _TITLE), case["predictions"][k]) for k in keys]
-    for axes, (title, picture) in zip(row[1:], [*named, ("Real", case["real"])], strict=False):
-        shown = _show(axes, picture, box, window, IMAGE_MAP)
-        axes.set_title(title, fontsize=8, color=INK)
-    add_bar(figure, shown, row.tolist(), window, target["units"])
+def _mask(case: dict) -> np.ndarray:
+    return np.asarray(case["mask"], bool).reshape(np.shape(case["real"]))
 
 
-def _error_row(figure, row, case, keys, box, target) -> None:
-    limit = target["error_window"]
-    for axes, key in zip(row[1:], keys, strict=False):
-        prediction = np.asarray(case["predictions"][key], float)
-        error = np.where(case["mask"], prediction - case["real"], 0.0)
-        shown = _show(axes, error, box, (-limit, limit), ERROR_MAP)
-        axes.set_title(_error_text(case, prediction, target), fontsize=7, color=INK)
-    add_bar(figure, shown, row.tolist(), (-limit, limit), f"error, {target['units']}", middle=0)
+def _show_images(figure, row, case, keys, box, target, real: str, size: int, gap: int = 0):
+    """PET, predictions, and `gap` columns after them the real image. Returns the PET's panel."""
+    panels = [(label_text(k, _TITLE), case["predictions"][k]) for k in keys]
+    panels += [("", None)] * gap + [(real, case["real"])]
+    look = target["window"], IMAGE_MAP, target["units"]
+    _show_all(figure, row, panels, box, *look, size=size)
+    return _show(row[0], case["source"], box, (-1, 1), SOURCE_MAP, "PET (input)", size)
 
 
 def _row_name(axes, text: str) -> None:
     axes.text(0.5, 0.6, text, ha="center", va="center", fontsize=8, transform=axes.transAxes)
-
-
-def _deviation_row(figure, row, keys, deviations, mask, box, units) -> None:
-    inside = [np.asarray(sd)[mask] for sd in deviations.values()]
-    top = float(np.quantile(np.concatenate(inside), 0.99)) if mask.any() else 1.0
-    limits = (0.0, float(f"{top:.2g}") or 1.0)
-    _row_name(row[0], "SD over\nsamples")
-    for axes, key in zip(row[1:], keys, strict=False):
-        sd = deviations.get(key)
-        if sd is None:
-            _show(axes, None, box, limits, SD_MAP)
-            continue
-        last = _show(axes, np.where(mask, sd, 0.0), box, limits, SD_MAP)
-    add_bar(figure, last, row.tolist(), limits, f"SD, {units}")
 
 
 def overview_figure(gallery: dict) -> Figure:
@@ -241,21 +235,12 @@ def overview_figure(gallery: dict) -> Figure:
     columns = max(len(_overview_keys(case)) for case in picked.values()) + 2
     figure = new_figure(1.9 * columns + 0.9, 2.35 * len(picked))
     grid = figure.subplots(len(picked), columns, squeeze=False)
-    for axes in grid.ravel():
-        axes.axis("off")
     for row, (name, case) in zip(grid, picked.items(), strict=False):
-        target, mask = gallery[name], np.asarray(case["mask"], bool).reshape(np.shape(case["real"]))
-        box, window = _box(mask), target["window"]
-        keys = _overview_keys(case)
-        panels = [("PET (input)", case["source"], (-1, 1), SOURCE_MAP)]
-        panels += [(label_text(k, _TITLE), case["predictions"][k], window, IMAGE_MAP) for k in keys]
-        panels += [(f"Real {name.upper()}", case["real"], window, IMAGE_MAP)]
-        used = [*row[: len(panels) - 1], row[-1]]
-        for axes, (title, picture, limits, colour_map) in zip(used, panels, strict=True):
-            axes.axis("on")
-            shown = _show(axes, picture, box, limits, colour_map)
-            axes.set_title(title, fontsize=10, color=INK)
-        add_bar(figure, shown, row.tolist(), window, target["units"])
+        for axes in row:
+            bare(axes)
+        keys, real = _overview_keys(case), f"Real {name.upper()}"
+        look = _box(_mask(case)), gallery[name], real, 10
+        _show_images(figure, row, case, keys, *look, gap=columns - 2 - len(keys))
     return figure
 
 

@@ -25,9 +25,8 @@ def save(path, title: str, views: dict, qc: dict, *, kind: str) -> None:
     rows = (("before", given), ("after", _after(qc)))
     for row, (name, text) in zip(axes, rows, strict=True):
         for ax, view, pet, target in zip(row, _VIEWS, views["pet"], views[name], strict=True):
-            ax.set_xticks([])
-            ax.set_yticks([])
-            ax.set_facecolor("#2b2b40")  # not seen by the target: neither air nor tissue
+            # The colour of what the target does not see: neither air nor tissue.
+            ax.set(xticks=[], yticks=[], facecolor="#2b2b40")
             ax.imshow(target, cmap="gray", vmin=window[0], vmax=window[1], interpolation="bilinear")
             ax.contour(
                 np.nan_to_num(pet),

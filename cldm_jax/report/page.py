@@ -95,20 +95,20 @@ def _draw(folder: pathlib.Path, summary: Summary, scores, gallery) -> dict:
     drawn = {}
     for target in summary.targets:
         rule = summary.protocol.target(target)
-        entry = {"scale": None, "patients": None, "learning": None, "cases": []}
-        for key, figure in (
-            ("scale", charts.scale_figure(summary, target)),
-            ("patients", charts.patients_figure(scores, target, rule.units)),
-            ("learning", charts.learning_figure(summary, target)),
-        ):
-            if figure is not None:
-                png = figures.save(figure, folder / _file_name(target, key), indexed=False)
-                entry[key] = figures.as_url(png)
+        entry = {
+            "scale": charts.scale_figure(summary, target),
+            "patients": charts.patients_figure(scores, target, rule.units),
+            "learning": charts.learning_figure(summary, target),
+        }
+        for key, figure in entry.items():
+            path = folder / _file_name(target, key)
+            entry[key] = figure and figures.as_url(figures.save(figure, path, indexed=False))
         look = {"clip": rule.clip, **gallery.get(target, {})}
-        cases = look.get("cases", [])
-        for i, case in enumerate(sorted(cases, key=lambda c: _ROLES.get(c["role"], 3))):
-            name = _file_name(target, case["role"], i)
-            png = figures.save(figures.case_figure(look, case), folder / name, indexed=True)
+        cases = sorted(look.get("cases", []), key=lambda c: _ROLES.get(c["role"], 3))
+        entry["cases"] = []
+        for i, case in enumerate(cases):
+            path = folder / _file_name(target, case["role"], i)
+            png = figures.save(figures.case_figure(look, case), path, indexed=True)
             entry["cases"].append((case, figures.as_url(png)))
         drawn[target] = entry
     if any(target["cases"] for target in gallery.values()):

@@ -10,7 +10,7 @@ from cldm_jax.report import figures, page, viewer
 from cldm_jax.report.viewer import View
 
 AS_GIVEN = "as given"  # the unit that a file does not tell
-PLANES = ("axial", "coronal", "sagittal")
+PLANES = {"axial": (0, 1), "coronal": (0, 2), "sagittal": (1, 2)}  # axes across and up
 _WIDTH = 2.3  # inches of a panel
 _MARGIN_MM = 35.0  # around the brain: skull and scalp
 _BRAIN_MM = 100.0  # no brain is smaller: what is, is a tumour or a gland
@@ -42,7 +42,7 @@ def views_figure(views: Sequence[View], spacing, centre) -> Figure:
         int(np.clip(c - b.start, 0, b.stop - b.start - 1)) for c, b in zip(centre, box, strict=True)
     ]
     shape = np.array(views[0].array.shape)
-    sizes = [_extent(plane, shape, spacing) for plane in PLANES]
+    sizes = [tuple((shape * spacing)[list(axes)].tolist()) for axes in PLANES.values()]  # mm
     widths = [w for w, _ in sizes]
     height = _WIDTH * max(h for _, h in sizes) / max(widths)
     total = _WIDTH * sum(widths) / max(widths)
@@ -121,17 +121,9 @@ def _top(array) -> float:
     return float(f"{np.percentile(positive, 99.5):.2g}") if positive.size else 1.0
 
 
-def _extent(plane: str, shape, spacing) -> tuple[float, float]:
-    """(width, height) of a plane in mm."""
-    x, y, z = (float(n * s) for n, s in zip(shape, spacing, strict=True))
-    return {"axial": (x, y), "coronal": (x, z), "sagittal": (y, z)}[plane]
-
-
 def _cut(array, plane: str, centre) -> np.ndarray:
     """[rows, columns]: up is anterior or superior, left is the patient's left or anterior."""
-    x, y, z = centre
-    if plane == "axial":
-        return array[:, ::-1, z].T
-    if plane == "coronal":
-        return array[:, y, ::-1].T
-    return array[x, ::-1, ::-1].T
+    across, up = PLANES[plane]
+    through = 3 - across - up
+    cut = np.take(array, centre[through], through)[:, ::-1]
+    return (cut[::-1] if plane == "sagittal" else cut).T
