@@ -28,6 +28,13 @@ _REFERENCES = {
     "ae_ceiling": "Ceiling: autoencoder reconstruction",
     "reacquired_ceiling": "Ceiling: same person acquired again",
 }
+_MODES = {  # read-out -> what follows the method's name
+    "(predict)?": "",
+    "chosen": ", read-out chosen per fold",
+    "mirror": " with mirrored input",
+    r"mean(\d+)": r" mean of \1",
+    r"recentred(\d+)": r" recentred sample, of \1",
+}
 FLOORS = ("source_identity", "floor_mean_image")  # the other references are ceilings
 # Decimals printed at least and at most, by unit; the median SD of a column decides in between.
 _DECIMALS = {"dB": (1, 2), "HU": (0, 1), "fraction": (3, 4), "": (2, 3)}
@@ -38,17 +45,10 @@ def method_label(key: str) -> str:
     method, _, mode = key.partition(":")
     method, _, seed = method.partition("-seed")
     name = _METHODS.get(method, method) + (f" (seed {seed})" if seed else "")
-    mean = re.fullmatch(r"mean(\d+)", mode)
-    recentred = re.fullmatch(r"recentred(\d+)", mode)
-    if recentred:
-        return f"{name} recentred sample, of {recentred.group(1)}"
-    if mode == "chosen":
-        return f"{name}, read-out chosen per fold"
-    if mode == "mirror":
-        return f"{name} with mirrored input"
-    if mean:
-        return f"{name} mean of {mean.group(1)}"
-    return name if mode in ("", "predict") else f"{name} {mode}"
+    for pattern, words in _MODES.items():
+        if found := re.fullmatch(pattern, mode):
+            return name + found.expand(words)
+    return f"{name} {mode}"
 
 
 def row_key(row: dict) -> str:
@@ -74,11 +74,15 @@ def metric_unit(name: str, units: str) -> str:
 
 
 def metric_label(name: str, units: str) -> str:
-    """Column head: name, unit and which way is better."""
-    metric, unit = METRICS[name], metric_unit(name, units)
-    better = {"high": "↑", "low": "↓", "one": "→\u00a01", "zero": "→\u00a00"}[metric.better]
-    name = f"{metric.label} ({unit})" if unit else metric.label
-    return f"{name}\u00a0{better}"  # the arrow never starts a line
+    metric = METRICS[name]
+    return column_head(metric.label, metric_unit(name, units), metric.better)
+
+
+def column_head(label: str, unit: str, better: str = "") -> str:
+    """Name, unit and which way is better, "" where neither is."""
+    head = f"{label} ({unit})" if unit else label
+    arrows = {"high": "↑", "low": "↓", "one": "→\u00a01", "zero": "→\u00a00"}
+    return f"{head}\u00a0{arrows[better]}" if better else head  # the arrow never starts a line
 
 
 def is_number(value) -> bool:
@@ -152,8 +156,6 @@ def duration(seconds) -> str:
 
 
 def p_value(p) -> str:
-    if p is None:
-        return NOT_MEASURED
-    if not math.isfinite(p):
-        return "undefined"
+    if not is_number(p):
+        return number(p, 0)
     return "< 0.001" if p < 0.001 else f"{p:.2g}"

@@ -18,7 +18,11 @@ class Check(NamedTuple):
     target: str
     measured: str
     verdict: str
-    status: str  # "pass", "fail" or "unknown"
+    good: bool | None  # None: not known
+
+    @property
+    def status(self) -> str:
+        return {True: "pass", False: "fail", None: "unknown"}[self.good]
 
 
 def _scored(summary: Summary, target: str) -> list[Row]:
@@ -115,7 +119,7 @@ def _control(control: dict) -> Check:
         measured += f" (real images: {100 * real:.0f} %)"
         if real < KNOWS_REAL:
             verdict = "no verdict: the classifier cannot tell real images apart"
-            return Check(title, target, measured, verdict, "unknown")
+            return Check(title, target, measured, verdict, None)
         good = control["accuracy"] >= FLIP_ACCURACY * real
         verdict = "the class code selects the modality" if good else "the class code is not obeyed"
     elif name == "both_codes" and labels.is_number(own) and labels.is_number(other):
@@ -124,12 +128,8 @@ def _control(control: dict) -> Check:
         verdict = "each code makes its own modality" if good else "the code hardly matters"
     else:
         words = labels.reference_label(name)
-        return Check(words, target, labels.NOT_MEASURED, "no verdict", "unknown")
-    return _check(title, target, measured, verdict, good)
-
-
-def _check(name, target, measured, verdict, good: bool) -> Check:
-    return Check(name, target, measured, verdict, "pass" if good else "fail")
+        return Check(words, target, labels.NOT_MEASURED, "no verdict", None)
+    return Check(title, target, measured, verdict, good)
 
 
 def _above_floor(summary, target, rows) -> list[Check]:
@@ -141,7 +141,7 @@ def _above_floor(summary, target, rows) -> list[Check]:
     measured = f"lowest {worst:.1f} dB, floor {floor:.1f} dB"
     verdict = f"not better than the population mean: {', '.join(below)}" if below else "all above"
     name = "Every method above the floor"
-    return [_check(name, target.upper(), measured, verdict, not below)]
+    return [Check(name, target.upper(), measured, verdict, not below)]
 
 
 def _autoencoder_room(summary, target, rows) -> list[Check]:
@@ -172,4 +172,4 @@ def _room(target: str, owner: str, ceiling: float, best: float) -> Check:
     name = f"Autoencoder {HEADROOM_DB:g} dB above the best CLDM"
     if owner:
         name += f" ({labels.method_label(owner)})"
-    return _check(name, target.upper(), measured, verdict, room >= HEADROOM_DB)
+    return Check(name, target.upper(), measured, verdict, room >= HEADROOM_DB)

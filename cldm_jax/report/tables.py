@@ -65,28 +65,33 @@ def score_table(summary: Summary, target: str) -> Table:
     units = summary.units(target)
     header = ["Method"] + [labels.metric_label(m, units) for m in MAIN_METRICS]
     header += [head for _, head, _ in _COSTS]
-    methods, everybody = ([r.scores for r in some] for some in (rows, rows + references))
-    best = {metric: best_row(methods, metric, METRICS[metric].better) for metric in MAIN_METRICS}
-    decimals = {metric: _decimals(everybody, metric, units) for metric in MAIN_METRICS}
-    table = []
-    for row in rows:
-        costs = [Cell(form(getattr(row, name))) for name, _, form in _COSTS]
-        cells = score_cells(row.scores, decimals, best)
-        table.append(Row("method", [Cell(row.label), *cells, *costs]))
-    for row in references:
-        cells, blank = score_cells(row.scores, decimals, best), [Cell("")] * len(_COSTS)
-        table.append(Row("reference", [Cell(row.label), *cells, *blank]))
+    everybody = [r.scores for r in rows + references]
+    columns = {m: (_decimals(everybody, m, units), METRICS[m].better) for m in MAIN_METRICS}
+    scored = [("method", r.label, r.scores) for r in rows]
+    scored += [("reference", r.label, r.scores) for r in references]
+    table = score_rows(scored, columns)
+    for who, line in itertools.zip_longest(rows, table):
+        texts = [form(getattr(who, name)) if who else "" for name, _, form in _COSTS]
+        line.cells.extend(map(Cell, texts))
     return Table(header, table)
 
 
-def score_cells(scores: dict, decimals: dict[str, int], best: dict) -> list[Cell]:
-    """mean ± SD with 95 % CI of each metric of `decimals`. best: {metric: the scores of `best_row`}."""
-    cells = []
-    for metric, places in decimals.items():
-        entry = scores.get(metric) or {}
-        detail = labels.interval(entry.get("ci95"), places)
-        cells.append(Cell(labels.mean_sd(entry, places), detail, scores is best[metric]))
-    return cells
+def score_rows(scored: list[tuple[str, str, dict]], columns: dict) -> list[Row]:
+    """mean ± SD with 95 % CI of (kind of row, label, {metric: entry}), the best of the methods marked.
+
+    columns: {metric: (decimals, which way is better)}.
+    """
+    methods = [scores for kind, _, scores in scored if kind == "method"]
+    best = {metric: best_row(methods, metric, better) for metric, (_, better) in columns.items()}
+    rows = []
+    for kind, label, scores in scored:
+        cells = [Cell(label)]
+        for metric, (places, _) in columns.items():
+            entry = scores.get(metric) or {}
+            detail = labels.interval(entry.get("ci95"), places)
+            cells.append(Cell(labels.mean_sd(entry, places), detail, scores is best[metric]))
+        rows.append(Row(kind, cells))
+    return rows
 
 
 def detail_table(summary: Summary, target: str) -> Table | None:
@@ -124,7 +129,7 @@ def test_table(summary: Summary) -> Table | None:
         a, b = labels.method_label(test.a), labels.method_label(test.b)
         cells = [
             Cell(test.target.upper()),
-            Cell(METRICS[test.metric].label + (f" ({unit})" if unit else "")),
+            Cell(labels.column_head(METRICS[test.metric].label, unit)),
             Cell(f"{a} − {b}"),
             *difference_cells(vars(test), places),
             Cell(labels.number(test.rank_biserial, 2, signed=True)),

@@ -12,11 +12,10 @@ from cldm_jax.report.tables import (
     Cell,
     Row,
     Table,
-    best_row,
     compared,
     difference_cells,
     people_of,
-    score_cells,
+    score_rows,
 )
 
 _DECIMALS = {"%": 1, "mm": 2, "mL": 0, "HU": 0, "": 3}
@@ -75,22 +74,16 @@ def row_label(use: dict, row: dict) -> str:
 
 def score_table(use: dict) -> Table:
     """Methods, then reference rows: mean ± SD with 95 % CI of every measure that anybody has."""
-    rows = sorted(use["rows"], key=lambda row: row["method"] == "reference")
+    kinds = ("method", "reference")
+    scored = [(kinds[r["method"] == "reference"], row_label(use, r), r) for r in use["rows"]]
+    scored.sort(key=lambda row: kinds.index(row[0]))
     shown = {
         name: m
         for name, m in use["measures"].items()
-        if any(mean_of(r, name) is not None for r in rows)
+        if any(mean_of(r, name) is not None for r in use["rows"])
     }
-    methods = [row for row in rows if row["method"] != "reference"]
-    best = {name: best_row(methods, name, m["better"]) for name, m in shown.items()}
-
-    decimals = {name: _DECIMALS[m["unit"]] for name, m in shown.items()}
-    table = []
-    for row in rows:
-        kind = "reference" if row["method"] == "reference" else "method"
-        cells = [Cell(row_label(use, row)), *score_cells(row, decimals, best)]
-        table.append(Row(kind, cells))
-    return Table(["Method", *map(_head, shown.values())], table)
+    columns = {name: (_DECIMALS[m["unit"]], m["better"]) for name, m in shown.items()}
+    return Table(["Method", *map(_head, shown.values())], score_rows(scored, columns))
 
 
 def test_table(use: dict) -> Table | None:
@@ -123,9 +116,7 @@ def text_lines(use: dict) -> list[str]:
 
 
 def _head(measure: dict) -> str:
-    unit = f" ({measure['unit']})" if measure["unit"] else ""
-    arrow = {"high": "\u00a0↑", "low": "\u00a0↓", "": ""}[measure["better"]]
-    return f"{measure['label']}{unit}{arrow}"
+    return labels.column_head(measure["label"], measure["unit"], measure["better"])
 
 
 def _strip(use: dict, images: dict) -> str:
