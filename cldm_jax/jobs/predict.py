@@ -3,7 +3,6 @@
 Of a NIfTI file, a DICOM series, or every PET of a BIDS dataset.
 """
 
-import contextlib
 import os
 import pathlib
 import re
@@ -134,10 +133,7 @@ def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool
     looked = core.look(model, pet, facts, found.path, began)
     for line in looked.warnings():
         print(f"warning: {found.name}: {line}", flush=True)
-    total = core.evaluations(model, looked)
-    shown = Progress(total, "predict", "evaluation") if alone else contextlib.nullcontext()
-    with shown as progress:
-        answer = core.answer(request, model, looked, progress)
+    answer = core.answer(request, model, looked, "predict" if alone else "")
     derivatives.write(names, request, model, answer)
     if alone:
         for path in names.data():

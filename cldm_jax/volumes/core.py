@@ -1,5 +1,6 @@
 """What the command line and the Python call have in common: a PET in memory, looked at and answered."""
 
+import contextlib
 import time
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 
 from cldm_jax.data import grid, intensity, nifti, pet_checks, pet_ranges, whole_body
 from cldm_jax.errors import UserError
+from cldm_jax.runtime.progress import Progress
 from cldm_jax.volumes import synthesis
 from cldm_jax.volumes.opened import Model, Request
 
@@ -77,14 +79,14 @@ def _said(crop: whole_body.Crop) -> pet_checks.Check:
     return pet_checks.Check("field of view", value, warning)
 
 
-def evaluations(model: Model, looked: Looked) -> int:
-    """Of the network, in all."""
-    return len(looked.source.picks) * len(model.targets) * model.evaluations()
+def answer(request: Request, model: Model, looked: Looked, bar: str = "") -> Answer:
+    """Predicts all targets of the model. Of the request only sharpness and seed are read here.
 
-
-def answer(request: Request, model: Model, looked: Looked, progress=None) -> Answer:
-    """Predicts all targets of the model. Of the request only sharpness and seed are read here."""
-    options = dict(sharpness=request.sharpness, seed=request.seed, progress=progress)
-    volumes, seconds = synthesis.synthesise(model, looked.head, looked.source, **options)
+    bar: title of a progress bar, "" for none.
+    """
+    total = len(looked.source.picks) * len(model.targets) * model.evaluations()
+    with Progress(total, bar, "evaluation") if bar else contextlib.nullcontext() as progress:
+        options = dict(sharpness=request.sharpness, seed=request.seed, progress=progress)
+        volumes, seconds = synthesis.synthesise(model, looked.head, looked.source, **options)
     timings = {"ReadAndResample": round(looked.seconds, 2), "Predict": round(seconds, 2)}
     return Answer(looked, volumes, timings)

@@ -21,17 +21,11 @@ def write(names: Names, request, model, answer) -> None:
     _describe_dataset(names.out)
     sidecars = {}
     for (target, kind), facts in about.items():
-        path = names.image(target, kind)
-        made = answer.on_pet(target)
-        whole_hu = target == "ct" and kind == "synth"
-        nifti.write_volume(
-            path,
-            made.image if kind == "synth" else made.sd,
-            pet.affine,
-            dtype=np.int16 if whole_hu else np.float32,
-            like=pet,
-            description=nifti.SYNTHETIC,
-        )
+        path, made = names.image(target, kind), answer.on_pet(target)
+        values = made.image if kind == "synth" else made.sd
+        dtype = np.int16 if (target, kind) == ("ct", "synth") else np.float32  # whole HU
+        options = dict(dtype=dtype, like=pet, description=nifti.SYNTHETIC)
+        nifti.write_volume(path, values, pet.affine, **options)
         sidecars[sidecar(path)] = {**facts, "SHA256": files.sha256_file(path)}
     if names.has_regions:
         path = names.regions()

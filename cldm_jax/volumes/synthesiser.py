@@ -3,7 +3,6 @@
 The command line is another layer over the same `core`, and both give the same numbers.
 """
 
-import contextlib
 import os
 import pathlib
 import time
@@ -12,7 +11,6 @@ from typing import Any, NamedTuple
 from cldm_jax.data import nifti, pet_inputs
 from cldm_jax.errors import UserError
 from cldm_jax.runtime import device
-from cldm_jax.runtime.progress import Progress
 from cldm_jax.volumes import core, derivatives, sidecars
 from cldm_jax.volumes.names import Names
 from cldm_jax.volumes.opened import Request, open_model
@@ -113,10 +111,8 @@ class Synthesiser:
         began = time.monotonic()
         found, volume, facts = _read(pet, series, self._model.source)
         looked = core.look(self._model, volume, facts, found.path, began)
-        total = core.evaluations(self._model, looked)
-        bar = Progress(total, "synthesise", "evaluation") if progress else contextlib.nullcontext()
-        with bar as shown:
-            answer = core.answer(self._request, self._model, looked, shown)
+        bar = "synthesise" if progress else ""
+        answer = core.answer(self._request, self._model, looked, bar)
         return Synthesis(self._request, self._model, answer, found)
 
 
