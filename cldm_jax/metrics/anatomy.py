@@ -9,6 +9,8 @@ import functools
 import numpy as np
 from scipy import ndimage
 
+from cldm_jax.metrics.image import dice
+
 MU_WATER = 0.096  # per cm at 511 keV
 MU_BONE_SLOPE = 0.051 / 1000  # per cm and HU above water, bilinear scaling (Carney 2006 form)
 CELL_MM = 4.0  # of the projections, the resolution of PET
@@ -155,9 +157,7 @@ def tissue_dice(pred, labels, tissue) -> float:
     if not brain.any():
         return float("nan")
     found = three_classes(pred[brain]) == (CSF, GREY, WHITE).index(tissue)
-    true = np.isin(labels[brain], tissue)
-    total = found.sum() + true.sum()
-    return float(2 * (found & true).sum() / total) if total else float("nan")
+    return dice(found, np.isin(labels[brain], tissue))
 
 
 def sulcal_csf(pred, target, labels, spacing_mm) -> float:

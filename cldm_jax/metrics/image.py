@@ -5,6 +5,8 @@ the same units; `mask` (same shape, true = scored) may be None for the whole ima
 pixel is NaN; PSNR of two equal images is +inf. Neither is hidden here: the caller counts them.
 """
 
+import functools
+
 import numpy as np
 from scipy import ndimage
 
@@ -100,17 +102,12 @@ def ssim_map(pred, target, *, data_range: float, window: str) -> np.ndarray:
     data_range = _check_range(data_range)
     if window == "gaussian":
         radius, covariance_factor = GAUSSIAN_RADIUS, 1.0
-
-        def blur(image):
-            return ndimage.gaussian_filter(
-                image, GAUSSIAN_SIGMA, radius=GAUSSIAN_RADIUS, mode="reflect"
-            )
+        options = dict(sigma=GAUSSIAN_SIGMA, radius=radius, mode="reflect")
+        blur = functools.partial(ndimage.gaussian_filter, **options)
     elif window == "uniform":
         radius, samples = UNIFORM_SIZE // 2, UNIFORM_SIZE**x.ndim
         covariance_factor = samples / (samples - 1)
-
-        def blur(image):
-            return ndimage.uniform_filter(image, UNIFORM_SIZE, mode="reflect")
+        blur = functools.partial(ndimage.uniform_filter, size=UNIFORM_SIZE, mode="reflect")
     else:
         raise ValueError(f"window must be 'gaussian' or 'uniform', got {window!r}")
     if min(x.shape) < 2 * radius + 1:

@@ -81,30 +81,22 @@ class Protocol:
             if rule is None:
                 lines.append(f"{name.upper()} is not scored.")
                 continue
-            low, high = rule.clip
+            text = f"{name.upper()} in {rule.units} ({rule.scale})"
+            clipped = "clipped to [{:g}, {:g}]".format(*rule.clip)
             if self.scaling != "none":
-                clipped = f"clipped to [{low:g}, {high:g}]"
-                lines.append(f"{name.upper()} in {rule.units} ({rule.scale}), {clipped} first.")
+                lines.append(f"{text}, {clipped} first.")
                 continue
-            text = (
-                f"{name.upper()} in {rule.units} ({rule.scale}): both images clipped to "
-                f"[{low:g}, {high:g}], data range {rule.data_range:g}, scored inside the {rule.mask}."
-            )
+            text += f": both images {clipped}, data range {rule.data_range:g}, "
+            text += f"scored inside the {rule.mask}."
             if not rule.clip_errors:
                 text += " MAE and mean error are of unclipped images."
             if rule.window is not None:
                 text += " A second PSNR uses the window [{:g}, {:g}].".format(*rule.window)
             lines.append(text)
+        aggregation = _AGGREGATION_WORDS[self.aggregation]
         if self.scaling != "none":
-            return [*lines, _SCALING_WORDS[self.scaling], _AGGREGATION_WORDS[self.aggregation]]
-        lines.append(_SSIM_WORDS[self.ssim])
-        lines.append(_AGGREGATION_WORDS[self.aggregation])
-        lines.append(
-            "Predictions are scored as the model wrote them, never rescaled by their own or the "
-            "target's statistics (the fitted PSNR apart, which says so). A slice with an empty "
-            "mask, or an exact prediction (infinite PSNR), is left out of its patient's mean."
-        )
-        return lines
+            return [*lines, _SCALING_WORDS[self.scaling], aggregation]
+        return [*lines, _SSIM_WORDS[self.ssim], aggregation, _AS_WRITTEN]
 
 
 def _rule(value: dict | None) -> TargetProtocol | None:
@@ -137,6 +129,11 @@ _AGGREGATION_WORDS = {
     "volume": "Aggregation: one score per volume, then mean +- SD over patients.",
 }
 
+_AS_WRITTEN = (
+    "Predictions are scored as the model wrote them, never rescaled by their own or the "
+    "target's statistics (the fitted PSNR apart, which says so). A slice with an empty "
+    "mask, or an exact prediction (infinite PSNR), is left out of its patient's mean."
+)
 _SCALING_WORDS = {
     "own_mean": (
         "NOT COMPARABLE with honest scores: each image is brought to [0, 1] by the range above, divided "
@@ -198,11 +195,11 @@ PROTOCOLS["abstract-oracle"] = dataclasses.replace(
 )
 
 
-def _rescaled(pred, target, rule: TargetProtocol, scaling: str):
-    """A slice as a convention of others sees it: (prediction, target, mask, rule)."""
+def _rescaled(pred, target, rule: TargetProtocol, protocol: Protocol) -> Pair:
+    """A slice as a convention of others sees it."""
     low, high = rule.clip
     pred, target = (np.clip(v, low, high) - low for v in (pred, target))
-    if scaling == "own_mean":
+    if protocol.scaling == "own_mean":
         pred, target = (v / (v.mean() or 1.0) for v in (pred, target))
         data_range = float(target.max()) or 1.0
     else:
@@ -212,18 +209,11 @@ def _rescaled(pred, target, rule: TargetProtocol, scaling: str):
     own = dataclasses.replace(
         rule, clip=(0.0, data_range), data_range=data_range, background=0.0, window=None
     )
-    return pred, target, np.ones(pred.shape, bool), own
+    return Pair(pred, target, pred, target, np.ones(pred.shape, bool), own, protocol.ssim)
 
 
-def _score_rescaled(pred, target, protocol: Protocol, rule) -> dict[str, np.ndarray]:
-    """Per-slice PSNR and SSIM: tissue limits, units and masks mean nothing after rescaling."""
-    scores = {"psnr": [], "ssim": []}
-    for planes in zip(pred, target, strict=True):
-        p, t, mask, own = _rescaled(*planes, rule, protocol.scaling)
-        pair = Pair(p, t, p, t, mask, own, protocol.ssim)
-        for name, values in scores.items():
-            values.append(METRICS[name].compute(pair))
-    return {name: np.array(values, np.float64) for name, values in scores.items()}
+def _computed(metric: str, pairs: list[Pair]) -> np.ndarray:
+    return np.array([METRICS[metric].compute(pair) for pair in pairs], np.float64)
 
 
 def _checked(pred, target, mask):
@@ -260,7 +250,9 @@ def score_volume(
     rule = protocol.target(target_name)
     pred, target, mask = _checked(pred, target, mask)
     if protocol.scaling != "none":
-        return _score_rescaled(pred, target, protocol, rule)
+        slices = [_rescaled(*planes, rule, protocol) for planes in zip(pred, target, strict=True)]
+        # Tissue limits, units and masks mean nothing after rescaling.
+        return {name: _computed(name, slices) for name in ("psnr", "ssim")}
     if protocol.aggregation == "volume" and min(pred.shape) < image.UNIFORM_SIZE:
         raise UserError(
             "volume to score",
@@ -277,6 +269,5 @@ def score_volume(
         if not metric.applies(rule) or any(getattr(context, n) is None for n in metric.needs):
             continue
         per_volume = metric.per == "volume" or protocol.aggregation == "volume"
-        pairs = [volume] if per_volume else slices
-        scores[name] = np.array([metric.compute(pair) for pair in pairs], np.float64)
+        scores[name] = _computed(name, [volume] if per_volume else slices)
     return scores

@@ -13,9 +13,9 @@ from scipy import stats
 
 from cldm_jax.metrics import anatomy
 from cldm_jax.metrics.ensemble import LEVEL
+from cldm_jax.metrics.scores import BONE_HU
 
 SLABS = 5  # of equal height, from the base of the brain in the PET to its top
-BONE_HU = 300.0
 ENOUGH = 9  # people for a quantile at LEVEL: below, (1 - LEVEL) (n + 1) is under one
 # Name -> what it is; all of one target in its unit.
 REGIONS = {

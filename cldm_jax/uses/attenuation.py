@@ -14,7 +14,7 @@ from cldm_jax.metrics import image
 from cldm_jax.metrics.scores import AIR_HU, BONE_HU
 from cldm_jax.phantom import osem
 from cldm_jax.phantom.fields import Grid, block_mean
-from cldm_jax.uses.base import AGAIN, FLOOR, Case, Judge, Measure, Use, boxes, ready
+from cldm_jax.uses.base import AGAIN, FLOOR, Case, Judge, Measure, Use, boxes
 
 WORK_MM = 2.0  # finer pixels are averaged: no PET resolves them
 LARGE_ML = 2.0  # smaller regions are not scored
@@ -136,5 +136,5 @@ USE = Use(
     (FLOOR, AGAIN),
     {"water": "Floor: water in the real head's outline"},
     ("water", FLOOR),
-    ready(_judge),
+    lambda cohort: _judge,
 )

@@ -53,6 +53,10 @@ class Judge(NamedTuple):
 
 
 class Use(NamedTuple):
+    """start: what may prepare itself once, then judges each case; raises NoMatch where there is nothing
+    to compare with.
+    """
+
     name: str
     target: str  # "ct" or "mr"
     title: str
@@ -61,14 +65,7 @@ class Use(NamedTuple):
     images: tuple[str, ...]  # of FLOOR, AGAIN, REAL: scored like a method's
     own: dict[str, str]  # {name: label} of the judge's own rows
     rivals: tuple[str, ...]  # rows that every method is tested against
-    start: Callable[
-        [Cohort], Callable[[Case], Judge]
-    ]  # the judge raises NoMatch: nothing to compare with
-
-
-def ready(judge: Callable[[Case], Judge]):
-    """The `start` of a use that prepares nothing."""
-    return lambda cohort: judge
+    start: Callable[[Cohort], Callable[[Case], Judge]]
 
 
 def boxes(brain: np.ndarray) -> dict[str, np.ndarray]:

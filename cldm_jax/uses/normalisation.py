@@ -66,20 +66,18 @@ def make_judge(case: Case, template: Template) -> Judge:
     middle = len(template.mr.values) // 2
     guide = mr_scan(case.real, case.spacing)
     matrix, true = _register(template.mr, guide)
-    true_pet = warp.sample(pet.values, true, pet.spacing)
+    true_pet = _seen(pet, true)
 
     def compare(place):
         apart = np.linalg.norm(place - true, axis=-1)[template.mr.head]
-        errors = region_errors(
-            warp.sample(pet.values, place, pet.spacing), true_pet, template.regions
-        )
+        errors = region_errors(_seen(pet, place), true_pet, template.regions)
         values = {
             "pet_region": float(np.mean(errors)) if errors.size else float("nan"),
             "pet_worst": float(np.max(errors)) if errors.size else float("nan"),
             "displacement": float(apart.mean()),
             "displacement_95": float(np.quantile(apart, 0.95)),
         }
-        return values, np.nan_to_num(warp.sample(guide.values, place, guide.spacing)[middle])
+        return values, np.nan_to_num(_seen(guide, place)[middle])
 
     def score(image):
         return compare(_register(template.mr, mr_scan(image, case.spacing))[1])
@@ -124,10 +122,9 @@ def make_template(pairs: list[_Pair], first: Scan, keep: bool, step) -> Template
             reason = f"no training person could be laid on it ({reasons[0]})"
             raise UserError("the template", reason, "Give a T1 of about the same field of view")
         places = [(pair, warp.moved(matrix, mr)) for pair, matrix in found]
-        pet = _mean([warp.sample(p.pet.values, at, p.pet.spacing) for p, at in places])
+        pet = _mean([_seen(p.pet, at) for p, at in places])
         if not keep:
-            values = _mean([warp.sample(p.mr.values, at, p.mr.spacing) for p, at in places])
-            mr = mr_scan(values, mr.spacing)
+            mr = mr_scan(_mean([_seen(p.mr, at) for p, at in places]), mr.spacing)
     return Template(mr, pet_scan(pet, mr.spacing), _regions(mr, pet))
 
 
@@ -148,6 +145,10 @@ def _register(fixed: Scan, moving: Scan):
     """(affine matrix, places of the warp) between images of one kind."""
     matrix = warp.affine(fixed, moving, same_kind=True)
     return matrix, warp.warp(fixed, moving, matrix)
+
+
+def _seen(scan: Scan, place) -> np.ndarray:
+    return warp.sample(scan.values, place, scan.spacing)
 
 
 def _or_why(make):
@@ -171,10 +172,7 @@ def _mean_of_centres(pairs: list[_Pair]) -> Scan:
     place = warp.points(shape.astype(int), spacing)
     head = warp.sample(one.head, place, one.spacing) > 0.5
     frame = Scan(np.zeros(head.shape, np.float32), head, spacing)
-    laid = [
-        warp.sample(p.mr.values, warp.moved(warp.aligned(frame, p.mr), frame), p.mr.spacing)
-        for p in pairs
-    ]
+    laid = [_seen(p.mr, warp.moved(warp.aligned(frame, p.mr), frame)) for p in pairs]
     return mr_scan(_mean(laid), spacing)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from cldm_jax.metrics import anatomy, image
 from cldm_jax.metrics.scores import BONE_HU
-from cldm_jax.uses.base import AGAIN, FLOOR, REAL, Case, Judge, Measure, Use, ready
+from cldm_jax.uses.base import AGAIN, FLOOR, REAL, Case, Judge, Measure, Use
 
 TISSUES = {"csf": anatomy.CSF, "grey": anatomy.GREY, "white": anatomy.WHITE}
 
@@ -53,10 +53,9 @@ def _judge_mr(case: Case) -> Judge:
 
 def _judge_ct(case: Case) -> Judge:
     def score(hu):
-        a, b = hu > BONE_HU, case.real > BONE_HU
-        values = {"dice_bone": image.dice(a, b, mask=case.head)}
-        values["error_bone"] = _percent((a & case.head).sum(), (b & case.head).sum())
-        return values, (a & case.head)[len(a) // 2].astype(np.float32)
+        a, b = ((ct > BONE_HU) & case.head for ct in (hu, case.real))
+        values = {"dice_bone": image.dice(a, b), "error_bone": _percent(a.sum(), b.sum())}
+        return values, a[len(a) // 2].astype(np.float32)
 
     return Judge(score, {})
 
@@ -66,13 +65,11 @@ def _percent(found, true) -> float:
 
 
 _NAMES = {"grey": "grey matter", "white": "white matter", "csf": "CSF"}  # grey matter is tested
-_MR = {f"dice_{k}": Measure(f"Dice {v}", "", "high", "overlap") for k, v in _NAMES.items()}
-_MR |= {
-    f"error_{k}": Measure(f"{v}, volume error", "%", "low", "of the volume, either way")
-    for k, v in _NAMES.items()
-}
-_MR |= {f"volume_{k}": Measure(f"{v}, volume", "mL", "", "as segmented") for k, v in _NAMES.items()}
-_MR |= {
+_EITHER = "of the volume, either way"
+_MR = {
+    **{f"dice_{k}": Measure(f"Dice {v}", "", "high", "overlap") for k, v in _NAMES.items()},
+    **{f"error_{k}": Measure(f"{v}, volume error", "%", "low", _EITHER) for k, v in _NAMES.items()},
+    **{f"volume_{k}": Measure(f"{v}, volume", "mL", "", "as segmented") for k, v in _NAMES.items()},
     "lesions_missed": Measure("lesions missed", "%", "low", "tumours, white-matter lesions"),
     "lesions_invented": Measure("lesions invented", "%", "low", "PET-only defects that appear"),
 }
@@ -87,7 +84,7 @@ TISSUE = Use(
     (FLOOR, REAL, AGAIN),
     {},
     (FLOOR,),
-    ready(_judge_mr),
+    lambda cohort: _judge_mr,
 )
 BONE = Use(
     "bone",
@@ -96,10 +93,10 @@ BONE = Use(
     f"Above {BONE_HU:g} HU inside the real head, against the real CT.",
     {
         "dice_bone": Measure("Dice bone", "", "high", "overlap"),
-        "error_bone": Measure("bone, volume error", "%", "low", "of the volume, either way"),
+        "error_bone": Measure("bone, volume error", "%", "low", _EITHER),
     },
     (FLOOR, AGAIN),
     {},
     (FLOOR,),
-    ready(_judge_ct),
+    lambda cohort: _judge_ct,
 )
