@@ -195,6 +195,9 @@ def test_trainings_are_averaged_within_a_patient_and_their_spread_is_told_apart(
     assert spread["sd"] == pytest.approx(2**0.5)
     scores += make_scores([np.nan, np.nan, np.nan], "unet-seed2")
     assert aggregate.seed_spread(scores, metric="psnr") == [spread]
+    alike = make_scores([1.0, 2.0, 9.0], "unet") + make_scores([1.0, 2.0, np.nan], "unet-seed1")
+    (spread,) = aggregate.seed_spread(alike, metric="psnr")  # of the two people whom both have
+    assert (spread["mean"], spread["sd"]) == (1.5, 0.0)
 
 
 def test_shared_heads_count_once():

@@ -77,14 +77,21 @@ def average_seeds(scores) -> list[dict]:
 def seed_spread(scores, *, metric: str) -> list[dict]:
     """Rows {"method", "mode", "target", "metric", "n_seeds", "mean", "sd"}: over trainings, of the mean
     over patients; methods with two trainings or more.
+
+    A training without a score is none; a patient for whom one of the others has none is left out of
+    all, else who is missing would pass for a difference between trainings.
     """
-    means: dict[tuple, list[float]] = {}
+    trainings: dict[tuple, list[dict]] = {}
     for (method, mode, target), metrics in _by_method(scores).items():
-        values = [r["value"] for r in metrics.get(metric, {}).values()]
-        values = list(filter(math.isfinite, values))  # as everywhere: undefined ones are left out
+        values = {p: r["value"] for p, r in metrics.get(metric, {}).items()}
+        values = {p: v for p, v in values.items() if math.isfinite(v)}
         if values:
-            mean = math.fsum(values) / len(values)
-            means.setdefault((base_name(method), mode, target), []).append(mean)
+            trainings.setdefault((base_name(method), mode, target), []).append(values)
+    means: dict[tuple, list[float]] = {}
+    for key, scored in trainings.items():
+        shared = [p for p in scored[0] if all(p in values for values in scored)]
+        if shared:
+            means[key] = [math.fsum(v[p] for p in shared) / len(shared) for v in scored]
     rows = []
     for (method, mode, target), values in means.items():
         if len(values) > 1:
