@@ -2,13 +2,15 @@
 
 import concurrent.futures
 import time
+import types
 
 import numpy as np
 import pytest
 
 from cldm_jax import files
 from cldm_jax.errors import UserError
-from cldm_jax.jobs import budget, reproduce
+from cldm_jax.jobs import budget, reproduce, train
+from cldm_jax.runs import record
 from configs import reproduce as config_file
 
 METHODS = "cyclegan-ct,cyclegan-mr,latent_regression,ldm,ldm-plain,sdedit,bridge"
@@ -56,6 +58,23 @@ def test_a_preset_for_gpus_is_warned_of_before_its_data_are_made(tmp_path, monke
         with pytest.raises(ZeroDivisionError):
             reproduce.run(config, str(tmp_path))
         assert capsys.readouterr().out.count("meant for a GPU") == count
+
+
+def test_an_autoencoder_that_is_gone_is_not_trained_anew(tmp_path, monkeypatch):
+    """The CLDM that began with it may refuse the new one, and that after its hours."""
+    (tmp_path / "ldm-seed0").mkdir()
+    data = types.SimpleNamespace(held=lambda split: ["ct", "mr"])
+    monkeypatch.setattr(reproduce, "open_prepared", lambda _: data)
+    monkeypatch.setattr(reproduce, "settled", lambda recipe: (recipe, data))
+    monkeypatch.setattr(reproduce, "_costs", lambda *_: {})
+    monkeypatch.setattr(budget, "plan", lambda *_: {})
+    monkeypatch.setattr(train, "run", lambda *_: pytest.fail("trained"))
+    monkeypatch.setattr(
+        record, "autoencoder", lambda workdir: {} if "ldm" in str(workdir) else None
+    )
+    config, names = config_file.get_config("tiny"), ["latent_regression", "ldm"]
+    with pytest.raises(UserError, match="ae: holds no trained autoencoder.*ldm-seed0 began"):
+        reproduce._compare(config, tmp_path, tmp_path, "prepared", names)
 
 
 def test_folds_side_by_side_share_their_cohort_and_their_costs(tmp_path, monkeypatch):

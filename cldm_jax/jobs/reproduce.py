@@ -119,15 +119,17 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
         for name, r in recipes.items()
     }
     files.write_json(folder / BUDGET, {"minutes": minutes, **costs, "plans": plans})
-    for name, recipe in recipes.items():
-        if recipe.data.kind != "latents":
-            continue
-        ae = _autoencoder(config, name, prepared)
+    latent = [name for name, recipe in recipes.items() if recipe.data.kind == "latents"]
+    autoencoders = {name: _autoencoder(config, name, prepared) for name in latent}
+    for name, ae in autoencoders.items():  # all of them before the first is trained
+        for begun in folder.glob(f"{name}-seed*"):
+            train.check_autoencoder(begun, folder / ae.name)
+    for name, ae in autoencoders.items():
         ae_workdir = str(folder / ae.name)
         train.run(ae, ae_workdir)  # at once where it is trained already
-        with recipe.unlocked():
-            recipe.autoencoder.workdir = ae_workdir
-        encode.run(recipe)
+        with recipes[name].unlocked():
+            recipes[name].autoencoder.workdir = ae_workdir
+        encode.run(recipes[name])
     seeds = {name: max(1, config.seeds if name in config.headline else 1) for name in names}
     workdirs = []
     for seed in range(max(seeds.values())):

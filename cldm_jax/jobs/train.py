@@ -70,11 +70,17 @@ def check(config, workdir: str) -> None:
     if config.data.kind == "latents":
         folder = inputs_lib.autoencoder_workdir(config)
         record.check_same_data(folder, prepared, "config.autoencoder.workdir")
-        # One trained anew in its place would be refused in the end, elsewhere than on the same machine.
-        if record.autoencoder(workdir) is not None and not record.is_finished(folder):
-            reason = f"holds no trained autoencoder, and {workdir} began with one"
-            remedy = "Restore it from a copy, train it there again, or give another --workdir"
-            raise UserError(folder, reason, remedy)
+        check_autoencoder(workdir, folder)
+
+
+def check_autoencoder(workdir, folder) -> None:
+    """UserError where `folder` lacks the autoencoder that `workdir` began with. One trained anew in its
+    place would be refused in the end, elsewhere than on the same machine.
+    """
+    if record.autoencoder(workdir) is not None and not record.is_finished(folder):
+        reason = f"holds no trained autoencoder, and {workdir} began with one"
+        remedy = "Restore it from a copy, train it there again, or give another --workdir"
+        raise UserError(folder, reason, remedy)
 
 
 @contextlib.contextmanager
