@@ -236,11 +236,9 @@ def test_what_flatters_scores_is_said_in_the_report():
         splits = types.SimpleNamespace(train=("t",), val=("b", "v"))
         index = types.SimpleNamespace(splits=splits)
         specs = {"ct": types.SimpleNamespace(rule=rule)}
-        scores = [{"patient": p} for p in test for _ in range(3)]
         prepared = types.SimpleNamespace(index=index)
-        return evaluate._flattered(
-            types.SimpleNamespace(prepared=prepared, scores=scores, specs=specs)
-        )
+        scorer = types.SimpleNamespace(prepared=prepared, specs=specs)
+        return evaluate.notes(eval_config.get_config("tiny"), scorer, {*test})
 
     assert notes(test=("a",)) == []
     (said,) = notes()

@@ -16,6 +16,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.jobs import tasks
 from cldm_jax.report import page, uses_page
 from cldm_jax.runtime import runlock
+from cldm_jax.scoring import pool_uses
 from cldm_jax.uses import attenuation, base, normalisation, tissue
 from configs import tasks as tasks_config
 
@@ -210,6 +211,28 @@ def test_the_job_scores_the_study(study, config, tmp_path, capsys):
     page = (tmp_path / "index.html").read_text()
     assert "data:image/png" in page and "Dice grey matter" in page and "simulated" in page
     assert "Tissue segmentation" in capsys.readouterr().out
+
+
+def test_people_that_models_were_chosen_on_are_told_apart(tmp_path, monkeypatch):
+    """As in evaluate's report; and once for all folds, or with the fold's number."""
+    config = tasks_config.get_config("tiny")
+    config.notes = ("As asked.",)
+    index = types.SimpleNamespace(name="n", contrast="", fingerprint="f")
+    index.splits = types.SimpleNamespace(train=(), val=("v",))
+    prepared = types.SimpleNamespace(index=index)
+    scorer = types.SimpleNamespace(config=config, prepared=prepared, split="val", specs={})
+    opened = tasks.Opened(scorer, [types.SimpleNamespace(first=None)], {}, {}, {})
+    facts = {"command": "", "preset": "", "hardware": {}, "seed": 0, "git": ""}
+    monkeypatch.setattr(tasks, "run_facts", lambda *_: facts)
+    for people in (["v"], ["t"]):
+        (tmp_path / people[0]).mkdir()
+        summary = tasks._summary(opened, [], [], [], people)
+        files.write_json(tmp_path / people[0] / "tasks.json", summary)
+        (tmp_path / people[0] / "tasks.csv").write_text(page.scores_csv([], tasks.COLUMNS))
+    rows, summary = pool_uses.pool_folders([tmp_path / "v", tmp_path / "t"], seed=0)
+    said, asked = summary["notes"]
+    assert said.startswith("Fold 0: NO TEST PEOPLE: 1 of the 1 people") and asked == "As asked."
+    assert "<li>Fold 0: NO TEST PEOPLE: 1 of" in uses_page.make_page(summary, {}, title="t")
 
 
 def test_folds_are_pooled(study, config, tmp_path, capsys):

@@ -256,29 +256,31 @@ def run_facts(config, run: Run) -> dict:
     }
 
 
-def _flattered(scorer: Scorer) -> list[str]:
-    """Why scores are better than a user's would be: whose they are, and in which unit."""
-    splits, notes = scorer.prepared.index.splits, []
-    scored = {s["patient"] for s in scorer.scores}
+def notes(config, scorer: Scorer, scored: set[str]) -> list[str]:
+    """Why scores of the people `scored` are better than a user's would be: whose they are, and in which
+    unit. Then the notes of `config`.
+    """
+    splits, found = scorer.prepared.index.splits, []
     known = scored & {*splits.train, *splits.val}
     if known:
-        notes.append(
+        found.append(
             f"NO TEST PEOPLE: {len(known)} of the {len(scored)} people scored were trained on, or "
             "validated on: checkpoints, read-outs and the spread's calibration were chosen on them. "
             "Scores and coverage are better than on other people."
         )
     own = [t.upper() for t, spec in scorer.specs.items() if spec.rule == intensity.ORACLE]
     if own:
-        notes.append(
+        found.append(
             f"NOT COMPARABLE with honest scores: {' and '.join(own)} is scaled by the minimum and "
             f"maximum of the real volume ({intensity.ORACLE}), which a user does not have."
         )
-    return notes
+    return [*found, *config.notes]
 
 
 def _facts(scorer: Scorer, entrants, controlled: list[dict], stamp: str) -> dict:
     index, config = scorer.prepared.index, scorer.config
     packages = ("jax", "flax", "numpy", "scipy")
+    scored = {s["patient"] for s in scorer.scores}
     return {
         "protocol": scorer.protocol,
         "data": {
@@ -287,11 +289,11 @@ def _facts(scorer: Scorer, entrants, controlled: list[dict], stamp: str) -> dict
             "fingerprint": index.fingerprint,
             "split_hash": index.splits.hash,
             "train_patients": len(index.splits.train),
-            "test_patients": len({s["patient"] for s in scorer.scores}),
+            "test_patients": len(scored),
             "slices": len(scorer.keys["label"]),
         },
         "controls": controlled,
-        "notes": [*_flattered(scorer), *config.notes],
+        "notes": notes(config, scorer, scored),
         "learning": {e.name: learning_curves(e) for e in entrants},
         "run": {
             **run_facts(config, entrants[0].first),

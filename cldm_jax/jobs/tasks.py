@@ -12,7 +12,7 @@ from cldm_jax import files
 from cldm_jax.data import intensity, mask, splits
 from cldm_jax.data.warp import NoMatch
 from cldm_jax.errors import UserError
-from cldm_jax.jobs.evaluate import open_runs, read_outs, recentred, run_facts, words
+from cldm_jax.jobs.evaluate import notes, open_runs, read_outs, recentred, run_facts, words
 from cldm_jax.metrics import aggregate
 from cldm_jax.report import uses_page
 from cldm_jax.report.page import SCORE_COLUMNS, json_ready, scores_csv
@@ -280,6 +280,7 @@ def _summary(opened: Opened, uses: list[Use], rows, failures, people) -> dict:
             for own in [[r for r in rows if r["use"] == use.name]]
         ],
         "people": people,
+        "notes": notes(config, opened.scorer, {*people}),
         "data": {
             "name": data.name,
             "contrast": data.contrast,

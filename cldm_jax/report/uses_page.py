@@ -40,6 +40,7 @@ def make_page(summary: dict, pictures: dict, *, title: str) -> str:
         "headlines": (),
         "run": facts,
         "uses": [_section(use, pictures.get(use["name"])) for use in summary["uses"]],
+        "notes": summary["notes"],
     }
     return page.render("uses.html", context)
 

@@ -47,7 +47,7 @@ def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: 
         spread=_spread(summaries),
         points=_points(summaries),
         learning=_learning(summaries),
-        notes=_notes(summaries),
+        notes=pool_notes([s.notes for s in summaries]),
         run=run,
     )
     page = write_report(
@@ -202,11 +202,12 @@ def _learning(summaries) -> dict:
     return out
 
 
-def _notes(summaries) -> list[str]:
+def pool_notes(folds: list[list[str]]) -> list[str]:
+    """Each note once, with its fold where not all have it."""
     notes = []
-    for k, summary in enumerate(summaries):
-        for note in summary.notes:
-            same = all(note in s.notes for s in summaries)
+    for k, own in enumerate(folds):
+        for note in own:
+            same = all(note in others for others in folds)
             text = note if same else f"Fold {k}: {note}"
             if text not in notes:
                 notes.append(text)

@@ -7,6 +7,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.metrics import aggregate
 from cldm_jax.report.page import read_scores
 from cldm_jax.runtime import device
+from cldm_jax.scoring.pool import pool_notes
 
 
 def pool_folders(folders: list[pathlib.Path], *, seed: int) -> tuple[list[dict], dict]:
@@ -28,6 +29,7 @@ def pool_folders(folders: list[pathlib.Path], *, seed: int) -> tuple[list[dict],
     summary = {
         "uses": [_pool_use(folds, rows, seed) for folds in by_use],
         "people": [person for s in summaries for person in s["people"]],
+        "notes": pool_notes([s.get("notes", []) for s in summaries]),  # older folds have none
         "data": {**data[0], "fingerprint": fingerprint, "folds": len(data)},
         "run": {**first["run"], "command": device.command_line(), "seed": seed},
     }
