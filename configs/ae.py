@@ -21,17 +21,17 @@ def get_config(preset: str = "a6000"):
     c.train.num_train_steps = common.pick(
         preset, tiny=20, quick=60, cpu=300, cpu1mm=40, a6000=15_000
     )
-    c.train.cpu_step_seconds = common.pick(preset, tiny=0.0, quick=0.0, cpu=0.0, a6000=43.0)
+    c.train.cpu_step_seconds = common.pick(preset, cpu=0.0, a6000=43.0)
     c.recipe = {
         "model": {
             # A latent cell of about 4 mm, the resolution of PET, chosen in millimetres: factor 2 at
             # 2 mm pixels, 4 at 1 mm. Factor = stem_block * 2^(levels - 1).
-            "stem_block": common.pick(preset, tiny=2, quick=2, cpu=2, cpu1mm=4, a6000=2),
-            "channel_mult": common.pick(preset, tiny=(1,), quick=(1,), cpu=(1,), a6000=(1, 2)),
+            "stem_block": common.pick(preset, cpu1mm=4, a6000=2),
+            "channel_mult": common.pick(preset, cpu=(1,), a6000=(1, 2)),
             "base_channels": common.pick(preset, tiny=8, quick=24, cpu=32, cpu1mm=48, a6000=64),
-            "latent_channels": common.pick(preset, tiny=3, quick=3, cpu=3, cpu1mm=10, a6000=10),
-            "num_res_blocks": common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2),
-            "middle_attention": common.pick(preset, tiny=False, quick=False, cpu=False, a6000=True),
+            "latent_channels": common.pick(preset, cpu=3, cpu1mm=10, a6000=10),
+            "num_res_blocks": common.pick(preset, cpu=1, a6000=2),
+            "middle_attention": common.pick(preset, cpu=False, a6000=True),
             "num_classes": NUM_CLASSES,
             "linear": False,  # True: the patch transform alone; nothing to train, and nothing is
             "lapped": True,  # the transform's waves overlap: no borders of cells in what is predicted
@@ -57,5 +57,5 @@ def get_config(preset: str = "a6000"):
     }
     # Attention over 64 x 64 positions holds 4096 x 4096 weights a head and image: a batch of 32 in one
     # part would not fit 48 GB by the compiler's account (77 GB).
-    c.recipe.optim.accumulate = common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2)
+    c.recipe.optim.accumulate = common.pick(preset, cpu=1, a6000=2)
     return c

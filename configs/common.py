@@ -12,7 +12,8 @@ A preset is a size of machine, not another method:
 import ml_collections
 
 PRESETS = ("tiny", "quick", "cpu", "cpu1mm", "a6000", "multi")
-PARENTS = {"cpu1mm": "cpu", "multi": "a6000"}
+# Whose value a preset has that has none of its own.
+PARENTS = {"tiny": "cpu", "quick": "cpu", "cpu1mm": "cpu", "multi": "a6000"}
 
 
 def pick(preset: str, **choices):
@@ -26,7 +27,7 @@ def pick(preset: str, **choices):
 
 def dtype(preset: str) -> str:
     """Of a network's arithmetic."""
-    return pick(preset, tiny="float32", quick="float32", cpu="float32", a6000="bfloat16")
+    return pick(preset, cpu="float32", a6000="bfloat16")
 
 
 def data(preset: str) -> ml_collections.ConfigDict:
@@ -54,7 +55,7 @@ def data(preset: str) -> ml_collections.ConfigDict:
 def train(preset: str) -> ml_collections.ConfigDict:
     """Batch, cadence and reader; numbers of steps are each method's own."""
     c = ml_collections.ConfigDict()
-    c.batch_size = pick(preset, tiny=4, quick=8, cpu=8, a6000=32, multi=128)  # global
+    c.batch_size = pick(preset, tiny=4, cpu=8, a6000=32, multi=128)  # global
     c.num_train_steps = 0  # set by the method's config
     # For the warning on a machine without a GPU: seconds a step of preset a6000 would take on 2 CPU
     # cores, the measured step of preset cpu scaled by arithmetic; 0 where the preset is meant for CPUs.
@@ -68,12 +69,12 @@ def train(preset: str) -> ml_collections.ConfigDict:
     c.val_slice_stride = pick(preset, tiny=2, quick=6, cpu=8, a6000=20)
     # At the end, where the method draws samples: the spread of so many (0 = not), of every n-th slice of
     # at most so many validation people, is made to fit the error (jobs/calibrate.py).
-    c.calibrate_samples = pick(preset, tiny=0, quick=8, cpu=8, a6000=8)
+    c.calibrate_samples = pick(preset, tiny=0, a6000=8)
     c.calibrate_steps = 2  # of DDIM, where the network tells its variance; 0: as for a sample
     c.calibrate_slice_stride = pick(preset, tiny=2, quick=2, cpu=4, cpu1mm=16, a6000=8)
     c.calibrate_people = pick(preset, tiny=2, quick=4, cpu=8, a6000=20)
     # slices to fit constants on
-    c.init_items = pick(preset, tiny=24, quick=256, cpu=512, a6000=512)
+    c.init_items = pick(preset, tiny=24, quick=256, a6000=512)
     c.num_threads = 2  # reader threads
     c.num_workers = 0  # reader processes; on 2 cores they do not pay
     return c

@@ -22,18 +22,18 @@ def get_config(preset: str = "a6000"):
     c.data.context = 1
     c.data.paired = False
     c.train = common.train(preset)
-    c.train.batch_size = common.pick(preset, tiny=4, quick=1, cpu=1, a6000=1, multi=8)
+    c.train.batch_size = common.pick(preset, tiny=4, a6000=1, multi=8)
     c.train.num_train_steps = common.pick(preset, tiny=20, quick=600, cpu=6000, a6000=200_000)
     dtype = common.dtype(preset)
     c.recipe = {
         "generator": {
             "base_channels": common.pick(preset, tiny=4, quick=16, cpu=32, cpu1mm=16, a6000=64),
-            "num_blocks": common.pick(preset, tiny=1, quick=6, cpu=6, a6000=9),
+            "num_blocks": common.pick(preset, tiny=1, cpu=6, a6000=9),
             "dtype": dtype,
         },
         "discriminator": discriminator(preset, dtype),
         "loss": {"cycle_weight": 10.0, "identity_weight": 0.5},
-        "pool_size": common.pick(preset, tiny=4, quick=50, cpu=50, a6000=50),
+        "pool_size": common.pick(preset, tiny=4, a6000=50),
         "optim": adversarial_optim(preset),
     }
     return c
@@ -42,7 +42,7 @@ def get_config(preset: str = "a6000"):
 def discriminator(preset: str, dtype: str) -> dict:
     return {
         "base_channels": common.pick(preset, tiny=4, quick=16, cpu=32, cpu1mm=16, a6000=64),
-        "num_layers": common.pick(preset, tiny=1, quick=3, cpu=3, a6000=3),
+        "num_layers": common.pick(preset, tiny=1, a6000=3),
         "dtype": dtype,
     }
 

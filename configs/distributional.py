@@ -11,11 +11,9 @@ from configs import common, ldm, unet
 
 
 def get_config(preset: str = "a6000"):
-    c = unet.get_config(preset)
+    c = ldm.on_cells(unet.get_config(preset), preset)
     c.name = c.method = "distributional"
     latent = ldm.get_config(preset).recipe
-    c.recipe.model.unet = latent.model.unet
-    c.recipe.model.stem_block = common.pick(preset, tiny=2, quick=2, cpu=2, cpu1mm=4, a6000=4)
     c.recipe.loss = "energy"  # energy | gaussian
     c.recipe.beta = 0.5  # of the Gaussian likelihood: its terms times variance^beta
     c.recipe.sampling = {

@@ -24,7 +24,7 @@ def get_config(preset: str = "a6000"):
     c.slice_run = 2  # neighbours scored together, for the slice-to-slice score
     # first so many of each group (virtual people of one head); 0 = all
     c.people_per_group = common.pick(preset, cpu1mm=2, a6000=0)
-    c.batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)
+    c.batch_size = common.pick(preset, tiny=8, cpu=16, a6000=64)
     c.replace_sampling = False  # use `sampling` below instead of each run's own
     c.sampling = ldm.sampling(preset)
     # Display windows in metric units: CT in HU, MR as fraction of the volume's percentile.

@@ -42,12 +42,12 @@ def get_config(preset: str = "a6000"):
         "scale_factor": 0.0,
     }
     c.init = common.init()
-    c.encode_batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)  # slices
+    c.encode_batch_size = common.pick(preset, tiny=8, cpu=16, a6000=64)  # slices
     c.train = common.train(preset)
     c.train.num_train_steps = common.pick(
         preset, tiny=20, quick=1050, cpu=7000, cpu1mm=4000, a6000=150_000
     )
-    c.train.cpu_step_seconds = common.pick(preset, tiny=0.0, quick=0.0, cpu=0.0, a6000=53.0)
+    c.train.cpu_step_seconds = common.pick(preset, cpu=0.0, a6000=53.0)
     c.recipe = {
         "model": {
             "num_classes": ae.NUM_CLASSES,
@@ -55,11 +55,9 @@ def get_config(preset: str = "a6000"):
                 "base_channels": common.pick(
                     preset, tiny=8, quick=24, cpu=32, cpu1mm=16, a6000=128
                 ),
-                "channel_mult": common.pick(
-                    preset, tiny=(1, 2), quick=(1, 2, 4), cpu=(1, 2, 4), a6000=(1, 2, 4)
-                ),
-                "num_res_blocks": common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2),
-                "attn_levels": common.pick(preset, tiny=(), quick=(2,), cpu=(2,), a6000=(1, 2)),
+                "channel_mult": common.pick(preset, tiny=(1, 2), a6000=(1, 2, 4)),
+                "num_res_blocks": common.pick(preset, cpu=1, a6000=2),
+                "attn_levels": common.pick(preset, tiny=(), cpu=(2,), a6000=(1, 2)),
                 "groups": 8,
                 "attention": "xla",  # | cudnn: fused, bfloat16 on NVIDIA GPUs
                 "remat": False,
@@ -96,11 +94,42 @@ def get_config(preset: str = "a6000"):
         },
         "sampling": sampling(preset),
         "optim": common.optim(
-            learning_rate=common.pick(preset, tiny=1e-3, quick=3e-3, cpu=3e-3, a6000=2e-4),
+            learning_rate=common.pick(preset, tiny=1e-3, cpu=3e-3, a6000=2e-4),
             ema_decay=common.pick(preset, tiny=0.9, quick=0.99, cpu=0.998, a6000=0.9999),
         ),
     }
     return c
+
+
+def plain(preset: str):
+    """The abstract's plain recipe but for its autoencoder: docs/method.md, "What differs"."""
+    c = with_latent_source(preset)
+    c.data.context = 1
+    c.recipe.diffusion.target, c.recipe.diffusion.gaussian_denoiser = "v", False
+    c.recipe.diffusion.noisy_weight_power = c.recipe.diffusion.noise_weight_power = 0.0
+    return c
+
+
+def with_latent_source(preset: str):
+    """The CLDM whose source is a latent too, without one-step rows."""
+    c = get_config(preset)
+    c.data.source_kind = c.recipe.diffusion.source_encoding = "latent"
+    c.recipe.diffusion.onestep_share = (0.0, 0.0)
+    without_guidance(c)
+    return c
+
+
+def without_guidance(config) -> None:
+    """No younger self and no early jump: the CLDM's own levers."""
+    config.recipe.sampling.jump_from = 0.0
+    config.recipe.diffusion.young_at, config.recipe.sampling.autoguidance_scale = 0.0, 1.0
+
+
+def on_cells(config, preset: str):
+    """`config`, of a U-Net on pixels, on the latent network's grid and with its blocks."""
+    config.recipe.model.unet = get_config(preset).recipe.model.unet
+    config.recipe.model.stem_block = common.pick(preset, cpu=2, cpu1mm=4, a6000=4)
+    return config
 
 
 def sampling(preset: str) -> dict:

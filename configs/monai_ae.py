@@ -16,18 +16,18 @@ def get_config(preset: str = "a6000"):
     c.name = "monai_ae"
     c.recipe.patch_skip = False  # MONAI's network has no linear skip
     channels = common.pick(
-        preset, tiny=(4, 8), quick=(32, 64), cpu=(32, 64), cpu1mm=(16, 32, 64), a6000=(64, 128, 256)
+        preset, tiny=(4, 8), cpu=(32, 64), cpu1mm=(16, 32, 64), a6000=(64, 128, 256)
     )
-    blocks = common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2)
-    nonlocal_attn = common.pick(preset, tiny=False, quick=False, cpu=False, a6000=True)
+    blocks = common.pick(preset, cpu=1, a6000=2)
+    nonlocal_attn = common.pick(preset, cpu=False, a6000=True)
     c.recipe.model = ml_collections.ConfigDict(
         {
             "architecture": "monai",
             "channels": channels,  # factor = 2^(levels - 1)
-            "latent_channels": common.pick(preset, tiny=3, quick=3, cpu=3, cpu1mm=10, a6000=10),
+            "latent_channels": common.pick(preset, cpu=3, cpu1mm=10, a6000=10),
             "num_res_blocks": (blocks,) * len(channels),  # of each level
             "attention_levels": (False,) * len(channels),
-            "norm_num_groups": common.pick(preset, tiny=4, quick=16, cpu=16, a6000=32),
+            "norm_num_groups": common.pick(preset, tiny=4, cpu=16, a6000=32),
             "with_encoder_nonlocal_attn": nonlocal_attn,
             "with_decoder_nonlocal_attn": nonlocal_attn,
             "num_classes": ae.NUM_CLASSES,  # modalities' codes; the network itself ignores them

@@ -18,7 +18,7 @@ def get_config(preset: str = "a6000"):
     c.train = common.train(preset)
     c.train.num_train_steps = common.pick(preset, tiny=20, quick=250, cpu=2300, a6000=100_000)
     # The whole batch would not fit 48 GB, and two players take none in parts.
-    c.train.batch_size //= common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2)
+    c.train.batch_size //= common.pick(preset, cpu=1, a6000=2)
     model = unet.get_config(preset).recipe.model.to_dict()
     c.recipe = {
         "generator": model,

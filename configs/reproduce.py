@@ -51,7 +51,7 @@ def get_config(preset: str = "a6000"):
     c.autoencoder = ae.get_config(preset)
     # Methods with an autoencoder of their own: what its recipe changes of the shared one's.
     c.own_autoencoder = {PLAIN: {"patch_skip": False}}
-    c.encode_batch_size = common.pick(preset, tiny=8, quick=16, cpu=16, a6000=64)
+    c.encode_batch_size = common.pick(preset, tiny=8, cpu=16, a6000=64)
     c.eval = evaluation.get_config(preset)
     return c
 
@@ -60,28 +60,24 @@ def trainings(preset: str) -> dict:
     """Name in the table -> training. Rivals of the CLDM, then what separates its ingredients: unet-cells
     is the latent network itself, on pixels packed to the latent's grid.
     """
-    one_slice, cells = unet.get_config(preset), unet.get_config(preset)
+    one_slice, cells = unet.get_config(preset), ldm.on_cells(unet.get_config(preset), preset)
     one_slice.name, one_slice.data.context = "unet-1slice", 1
     cells.name = "unet-cells"
-    cells.recipe.model.unet = ldm.get_config(preset).recipe.model.unet
-    cells.recipe.model.stem_block = common.pick(preset, tiny=2, quick=2, cpu=2, cpu1mm=4, a6000=4)
     regression = ldm.get_config(preset)
     regression.name = "latent_regression"
     regression.recipe.diffusion.onestep_share = (1.0, 1.0)
     regression.recipe.diffusion.gaussian_denoiser = False  # no noise, no variance
     regression.recipe.sampling.num_samples = ()
-    _without_guidance(regression)
+    ldm.without_guidance(regression)
     energy, gaussian = distributional.get_config(preset), distributional.get_config(preset)
     energy.name, gaussian.name = "energy-cells", "gaussian-cells"
     gaussian.recipe.loss = "gaussian"
-    plain = ldm.get_config(preset)  # docs/method.md, "What differs from a plain recipe"
-    plain.name, plain.data.source_kind, plain.data.context = PLAIN, "latent", 1
-    plain.recipe.diffusion.source_encoding = "latent"
-    plain.recipe.diffusion.onestep_share = (0.0, 0.0)
-    plain.recipe.diffusion.target, plain.recipe.diffusion.gaussian_denoiser = "v", False
-    plain.recipe.diffusion.noisy_weight_power = plain.recipe.diffusion.noise_weight_power = 0.0
-    _without_guidance(plain)
-    sdedit, bridge = _reading(preset, "sdedit"), _reading(preset, "bridge")
+    plain = ldm.plain(preset)
+    plain.name = PLAIN
+    # Other readings of the abstract (docs/method.md), the rest as in the CLDM of today.
+    sdedit, bridge = ldm.with_latent_source(preset), ldm.with_latent_source(preset)
+    for c, name in ((sdedit, "sdedit"), (bridge, "bridge")):
+        c.name = c.recipe.diffusion.conditioning = name
     sdedit.data.context, sdedit.data.targets = 1, ("pet", "ct", "mr")  # it never sees the source
     bridge.recipe.diffusion.noise_weight_power = 0.0  # has no sigma
     bridge.recipe.diffusion.gaussian_denoiser = False
@@ -106,20 +102,3 @@ def trainings(preset: str) -> dict:
         "sdedit": sdedit,
         "bridge": bridge,
     }
-
-
-def _reading(preset: str, name: str):
-    """Another reading of the abstract (docs/method.md), the rest as in the CLDM of today."""
-    c = ldm.get_config(preset)
-    c.name, c.data.source_kind = name, "latent"
-    c.recipe.diffusion.conditioning = name
-    c.recipe.diffusion.source_encoding = "latent"
-    c.recipe.diffusion.onestep_share = (0.0, 0.0)
-    _without_guidance(c)
-    return c
-
-
-def _without_guidance(config) -> None:
-    """No younger self and no early jump: the CLDM's own levers."""
-    config.recipe.sampling.jump_from = 0.0
-    config.recipe.diffusion.young_at, config.recipe.sampling.autoguidance_scale = 0.0, 1.0

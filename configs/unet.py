@@ -19,7 +19,7 @@ def get_config(preset: str = "a6000"):
     c.train.num_train_steps = common.pick(
         preset, tiny=20, quick=320, cpu=3000, cpu1mm=800, a6000=100_000
     )
-    c.train.cpu_step_seconds = common.pick(preset, tiny=0.0, quick=0.0, cpu=0.0, a6000=490.0)
+    c.train.cpu_step_seconds = common.pick(preset, cpu=0.0, a6000=490.0)
     c.recipe = {
         "model": {
             "num_classes": ae.NUM_CLASSES,
@@ -29,15 +29,12 @@ def get_config(preset: str = "a6000"):
                 "channel_mult": common.pick(
                     preset,
                     tiny=(1, 2, 4),
-                    quick=(1, 2, 4, 8),
                     cpu=(1, 2, 4, 8),
                     cpu1mm=(1, 2, 4, 8, 8),
                     a6000=(1, 2, 4, 8, 16),
                 ),
-                "num_res_blocks": common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2),
-                "attn_levels": common.pick(
-                    preset, tiny=(), quick=(3,), cpu=(3,), cpu1mm=(4,), a6000=(4,)
-                ),
+                "num_res_blocks": common.pick(preset, cpu=1, a6000=2),
+                "attn_levels": common.pick(preset, tiny=(), cpu=(3,), cpu1mm=(4,), a6000=(4,)),
                 "groups": 8,
                 "attention_gates": False,
                 "attention": "xla",  # | cudnn: fused, bfloat16 on NVIDIA GPUs
@@ -47,10 +44,10 @@ def get_config(preset: str = "a6000"):
         },
         "loss": "l2",
         "optim": common.optim(
-            learning_rate=common.pick(preset, tiny=1e-3, quick=3e-3, cpu=3e-3, a6000=4e-4),
+            learning_rate=common.pick(preset, tiny=1e-3, cpu=3e-3, a6000=4e-4),
             ema_decay=common.pick(preset, tiny=0.9, quick=0.99, cpu=0.998, a6000=0.9999),
         ),
     }
     # In one part it would not fit 48 GB (docs/performance.md).
-    c.recipe.optim.accumulate = common.pick(preset, tiny=1, quick=1, cpu=1, a6000=2)
+    c.recipe.optim.accumulate = common.pick(preset, cpu=1, a6000=2)
     return c
