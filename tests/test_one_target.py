@@ -9,7 +9,7 @@ from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import dry_run, evaluate, predict, prepare, reproduce, train
 from cldm_jax.runs import inputs
-from cldm_jax.runs.latents import needed_modalities
+from cldm_jax.runs.inputs import needed_modalities
 from cldm_jax.scoring import scorer as scoring
 from configs import ae, attention_unet, cyclegan, ldm, monai_ae, monai_ldm, pix2pix, unet
 from configs import eval as eval_config

@@ -24,9 +24,9 @@ from cldm_jax.data import pipeline, shards
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import encode, make, train
 from cldm_jax.methods.registry import make_method
-from cldm_jax.runs import fit, inputs, latents, record, stored
+from cldm_jax.runs import fit, inputs, record, stored
 from cldm_jax.runs import manifest as manifest_lib
-from cldm_jax.runs.latents import latents_folder
+from cldm_jax.runs.inputs import latents_folder
 from cldm_jax.runs.stored import open_run
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from cldm_jax.runtime.writers import read_rows
@@ -219,7 +219,7 @@ def test_what_is_missing_is_refused_with_the_command_that_makes_it_there(tmp_pat
         folder="/d/prepared", index=types.SimpleNamespace(fingerprint="f" * 64)
     )
     with pytest.raises(UserError) as caught:
-        latents.open_latents(prepared, str(home), (None, {"x": np.ones(2)}, 7), ("ct",))
+        inputs.open_latents(prepared, str(home), (None, {"x": np.ones(2)}, 7), ("ct",))
     command = caught.value.remedy.partition("cldm_jax.main ")[2].split()
     known = {f"--config.{name}" for name in settings.names(ldm.get_config("tiny"))}
     assert {word.partition("=")[0] for word in command[1:]} < known

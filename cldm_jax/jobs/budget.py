@@ -15,7 +15,7 @@ import numpy as np
 from cldm_jax.errors import UserError
 from cldm_jax.jobs.dry_run import example
 from cldm_jax.methods.codec import make_codec
-from cldm_jax.runs.latents import needed_modalities
+from cldm_jax.runs.inputs import needed_modalities
 from cldm_jax.runs.steps import make_step
 from cldm_jax.runtime import device, sharding
 from cldm_jax.runtime.progress import Progress

@@ -75,8 +75,7 @@ def _lacking(opened: Run, prepared: Prepared) -> str:
     """Why a run cannot be calibrated; "" where it can."""
     if spread.point_mode(opened) is None:
         return "has no samples, or no one-step image to put them around"
-    own, index = opened.manifest.data, prepared.index
-    if (own.fingerprint, own.split_hash) != (index.fingerprint, index.splits.hash):
+    if not opened.manifest.data.is_of(prepared):
         return "was trained on other data or another split"
     return "" if prepared.subjects("val") else "has no validation people to calibrate on"
 

@@ -5,8 +5,13 @@ import numpy as np
 from cldm_jax.data.shards import Prepared, ShardWriter, write_index
 from cldm_jax.data.shards import encode as to_stored
 from cldm_jax.methods.codec import make_codec
-from cldm_jax.runs.inputs import autoencoder_workdir, load_autoencoder, settled
-from cldm_jax.runs.latents import latents_folder, needed_modalities
+from cldm_jax.runs.inputs import (
+    autoencoder_workdir,
+    latents_folder,
+    load_autoencoder,
+    needed_modalities,
+    settled,
+)
 from cldm_jax.runtime import processes, sharding
 from cldm_jax.runtime.progress import Progress
 

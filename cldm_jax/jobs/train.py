@@ -12,7 +12,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import calibrate
@@ -21,7 +20,7 @@ from cldm_jax.runs import fit, monai_import, record
 from cldm_jax.runs import inputs as inputs_lib
 from cldm_jax.runs.feed import make_feed
 from cldm_jax.runs.loop import Loop, is_due
-from cldm_jax.runs.steps import init_batch, make_step
+from cldm_jax.runs.steps import init_batch, is_same, make_step
 from cldm_jax.runs.validation import can_validate, make_validation
 from cldm_jax.runtime import device, processes, sharding
 from cldm_jax.runtime.checkpoint import Checkpoints, newest_sound
@@ -182,9 +181,7 @@ def _check_codec(config, ours, theirs) -> None:
     """UserError where the autoencoder that a run began with is not the one whose latents it would go on
     with: the one in its checkpoint decodes. Their settings, or their weights.
     """
-    is_same = jax.tree.structure(ours) == jax.tree.structure(theirs)
-    is_same = is_same and jax.tree.all(jax.tree.map(np.array_equal, ours, theirs))
-    if ours is not None and not is_same:
+    if ours is not None and not is_same(ours, theirs):
         folder = inputs_lib.autoencoder_workdir(config)
         reason = "holds another autoencoder than the one that this run began with"
         remedy = "Restore it from a copy, or give another --workdir to start over."

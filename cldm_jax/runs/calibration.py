@@ -14,7 +14,8 @@ from cldm_jax.metrics.regions import REGIONS
 FILE = "calibration.json"
 VERSION = 1
 SMOOTH_BEFORE = (4.0,) * len(SCALES_MM)  # of calibrations that do not name it
-SAMPLING_BEFORE = {"autoguidance_scale": 1.0, "jump_from": 0.0}  # as above
+# Sampling settings that runs and calibrations of earlier versions do not name, at their value then.
+SAMPLING_BEFORE = {"noise_slices": 0.0, "autoguidance_scale": 1.0, "jump_from": 0.0}
 # Sampling settings that the ensemble has of its own, whatever those of a run's images are.
 OWN = ("num_sampling_steps", "autoguidance_scale", "jump_from")
 

@@ -3,10 +3,12 @@
 It opens, or refuses with the command to run; `jobs/make.py` makes what a training lacks.
 """
 
+import hashlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from cldm_jax import console, files
@@ -15,9 +17,7 @@ from cldm_jax.data.intensity import SOURCES
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.runs import fit
-from cldm_jax.runs import latents as latents_lib
 from cldm_jax.runs import manifest as manifest_lib
-from cldm_jax.runs.latents import source_of
 from cldm_jax.runs.manifest import Manifest
 from cldm_jax.runtime.checkpoint import restore_for_inference
 
@@ -29,6 +29,17 @@ class Inputs(NamedTuple):
     latents: Prepared | None
     frozen: dict[str, Any]  # constants for `Method.init`
     recipe: dict[str, Any]  # keywords of the method's `make`
+
+
+def source_of(data) -> str:
+    """The PET that the `data` block of a training reads, "pet" or "nac"; older ones do not say."""
+    return data.get("source", "pet")
+
+
+def needed_modalities(data) -> tuple[str, ...]:
+    """What a training with this `data` block reads as latents; its targets are named."""
+    source = (source_of(data),) if data.source_kind == "latent" else ()
+    return (*source, *(t for t in data.targets if t not in source))
 
 
 def prepared_folder(data) -> pathlib.Path:
@@ -126,9 +137,8 @@ def read_run_json(workdir, name: str) -> dict:
 
 def read_manifest(workdir) -> Manifest:
     """run.json of a finished or running training."""
-    return manifest_lib.parse(
-        pathlib.Path(workdir) / "run.json", read_run_json(workdir, "run.json")
-    )
+    path = pathlib.Path(workdir) / "run.json"
+    return manifest_lib.parse(path, read_run_json(workdir, path.name))
 
 
 def load_autoencoder(workdir) -> tuple[dict, dict, int]:
@@ -145,6 +155,36 @@ def load_autoencoder(workdir) -> tuple[dict, dict, int]:
         raise UserError(workdir, "holds no trained autoencoder", remedy)
     step, params, frozen = found
     return config["recipe"]["model"], {"params": params, **frozen}, step
+
+
+def latents_folder(
+    prepared: Prepared, ae_workdir: str, autoencoder: tuple, modalities: tuple[str, ...]
+) -> pathlib.Path:
+    """One folder per dataset, autoencoder (model, variables, step) and set of modalities. The autoencoder
+    is its weights: one that was trained again to the same step is another.
+    """
+    _, variables, step = autoencoder
+    weights = hashlib.sha256()
+    for leaf in jax.tree.leaves(variables):
+        weights.update(np.ascontiguousarray(leaf).tobytes())
+    data = prepared.index.fingerprint[:12]
+    name = "-".join((data, str(step), weights.hexdigest()[:8], *modalities))
+    return pathlib.Path(ae_workdir) / "latents" / name
+
+
+def open_latents(
+    prepared: Prepared, ae_workdir: str, autoencoder: tuple, modalities: tuple[str, ...]
+) -> Prepared:
+    """The latents of the training people of `prepared` under this autoencoder. Raises UserError."""
+    folder = latents_folder(prepared, ae_workdir, autoencoder, modalities)
+    if not (folder / "index.json").is_file():
+        words = ("--config=configs/ldm.py", "--config.job=encode")
+        words += (f"--config.autoencoder.workdir={ae_workdir}",)
+        words += (f"--config.data.prepared={prepared.folder}",)
+        remedy = "Encode them, with the other settings of the training: "
+        remedy += console.command("cldm_jax.main", *words)
+        raise UserError(folder, "no latents here (index.json is missing)", remedy)
+    return Prepared(folder)
 
 
 def autoencoder_workdir(config) -> str:
@@ -174,8 +214,7 @@ def open_inputs(config) -> Inputs:
     workdir = autoencoder_workdir(config)
     autoencoder = load_autoencoder(workdir)
     model, variables, _ = autoencoder
-    modalities = latents_lib.needed_modalities(config.data)
-    latents = latents_lib.open_latents(prepared, workdir, autoencoder, modalities)
+    latents = open_latents(prepared, workdir, autoencoder, needed_modalities(config.data))
     statistics = _latent_statistics(latents, config.autoencoder.scale_factor)
     frozen = {"autoencoder": variables, "statistics": statistics}
     return Inputs(prepared, latents, frozen, {"autoencoder": model, **recipe})

@@ -5,6 +5,7 @@ from typing import Any
 
 from cldm_jax.data.grid import ModelGrid
 from cldm_jax.data.index import Modality
+from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 
 
@@ -25,19 +26,19 @@ class Data:
     def parse(cls, value: dict) -> "Data":
         grid = value["grid"]
         modalities = {name: Modality.parse(m) for name, m in value["modalities"].items()}
-        own = {
-            "grid": ModelGrid.from_index(grid),
-            "center": grid["center"],
-            "modalities": modalities,
-        }
-        return cls(**{**value, **own})
+        own = {"grid": ModelGrid.from_index(grid), "modalities": modalities}
+        return cls(**{**value, **own, "center": grid["center"]})
 
     def to_json(self) -> dict:
-        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        modalities = {name: m.to_json() for name, m in self.modalities.items()}
+        kept = {**vars(self), "grid": self.grid.to_index(self.center), "modalities": modalities}
         del kept["center"]
-        kept["grid"] = self.grid.to_index(self.center)
-        kept["modalities"] = {name: m.to_json() for name, m in self.modalities.items()}
         return kept
+
+    def is_of(self, prepared: Prepared) -> bool:
+        """Whether they are these people, split like this."""
+        index = prepared.index
+        return (self.fingerprint, self.split_hash) == (index.fingerprint, index.splits.hash)
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -68,8 +69,7 @@ class Manifest:
     finished: bool
 
     def to_json(self) -> dict:
-        kept = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {**kept, "data": self.data.to_json()}
+        return {**vars(self), "data": self.data.to_json()}
 
 
 def parse(where, value: dict) -> Manifest:

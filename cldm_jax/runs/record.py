@@ -142,11 +142,8 @@ def check_same_data(workdir, prepared: Prepared, setting: str = "--workdir") -> 
     """UserError where `workdir`, which `setting` names, holds a run on other data or another split:
     people who are scored later could be among those that it has learned from.
     """
-    path = pathlib.Path(workdir) / "run.json"
-    if not path.is_file():
-        return
-    old, index = read_manifest(workdir).data, prepared.index
-    if (old.fingerprint, old.split_hash) != (index.fingerprint, index.splits.hash):
+    old = begun(workdir)
+    if old is not None and not old.data.is_of(prepared):
         raise UserError(
             workdir,
             f"holds a run on other data, or another split, than {prepared.folder}",
@@ -156,8 +153,8 @@ def check_same_data(workdir, prepared: Prepared, setting: str = "--workdir") -> 
 
 def autoencoder(workdir) -> dict | None:
     """Keywords of the autoencoder that the run in `workdir` began with; None where there is none."""
-    path = pathlib.Path(workdir) / "run.json"
-    return read_manifest(workdir).autoencoder if path.is_file() else None
+    old = begun(workdir)
+    return old and old.autoencoder
 
 
 def git_revision(root=pathlib.Path(__file__).parents[2]) -> str:
@@ -280,6 +277,12 @@ def write_manifest(workdir, manifest: Manifest, step: int, finished: bool) -> No
         files.write_json(pathlib.Path(workdir) / "run.json", manifest.to_json())
 
 
-def is_finished(workdir) -> bool:
+def begun(workdir) -> Manifest | None:
+    """The record of the run in `workdir`; None where there is none yet."""
     path = pathlib.Path(workdir) / "run.json"
-    return path.is_file() and read_manifest(workdir).finished
+    return read_manifest(workdir) if path.is_file() else None
+
+
+def is_finished(workdir) -> bool:
+    old = begun(workdir)
+    return old is not None and old.finished

@@ -13,6 +13,13 @@ def all_finite(tree):
     return jnp.stack([jnp.isfinite(x).all() for x in leaves]).all()
 
 
+def is_same(a, b) -> bool:
+    """Whether two trees hold the same values in the same places."""
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    return jax.tree.all(jax.tree.map(np.array_equal, a, b))
+
+
 def guarded(train_step):
     """(state, first_bad, batch, rng) -> (state, first_bad, metrics) of a (state, batch, rng) step.
 

@@ -23,9 +23,6 @@ from cldm_jax.runtime.checkpoint import BEST, restore_for_inference
 from cldm_jax.runtime.train_state import TrainState
 from cldm_jax.runtime.writers import METRICS
 
-# Settings that trainings of earlier versions do not name, at the value they had then.
-SAMPLING_BEFORE = {"noise_slices": 0.0, "autoguidance_scale": 1.0, "jump_from": 0.0}
-
 
 class Stored(NamedTuple):
     """What a training or an exported folder holds of a model."""
@@ -72,8 +69,7 @@ def open_run(workdir: str, sampling: Mapping[str, Any] | None = None) -> Run:
     found, why = stored_calibration(workdir, stored, sampling)
     drawing = None
     if found is not None:
-        used = config["recipe"]["sampling"] if sampling is None else sampling
-        used = {**SAMPLING_BEFORE, **used}
+        used = _sampling(stored, sampling)
         own = {k: found.sampling[k] for k in calibration_lib.OWN}
         if any(used[k] != value for k, value in own.items()):
             drawing, _ = stored_method(stored, {**used, **own})
@@ -85,8 +81,8 @@ def stored_calibration(
     workdir: str, stored: Stored, sampling: Mapping[str, Any] | None = None
 ) -> tuple[Calibration | None, str]:
     """(calibration of the stored weights with these sampling settings or None, why None)."""
-    own = stored.config["recipe"].get("sampling")
-    if own is None:
+    used = _sampling(stored, sampling)
+    if used is None:
         return None, "it draws no samples"
     if weights.is_exported(workdir):
         card = weights.read_card(workdir)
@@ -97,9 +93,16 @@ def stored_calibration(
     found, why = calibration_lib.read(data)
     if found is None:
         return None, why
-    facts = {**SAMPLING_BEFORE, **(own if sampling is None else sampling)}
-    why = calibration_lib.misfit(found, stored.step, stored.manifest.config_sha256, facts)
+    why = calibration_lib.misfit(found, stored.step, stored.manifest.config_sha256, used)
     return (None, why) if why else (found, "")
+
+
+def _sampling(stored: Stored | Run, replaced: Mapping[str, Any] | None) -> dict | None:
+    """The sampling settings of a model, or those in their place; None where it draws no samples."""
+    own = stored.config["recipe"].get("sampling")
+    if own is None:
+        return None
+    return {**calibration_lib.SAMPLING_BEFORE, **(own if replaced is None else replaced)}
 
 
 def read_stored(workdir: str) -> Stored:
@@ -133,9 +136,8 @@ def stored_method(
     """The stored or opened model's method and, for a latent one, its codec."""
     config = stored.config
     recipe = scheduled(config["recipe"], config["train"]["num_train_steps"])
-    if "sampling" in recipe:
-        own = recipe["sampling"] if sampling is None else sampling
-        recipe["sampling"] = {**SAMPLING_BEFORE, **own}
+    if used := _sampling(stored, sampling):
+        recipe["sampling"] = used
     codec = None
     if config["data"]["kind"] == "latents":
         recipe["autoencoder"] = stored.manifest.autoencoder

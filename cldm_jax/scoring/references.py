@@ -8,6 +8,7 @@ import numpy as np
 
 from cldm_jax.data.pipeline import SliceSource, eval_batches
 from cldm_jax.data.shards import Prepared
+from cldm_jax.runs.steps import is_same
 
 REFERENCE = "reference"  # method name of the rows that give scores their meaning
 
@@ -128,15 +129,9 @@ def one_per_autoencoder(runs) -> list:
         if run.codec is None:
             continue
         own = run.state.frozen["autoencoder"]
-        if not any(_same(own, r.state.frozen["autoencoder"]) for r in out):
+        if not any(is_same(own, r.state.frozen["autoencoder"]) for r in out):
             out.append(run)
     return out
-
-
-def _same(a, b) -> bool:
-    if jax.tree.structure(a) != jax.tree.structure(b):
-        return False
-    return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
 def autoencoded(run, source: SliceSource, batch_size: int) -> np.ndarray:

@@ -11,8 +11,7 @@ from cldm_jax.errors import UserError
 from cldm_jax.metrics import aggregate, statistics
 from cldm_jax.metrics.protocol import PROTOCOLS, score_volume
 from cldm_jax.metrics.scores import Context
-from cldm_jax.runs.inputs import TARGETS, data_of, image_source
-from cldm_jax.runs.latents import source_of
+from cldm_jax.runs.inputs import TARGETS, data_of, image_source, source_of
 from cldm_jax.runs.readouts import Entrant
 from cldm_jax.runs.stored import Run
 from cldm_jax.scoring import references

@@ -11,7 +11,7 @@ from cldm_jax.data import pet_ranges
 from cldm_jax.data.intensity import SOURCES
 from cldm_jax.errors import UserError
 from cldm_jax.runs import spread
-from cldm_jax.runs.latents import source_of
+from cldm_jax.runs.inputs import source_of
 from cldm_jax.runs.manifest import Data
 from cldm_jax.runs.stored import Run, open_run
 from cldm_jax.volumes import sidecars, synthesis

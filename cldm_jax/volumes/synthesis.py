@@ -8,7 +8,7 @@ import numpy as np
 
 from cldm_jax.data import convert, coverage, grid, intensity, nifti
 from cldm_jax.runs import spread
-from cldm_jax.runs.latents import source_of
+from cldm_jax.runs.inputs import source_of
 from cldm_jax.runs.readouts import predict_rows
 from cldm_jax.runs.spread import RECENTRED
 from cldm_jax.runs.stored import Run
