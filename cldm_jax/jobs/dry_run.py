@@ -35,8 +35,7 @@ def run(config, workdir: str) -> dict:
         reason = f"job '{config.job}' trains nothing by itself"
         raise UserError("--dry-run", reason, "Give the config of a training, like configs/ldm.py")
     sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
-    method, state, batch = _shapes(config)
-    compiled = _compile(method, state, batch)
+    state, compiled = _compile(config)
     account = _account(config, state, compiled)
     for line in _lines(config, workdir, account):
         print(line, flush=True)
@@ -67,15 +66,6 @@ def example(config):
     return method, method.init(jax.random.key(0), batch, frozen), batch
 
 
-def _shapes(config):
-    """`example` as ShapeDtypeStructs, with all rows of a batch."""
-    method, state, batch = example(config)
-    rows = config.train.batch_size
-    batch = {k: batch[k] for k in method.reads}
-    batch = {k: jax.ShapeDtypeStruct((rows, *v.shape[1:]), v.dtype) for k, v in batch.items()}
-    return method, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state), batch
-
-
 def images(n: int, h: int, w: int, context: int) -> dict:
     noise = np.random.default_rng(0).standard_normal((n, h, w, context), np.float32)
     number = np.arange(n, dtype=np.int32)
@@ -97,21 +87,23 @@ def _autoencoder(config, h: int, w: int):
     return {"params": state.ema_params, **state.frozen}, make_codec(model.to_dict()).factor
 
 
-def _compile(method, state, batch):
+def _compile(config):
+    """(the state's shapes, the compiled step of whole batches)."""
+    method, state, batch = example(config)
     rows, replicated = sharding.make_shardings()
 
-    def placed(tree, where):
-        return jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), tree)
+    def shaped(x, where, count=None):
+        shape = x.shape if count is None else (count, *x.shape[1:])
+        return jax.ShapeDtypeStruct(shape, x.dtype, sharding=where)
 
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    step = make_step(method, replicated)
-    count = jax.ShapeDtypeStruct((), jnp.int32)
-    state, count, key = (placed(tree, replicated) for tree in (state, count, key))
-    return step.lower(state, count, placed(batch, rows), key).compile()
+    first_bad, key = jnp.int32(0), jax.random.key(0)
+    state, first_bad, key = jax.tree.map(lambda x: shaped(x, replicated), (state, first_bad, key))
+    batch = {k: shaped(batch[k], rows, config.train.batch_size) for k in method.reads}
+    return state, make_step(method, replicated).lower(state, first_bad, batch, key).compile()
 
 
 def _bytes(tree) -> int:
-    return sum(math.prod(x.shape) * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
+    return sum(x.size * np.dtype(x.dtype).itemsize for x in jax.tree.leaves(tree))
 
 
 def _account(config, state, compiled) -> dict:
@@ -135,7 +127,7 @@ def _account(config, state, compiled) -> dict:
     dtype = _dtype(config.recipe.to_dict())
     seconds = flops / jax.device_count() / (A6000[dtype] * 1e12 * UTILISATION)
     return {
-        "parameters": int(sum(math.prod(x.shape) for x in jax.tree.leaves(state.params))),
+        "parameters": int(sum(x.size for x in jax.tree.leaves(state.params))),
         "state_bytes": parts,
         "devices": jax.device_count(),
         "backend": jax.default_backend(),
