@@ -18,9 +18,8 @@ from configs import simulate
 
 def get_config(preset: str = "a6000"):
     config = simulate.get_config(preset)
-    with config.unlocked():
-        config.name = "randomised"
-        config.mode = "randomised"
-        config.mr_target = config.ct_target = "canonical"
-        config.reacquire = False
+    config.name = "randomised"
+    config.mode = "randomised"
+    config.mr_target = config.ct_target = "canonical"
+    config.reacquire = False
     return config

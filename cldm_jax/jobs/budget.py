@@ -106,10 +106,9 @@ def open_step(config, autoencoder=None) -> Callable[[], None]:
     autoencoder: training config of a latent method's, in place of the one that `config` holds.
     """
     config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.train.num_train_steps = 1000  # only the schedule asks for it
-        if autoencoder is not None and config.data.kind == "latents":
-            config.autoencoder.train = autoencoder
+    config.train.num_train_steps = 1000  # only the schedule asks for it
+    if autoencoder is not None and config.data.kind == "latents":
+        config.autoencoder.train = autoencoder
     rows = config.train.batch_size
     sharding.check_batch_size(rows, config.recipe.optim.accumulate)
     batch_sharding, replicated = sharding.make_shardings()

@@ -47,8 +47,7 @@ def _phantom(data, folder: pathlib.Path) -> None:
     print(f"no data configured: simulating a phantom cohort into {cohort}", flush=True)
     simulate.run(data.simulate, str(cohort))
     recipe = data.prepare.copy_and_resolve_references()  # `data` stays as it was asked for
-    with recipe.unlocked():
-        recipe.cohort = str(cohort)
+    recipe.cohort = str(cohort)
     prepare.run(recipe, str(folder))
 
 
@@ -59,9 +58,8 @@ def autoencoder(config) -> None:
         return
     print(f"no trained autoencoder in {workdir}: training it first", flush=True)
     recipe = config.autoencoder.train.copy_and_resolve_references()
-    with recipe.unlocked():
-        for field in ("prepared", "root", "simulate", "prepare"):  # the same people
-            recipe.data[field] = config.data[field]
+    for field in ("prepared", "root", "simulate", "prepare"):  # the same people
+        recipe.data[field] = config.data[field]
     train.warn_if_gpu_preset(recipe)
     dry_run.example(config)  # what its networks cannot be is refused now or never
     train.run(recipe, str(workdir), waits=True)  # for another training that needs the same

@@ -91,10 +91,9 @@ def _prepared(config, root: pathlib.Path, fold: int | None) -> str:
         with run_lock(root, waits=True):  # a fold that runs beside this one needs the same
             simulate.run(config.simulate, cohort)
     recipe = config.prepare.copy_and_resolve_references()
-    with recipe.unlocked():
-        recipe.cohort = cohort
-        if fold is not None:
-            recipe.split_mode, recipe.fold = "fold", (fold, config.folds)
+    recipe.cohort = cohort
+    if fold is not None:
+        recipe.split_mode, recipe.fold = "fold", (fold, config.folds)
     prepare.make(recipe, str(folder))  # which refuses a folder of other people or other folds
     return str(folder)
 
@@ -107,8 +106,7 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
     recipes = {}
     for name in names:
         recipe = _on(config.trainings[name], prepared)
-        with recipe.unlocked():
-            recipe.data.targets = _held(recipe.data.targets, data)
+        recipe.data.targets = _held(recipe.data.targets, data)
         recipes[name] = settled(recipe)[0]
     costs = _costs(config, root / COSTS, recipes, autoencoder)
     made = len(set(TARGETS) & set(data.held("train")))
@@ -127,8 +125,7 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
     for name, ae in autoencoders.items():
         ae_workdir = str(folder / ae.name)
         train.run(ae, ae_workdir)  # at once where it is trained already
-        with recipes[name].unlocked():
-            recipes[name].autoencoder.workdir = ae_workdir
+        recipes[name].autoencoder.workdir = ae_workdir
         encode.run(recipes[name])
     seeds = {name: max(1, config.seeds if name in config.headline else 1) for name in names}
     workdirs = []
@@ -138,10 +135,9 @@ def _compare(config, root, folder: pathlib.Path, prepared: str, names: list[str]
             steps = plans[name]["num_train_steps"]
             _train(recipes[name], seed, steps, config.validations, workdirs[-1])
     report = config.eval.copy_and_resolve_references()
-    with report.unlocked():
-        report.runs = ",".join(workdirs)
-        report.data.prepared = prepared
-        report.notes = (*report.notes, *_notes(config, recipes, costs, plans, shares))
+    report.runs = ",".join(workdirs)
+    report.data.prepared = prepared
+    report.notes = (*report.notes, *_notes(config, recipes, costs, plans, shares))
     evaluate.run(report, str(folder / "report"))
 
 
@@ -172,8 +168,8 @@ def _autoencoder(config, name: str, prepared: str):
     """
     autoencoder = _on(config.autoencoder, prepared)
     if name in config.own_autoencoder:
-        with autoencoder.unlocked():
-            autoencoder.name = f"{autoencoder.name}-{name}"
+        autoencoder.name = f"{autoencoder.name}-{name}"
+        with autoencoder.unlocked():  # another network has other settings
             autoencoder.recipe.update(config.own_autoencoder[name])
     return autoencoder
 
@@ -181,8 +177,7 @@ def _autoencoder(config, name: str, prepared: str):
 def _on(training, prepared: str):
     """A copy of a training config that reads `prepared`."""
     training = training.copy_and_resolve_references()
-    with training.unlocked():
-        training.data.prepared = prepared
+    training.data.prepared = prepared
     return training
 
 
@@ -205,12 +200,11 @@ def _costs(config, path: pathlib.Path, recipes: dict, autoencoder) -> dict:
 
 def _train(recipe, seed: int, steps: int, validations: int, workdir: str) -> None:
     recipe = recipe.copy_and_resolve_references()
-    with recipe.unlocked():
-        recipe.seed = seed
-        if seed:
-            recipe.name = f"{recipe.name}-seed{seed}"
-        recipe.train.num_train_steps = steps
-        recipe.train.val_every = max(1, -(-steps // validations))
+    recipe.seed = seed
+    if seed:
+        recipe.name = f"{recipe.name}-seed{seed}"
+    recipe.train.num_train_steps = steps
+    recipe.train.val_every = max(1, -(-steps // validations))
     print(f"{workdir}: {steps} steps", flush=True)
     train.run(recipe, workdir)
 

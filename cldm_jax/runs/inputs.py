@@ -75,11 +75,10 @@ def settled(config, *, say: bool = False):
     """
     prepared = open_prepared(config.data)
     config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.targets = choose_targets(config, prepared)
-        if "autoencoder" in config:
-            own = config.autoencoder.train
-            own.data.targets = choose_targets(own, prepared)
+    config.data.targets = choose_targets(config, prepared)
+    if "autoencoder" in config:
+        own = config.autoencoder.train
+        own.data.targets = choose_targets(own, prepared)
     missing = [t for t in TARGETS if t not in prepared.held("train")]
     if say and missing:
         trained = ", ".join(config.data.targets)
