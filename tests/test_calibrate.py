@@ -392,11 +392,17 @@ def test_a_region_is_as_high_as_its_persons_slices(monkeypatch):
     ]  # fmt: skip
     asked = []
 
-    def ask(d, factors, spec, target, spacing, height):
-        asked.append((d.subject, height))
-        return spread.Asked({}, {})
+    def frame(pet, point, target, spacing, height):
+        asked.append(height)
+        return SimpleNamespace(brain=None)
 
-    for name, made in {"ask_regions": ask, "volumes": lambda *a: iter(drawn)}.items():
+    nothing = SimpleNamespace(slabs=lambda *a: None, sums=lambda *a: None, values=lambda *a: {})
+    for name, made in {
+        "make_frame": frame,
+        "regions": nothing,
+        "intensity": SimpleNamespace(from_model=lambda spec, image: image),
+        "volumes": lambda *a: iter(drawn),
+    }.items():
         monkeypatch.setattr(spread, name, made)
     prepared = SimpleNamespace(index=index)
     modalities = {"ct": SimpleNamespace(normaliser=None)}
@@ -413,7 +419,7 @@ def test_a_region_is_as_high_as_its_persons_slices(monkeypatch):
     ):
         monkeypatch.setattr(where, name, lambda *a, made=made, **k: made)
     found = calibrate.measure(opened, prepared, calibrate.Settings(3, 5, 0, 4))
-    assert asked == [(0, 10.0), (1, 20.0)] and found.slice_mm == 15.0
+    assert asked == [10.0, 20.0] and found.slice_mm == 15.0
 
     asked.clear()
     opened.calibration = found
@@ -422,7 +428,7 @@ def test_a_region_is_as_high_as_its_persons_slices(monkeypatch):
     scale = SimpleNamespace(modality="mr", low=0.0, high=1.0)
     scorer = SimpleNamespace(prepared=prepared, names={1: "ct"}, specs={"ct": scale})
     coverage._rows(scorer, "ldm", drawer, ("ct",), 3)
-    assert asked == [(0, 6.0), (1, 12.0)]
+    assert asked == [6.0, 12.0]
 
 
 def test_evaluation_of_a_calibrated_model(study, run, tmp_path, capsys):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cldm_jax.data import intensity
+from cldm_jax.data.index import Index
 from cldm_jax.data.shards import Prepared
 from cldm_jax.errors import UserError
 from cldm_jax.metrics import ensemble, regions
@@ -114,7 +115,6 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
     at_steps = opened._replace(drawing=stored_method(opened, sampling)[0])
     options = dict(batch_size=settings.batch_size, seed=settings.seed)
     drawer = spread.Drawer(at_steps, point, settings.samples, **options)
-    spacing = prepared.index.spacing_mm
     with Progress(len(source) * drawer.evaluations, "calibrate", "evaluation") as progress:
         # Kept in half precision (1 HU): both passes see the same samples without drawing them again.
         drawn = [
@@ -122,19 +122,7 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
             for d in spread.volumes(drawer, source, progress)
         ]
     names = prepared.index.names(targets)
-    heights = [settings.slice_stride * person.voxel_mm[0] for person in prepared.index.people]
-    by_target = {
-        target: _target(
-            [d for d in drawn if d.code == code],
-            opened.manifest.data.modalities[target].normaliser,
-            target,
-            spacing,
-            heights,
-            groups,
-        )
-        for code, target in names.items()
-        if any(d.code == code for d in drawn)
-    }
+    by_target = {t: [d for d in drawn if d.code == code] for code, t in names.items()}
     return Calibration(
         version=calibration.VERSION,
         step=int(opened.step),
@@ -145,15 +133,19 @@ def measure(opened: Run, prepared: Prepared, settings: Settings) -> Calibration:
         seed=settings.seed,
         split_hash=prepared.index.splits.hash,
         people=len({d.subject for d in drawn}),
-        slices=max(sum(len(d.point) for d in drawn if d.code == c) for c in names),
+        slices=max(sum(len(d.point) for d in own) for own in by_target.values()),
         slice_mm=settings.slice_stride * spread.slice_mm(prepared),
         scales_mm=ensemble.SCALES_MM,
-        targets=by_target,
+        targets={
+            target: _target(own, opened, target, prepared.index, settings.slice_stride)
+            for target, own in by_target.items()
+            if own
+        },
     )
 
 
-def _target(drawn, spec, target: str, spacing, heights, groups) -> TargetCalibration:
-    """heights: mm that a slice of every subject number stands for; groups: whose they are."""
+def _target(drawn, opened: Run, target: str, index: Index, stride: int) -> TargetCalibration:
+    spacing, groups = index.spacing_mm, [person.group for person in index.people]
     errors, spreads = [], []
     for d in drawn:
         errors.append(ensemble.band_power(d.point - d.real, d.head, spacing))
@@ -170,8 +162,7 @@ def _target(drawn, spec, target: str, spacing, heights, groups) -> TargetCalibra
         for found, sd_mm, smooth_mm in scales:
             e, s = (ensemble.blur(x, sd_mm, spacing) for x in (d.point - d.real, mended))
             found.append(ensemble.ratios(e, ensemble.sd_map(s, spacing, smooth_mm))[d.head])
-        height = heights[d.subject]
-        asked.append(spread.ask_regions(d, factors, spec, target, spacing, height))
+        asked.append(spread.ask_regions(d, factors, opened, target, index, stride))
     q90 = [float(np.quantile(np.concatenate(r), ensemble.LEVEL)) for r in ratios]
     if not np.isfinite(q90).all():
         reason = f"its samples of {target} do not differ, so there is no spread to scale"

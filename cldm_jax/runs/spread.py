@@ -131,8 +131,12 @@ class Asked(NamedTuple):
     members: dict[str, np.ndarray]  # [K, slabs]
 
 
-def ask_regions(drawn: Drawn, factors, spec, target: str, spacing_mm, height_mm: float) -> Asked:
-    """The rescaled ensemble's regions beside the real ones, in units."""
+def ask_regions(drawn: Drawn, factors, run: Run, target: str, index, stride: int) -> Asked:
+    """The rescaled ensemble's regions beside the real ones, in units; of every stride-th slice of a
+    person of `index`.
+    """
+    spec, spacing_mm = run.manifest.data.modalities[target].normaliser, index.spacing_mm
+    height_mm = stride * index.people[drawn.subject].voxel_mm[0]  # that a slice stands for
     point, real = (intensity.from_model(spec, x) for x in (drawn.point, drawn.real))
     frame = make_frame(drawn.pet, point, target, spacing_mm, height_mm)
     parts = regions.slabs(frame.brain)

@@ -63,9 +63,7 @@ def _rows(scorer: Scorer, name: str, drawer: spread.Drawer, targets, stride: int
         target = scorer.names[drawn.code]
         own = facts.targets[target]
         judged[target].append((len(drawn.point), spread.judge(drawn, own, spacing)))
-        spec = run.manifest.data.modalities[target].normaliser
-        height = stride * index.people[drawn.subject].voxel_mm[0]
-        asked[target].append(spread.ask_regions(drawn, own.factors, spec, target, spacing, height))
+        asked[target].append(spread.ask_regions(drawn, own.factors, run, target, index, stride))
     return [
         {
             "method": name,
