@@ -20,7 +20,7 @@ from cldm_jax.models import build, monai_names
 from cldm_jax.models.conv import prepare_params
 from cldm_jax.models.init import init_params
 from cldm_jax.models.monai import AutoencoderKL, DiffusionModelUNet
-from cldm_jax.runs import inputs, monai_import, readouts, record, stored
+from cldm_jax.runs import inputs, monai, readouts, record, stored
 from cldm_jax.runtime import foreign
 from cldm_jax.runtime.checkpoint import restore_for_inference
 from configs import ae, ldm, monai_ae, monai_ldm
@@ -307,7 +307,7 @@ def imported(state, tmp_path, monkeypatch, content=None, key: str = ""):
     model = config.recipe.model.to_dict()
     net = build.make_autoencoder(model)
     params = init_params(net, jax.random.key(0), *images(net))
-    return monai_import.import_weights(config, params)
+    return monai.import_weights(config, params)
 
 
 def test_state_dicts_are_found_in_checkpoints(tmp_path, monkeypatch):

@@ -14,7 +14,7 @@ import numpy as np
 from cldm_jax import __version__, files
 from cldm_jax.errors import UserError
 from cldm_jax.methods.base import Method
-from cldm_jax.runs import calibration, monai_export
+from cldm_jax.runs import calibration, monai
 from cldm_jax.runs.stored import Stored, read_stored, stored_calibration, stored_method
 from cldm_jax.runtime import weights
 from cldm_jax.runtime.writers import METRICS, read_rows
@@ -34,7 +34,7 @@ CONFIG_FIELDS = {
 
 def run(config, workdir: str) -> None:
     """Exports `config.run` into `workdir`: model.safetensors, model.json and metrics.jsonl; or, with
-    format "monai", what `monai_export.write` says. The card is written last: an interrupted export leaves
+    format "monai", what `monai.write` says. The card is written last: an interrupted export leaves
     none.
     """
     began = time.monotonic()
@@ -44,7 +44,7 @@ def run(config, workdir: str) -> None:
     _check_folder(folder, config)
     stored = read_stored(config.run)
     if config.format == "monai":
-        monai_export.write(config, folder, stored)
+        monai.write(config, folder, stored)
         return
     if stored.config["method"] == "autoencoder":
         remedy = "Export the latent method trained on it: the autoencoder travels inside."
@@ -126,7 +126,7 @@ def _check_folder(folder: pathlib.Path, config) -> None:
     if folder.resolve() == pathlib.Path(config.run).resolve():
         # Its card goes first, and with that its calibration; a kill would leave no model at all.
         raise UserError(folder, "is the model to export itself", "Give another --workdir.")
-    is_exported = weights.is_exported(folder) or (folder / monai_export.CARD).is_file()
+    is_exported = weights.is_exported(folder) or (folder / monai.CARD).is_file()
     if is_exported and not config.overwrite:
         remedy = "Give another --workdir, or say --config.overwrite=True."
         raise UserError(folder, "holds an exported model already", remedy)

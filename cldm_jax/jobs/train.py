@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import calibrate
 from cldm_jax.methods.registry import make_method
-from cldm_jax.runs import fit, monai_import, record
+from cldm_jax.runs import fit, monai, record
 from cldm_jax.runs import inputs as inputs_lib
 from cldm_jax.runs.feed import make_feed
 from cldm_jax.runs.loop import Loop, is_due
@@ -229,7 +229,7 @@ def _import(config, workdir, state, manifest, checkpoints: Checkpoints):
     """
     if not _imports(config):
         return state
-    params, facts = monai_import.import_weights(config, state.params)
+    params, facts = monai.import_weights(config, state.params)
     print(f"{config.name}: begins with {facts['file']} ({facts['sha256'][:12]})", flush=True)
     params, average = (jax.tree.map(jnp.array, params) for _ in range(2))  # both are donated
     state = state._replace(**sharding.replicate({"params": params, "ema_params": average}))
