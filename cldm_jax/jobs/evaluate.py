@@ -5,9 +5,8 @@ Slice -> patient -> mean +- SD; references (floor, ceilings) and controls are sc
 
 import contextlib
 import pathlib
-from importlib.metadata import version
 
-from cldm_jax import __version__, files
+from cldm_jax import files
 from cldm_jax.data import intensity
 from cldm_jax.errors import UserError
 from cldm_jax.metrics import aggregate
@@ -18,7 +17,7 @@ from cldm_jax.report.page import write_report
 from cldm_jax.report.record import Summary, read_summary
 from cldm_jax.report.spread import spread_lines
 from cldm_jax.report.tables import text_table
-from cldm_jax.runs import spread
+from cldm_jax.runs import record, spread
 from cldm_jax.runs.readouts import (
     ReadOut,
     learning_curves,
@@ -279,7 +278,6 @@ def notes(config, scorer: Scorer, scored: set[str]) -> list[str]:
 
 def _facts(scorer: Scorer, entrants, controlled: list[dict], stamp: str) -> dict:
     index, config = scorer.prepared.index, scorer.config
-    packages = ("jax", "flax", "numpy", "scipy")
     scored = {s["patient"] for s in scorer.scores}
     return {
         "protocol": scorer.protocol,
@@ -297,7 +295,7 @@ def _facts(scorer: Scorer, entrants, controlled: list[dict], stamp: str) -> dict
         "learning": {e.name: learning_curves(e) for e in entrants},
         "run": {
             **run_facts(config, entrants[0].first),
-            "versions": {"cldm_jax": __version__, **{p: version(p) for p in packages}},
+            "versions": record.versions("jax", "flax", "numpy", "scipy"),
             "stamp": stamp,
         },
     }

@@ -60,7 +60,9 @@ def run(config, workdir: str, waits: bool = False) -> None:
 
 def check(config, workdir: str) -> None:
     """UserError where this training cannot be run, by its settings, its data and what `workdir` holds."""
-    _check_has_work(config)
+    if config.train.num_train_steps == 0 and not _imports(config):
+        remedy = "Give a number of steps, or weights: --config.init.weights=FILE."
+        raise UserError("config.train.num_train_steps=0", "nothing to train or to import", remedy)
     sharding.check_batch_size(config.train.batch_size, config.recipe.optim.accumulate)
     config, prepared = inputs_lib.settled(config)
     fit.check(config, prepared)
@@ -215,12 +217,6 @@ def _compile(method, feed, arguments, validation) -> dict:
 
 def _imports(config) -> bool:
     return "init" in config and bool(config.init.weights)
-
-
-def _check_has_work(config) -> None:
-    if config.train.num_train_steps == 0 and not _imports(config):
-        remedy = "Give a number of steps, or weights: --config.init.weights=FILE."
-        raise UserError("config.train.num_train_steps=0", "nothing to train or to import", remedy)
 
 
 def _import(config, workdir, state, manifest, checkpoints: Checkpoints):

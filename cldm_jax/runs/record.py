@@ -157,6 +157,11 @@ def autoencoder(workdir) -> dict | None:
     return old and old.autoencoder
 
 
+def versions(*packages: str) -> dict[str, str]:
+    """Of cldm_jax and of `packages`."""
+    return {"cldm_jax": __version__, **{p: importlib.metadata.version(p) for p in packages}}
+
+
 def git_revision(root=pathlib.Path(__file__).parents[2]) -> str:
     """Of the checkout that this package lies in; installed, it may lie in somebody else's."""
     if not (root / ".git").exists():  # a folder, or a file in a worktree
@@ -170,7 +175,6 @@ def git_revision(root=pathlib.Path(__file__).parents[2]) -> str:
 
 
 def make_manifest(config, workdir, inputs, state, resolved) -> Manifest:
-    packages = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
     path = pathlib.Path(workdir) / "run.json"
     old = read_run_json(workdir, path.name) if path.is_file() else {}
     index, source = inputs.prepared.index, config.data.source
@@ -181,10 +185,7 @@ def make_manifest(config, workdir, inputs, state, resolved) -> Manifest:
         command=device.command_line(),
         config_sha256=files.sha256_json(resolved),
         git=git_revision(),
-        versions={
-            "cldm_jax": __version__,
-            **{p: importlib.metadata.version(p) for p in packages},
-        },
+        versions=versions("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
         hardware=device.describe(),
         data=Data(
             index.name,
