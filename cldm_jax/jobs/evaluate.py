@@ -18,12 +18,7 @@ from cldm_jax.report.record import Summary, read_summary
 from cldm_jax.report.spread import spread_lines
 from cldm_jax.report.tables import text_table
 from cldm_jax.runs import record, spread
-from cldm_jax.runs.readouts import (
-    ReadOut,
-    learning_curves,
-    make_entrants,
-    predict_entrant,
-)
+from cldm_jax.runs.readouts import ReadOut, learning_curves, make_entrants, predict_entrant
 from cldm_jax.runs.stored import Run, open_run
 from cldm_jax.runtime import device, processes
 from cldm_jax.runtime.progress import Progress
@@ -143,10 +138,9 @@ def _evaluate(config, runs: list[Run], prepared, targets: tuple[str, ...], stamp
                     e, mode, source, scorer.codes, progress=progress, **scorer.options
                 )
                 scorer.add(e.name, mode, readouts[e.name, mode].images, targets=e.runs)
-            made = recentred(e, readouts)
-            if made is not None:
-                mode, readouts[e.name, made[0]] = made
-                scorer.add(e.name, mode, made[1].images, targets=e.runs)
+            for key, made in recentred(e, readouts).items():
+                readouts[key] = made
+                scorer.add(*key, made.images, targets=e.runs)
             if e is main:
                 first = readouts[e.name, next(iter(e.first.method.predict))]
                 controlled += controls.measure(scorer, e, source, first.images, progress)
@@ -173,20 +167,20 @@ def read_outs(entrant) -> list[str]:
     return [*run.method.predict, *own]
 
 
-def recentred(entrant, readouts) -> tuple[str, ReadOut] | None:
-    """(name, read-out) of a CLDM's point image with one sample's deviation from the mean of K, out of
-    what it has predicted already: the samples are the same. None for a method that lacks one of them.
+def recentred(entrant, readouts) -> dict[tuple[str, str], ReadOut]:
+    """{(method, its name): read-out} of a CLDM's point image with one sample's deviation from the mean of
+    K, out of what it has predicted already: the samples are the same. {} of a method that lacks one.
     """
     run, made = entrant.first, read_outs(entrant)[-1]
     if made in run.method.predict:
-        return None
+        return {}
     count = int(made.removeprefix(spread.RECENTRED))
     used = (spread.point_mode(run), "sample", spread.mean_name(run))
     parts = [readouts[entrant.name, mode] for mode in used]
     images = spread.recentred(*(p.images for p in parts), count, 1.0)
     seconds = [p.seconds_per_slice for p in parts]
     total = None if None in seconds else sum(seconds)
-    return made, ReadOut(images, None, total)
+    return {(entrant.name, made): ReadOut(images, None, total)}
 
 
 def _choose_modes(scorer: Scorer, entrants) -> dict[str, dict[str, str]]:

@@ -190,9 +190,8 @@ def _predict(opened: Opened, entrant, target: str, own) -> dict[tuple, np.ndarra
         if key not in opened.predictors:
             opened.predictors[key] = Predictor(run, mode)
         found[entrant.name, mode] = opened.predictors[key](source, **opened.scorer.options)
-    made = recentred(entrant, found) if with_parts else None
-    if made is not None:
-        found[entrant.name, made[0]] = made[1]
+    if with_parts:
+        found |= recentred(entrant, found)
     return {k: readout.images for k, readout in found.items() if not wanted or k[1] in wanted}
 
 
