@@ -120,7 +120,6 @@ def _evaluate(config, runs: list[Run], prepared, targets: tuple[str, ...], stamp
     entrants = make_entrants(runs, targets)
     scorer = Scorer(config, prepared, prepared.index.names(targets), reads=shared_source(runs))
     chosen = _choose_modes(scorer, entrants)
-    rows = scorer.source(runs[0].config["data"]["context"])
     # In network evaluations, so that the ETA knows that a mean of samples takes longest; the two
     # controls use the first read-out.
     per_slice = sum(
@@ -130,7 +129,8 @@ def _evaluate(config, runs: list[Run], prepared, targets: tuple[str, ...], stamp
     per_slice += 2 * (main is not None)
     readouts: dict[tuple[str, str], ReadOut] = {}
     controlled: list[dict] = []
-    with Progress(round(len(rows) * per_slice), "predict test people", "evaluation") as progress:
+    total = round(len(scorer.rows) * per_slice)
+    with Progress(total, "predict test people", "evaluation") as progress:
         for e in entrants:
             source = scorer.source(e.first.config["data"]["context"])
             for mode in e.first.method.predict:
@@ -144,7 +144,7 @@ def _evaluate(config, runs: list[Run], prepared, targets: tuple[str, ...], stamp
             if e is main:
                 first = readouts[e.name, next(iter(e.first.method.predict))]
                 controlled += controls.measure(scorer, e, source, first.images, progress)
-    references.add(scorer, runs, rows)
+    references.add(scorer, runs)
     drawers = coverage.open_calibrated(scorer, entrants)
     summary = make_summary(
         scorer.scores,
@@ -155,7 +155,7 @@ def _evaluate(config, runs: list[Run], prepared, targets: tuple[str, ...], stamp
         **_facts(scorer, entrants, controlled, stamp),
         **coverage.measure(scorer, entrants, drawers, chosen),
     )
-    return summary, scorer.scores, make_gallery(scorer, entrants, readouts, rows, drawers)
+    return summary, scorer.scores, make_gallery(scorer, entrants, readouts, drawers)
 
 
 def read_outs(entrant) -> list[str]:

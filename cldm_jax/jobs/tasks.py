@@ -107,10 +107,9 @@ def _open(config, runs, uses: list[Use]) -> tuple[Opened, list[Use]]:
     names = prepared.index.names(targets)
     entrants = _entrants(config, runs, targets)
     scorer = Scorer(config, prepared, names, reads=shared_source(runs))
-    rows = scorer.source(1)
-    images = {REAL: scorer.real, AGAIN: references.reacquired(prepared, rows, names)[0]}
+    images = {REAL: scorer.real, AGAIN: references.reacquired(prepared, scorer.rows, names)[0]}
     if references.has_floor(prepared, names):
-        images[FLOOR] = references.population_mean(prepared, rows, names)
+        images[FLOOR] = references.population_mean(prepared, scorer.rows, names)
     images = {name: found for name, found in images.items() if found is not None}
     sources = {k: scorer.source(k) for k in {e.first.config["data"]["context"] for e in entrants}}
     return Opened(scorer, entrants, {}, sources, images), uses
@@ -197,6 +196,7 @@ def _predict(opened: Opened, entrant, target: str, own) -> dict[tuple, np.ndarra
 
 def _case(opened: Opened, subject: int, code: int, own) -> Case:
     scorer, prepared = opened.scorer, opened.scorer.prepared
+    air = intensity.MODALITIES[scorer.names[code]].fill
     z, context = scorer.keys["slice"][own], scorer.context(subject, code)
     spec = prepared.index.modalities["pet"].normaliser
     pet = intensity.metric_units(spec, prepared.read(subject, "pet")[z])
@@ -204,7 +204,7 @@ def _case(opened: Opened, subject: int, code: int, own) -> Case:
     return Case(
         spacing,
         _whole(pet, z, 0.0),
-        _whole(scorer.units(code, subject, scorer.real[own]), z, _air(scorer.names[code])),
+        _whole(scorer.units(code, subject, scorer.real[own]), z, air),
         _whole(scorer.masks[own], z, False),
         mask.brain_mask_pet(_whole(pet, z, 0.0), spacing[1:]),
         *(None if v is None else _whole(v, z, 0) for v in (context.labels, context.lesions)),
@@ -216,10 +216,6 @@ def _whole(values, z, fill):
     out = np.full((z[-1] - z[0] + 1, *values.shape[1:]), fill, values.dtype)
     out[z - z[0]] = values
     return out
-
-
-def _air(target: str) -> float:
-    return intensity.MODALITIES[target].fill
 
 
 def _judge(opened: Opened, use: Use, start, case: Case, images, subject: int, code: int, own):
@@ -239,7 +235,7 @@ def _judge(opened: Opened, use: Use, start, case: Case, images, subject: int, co
     for key, image in {**images, **asked}.items():
         units = opened.scorer.units(code, subject, np.clip(image, -1, 1))
         try:
-            found[key] = judge.score(_whole(units, z, _air(use.target)))
+            found[key] = judge.score(_whole(units, z, intensity.MODALITIES[use.target].fill))
         except NoMatch as error:
             found[key] = nothing
             failed.append((" ".join(key), str(error)))

@@ -142,12 +142,13 @@ def read_manifest(workdir) -> Manifest:
 
 def load_autoencoder(workdir) -> tuple[dict, dict, int]:
     """(model keywords, {"params", "patch"}, step) of a trained autoencoder."""
-    is_run = (pathlib.Path(workdir) / "config.json").is_file()
-    config = read_run_config(workdir) if is_run else {}
-    if is_run and config["method"] != "autoencoder":
-        reason = f"is a training of {config['name']}, not of an autoencoder"
-        raise UserError(workdir, reason, "Give an autoencoder's as config.autoencoder.workdir")
-    found = restore_for_inference(pathlib.Path(workdir) / "checkpoints") if is_run else None
+    folder, found = pathlib.Path(workdir), None
+    if (folder / "config.json").is_file():
+        config = read_run_config(workdir)
+        if config["method"] != "autoencoder":
+            reason = f"is a training of {config['name']}, not of an autoencoder"
+            raise UserError(workdir, reason, "Give an autoencoder's as config.autoencoder.workdir")
+        found = restore_for_inference(folder / "checkpoints")
     if found is None:
         words = ("--config=configs/ae.py:PRESET", f"--workdir={workdir}")
         remedy = "Train one, on the same data: " + console.command("cldm_jax.main", *words)

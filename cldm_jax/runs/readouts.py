@@ -90,12 +90,10 @@ def predict_entrant(
 
     codes: class code of each target. options: of `predict_rows`.
     """
-    by_run = {id(r): (r, []) for r in entrant.runs.values()}
-    for target, run in entrant.runs.items():
-        by_run[id(run)][1].append(codes[target])
     label = source.keys["label"]
     images, sd, seconds = None, None, None
-    for run, wanted in by_run.values():
+    for run in {id(r): r for r in entrant.runs.values()}.values():
+        wanted = [codes[target] for target, r in entrant.runs.items() if r is run]
         rows = np.flatnonzero(np.isin(label, wanted))
         if not len(rows):  # nobody here has this target
             continue

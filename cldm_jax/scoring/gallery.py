@@ -9,7 +9,7 @@ from cldm_jax.scoring import coverage
 from cldm_jax.scoring.scorer import HEADLINE, Scorer, is_cldm
 
 
-def make_gallery(scorer: Scorer, entrants: list[Entrant], readouts, source, drawers) -> dict:
+def make_gallery(scorer: Scorer, entrants: list[Entrant], readouts, drawers) -> dict:
     """Best, median and worst patient by PSNR of the CLDM's best mode; the middle scored slice.
 
     Where the CLDM does not make a target, the first method that does decides. drawers: of
@@ -43,7 +43,7 @@ def make_gallery(scorer: Scorer, entrants: list[Entrant], readouts, source, draw
                 {
                     "role": role,
                     "patient": patient,
-                    **_case(scorer, own, source, code, subject, row, maps),
+                    **_case(scorer, own, code, subject, row, maps),
                 }
                 for role, patient, subject, row in cases
             ],
@@ -51,9 +51,8 @@ def make_gallery(scorer: Scorer, entrants: list[Entrant], readouts, source, draw
     return gallery
 
 
-def _case(scorer, readouts, source, code: int, subject: int, row: int, maps) -> dict:
+def _case(scorer: Scorer, readouts, code: int, subject: int, row: int, maps) -> dict:
     """The pictures of one slice: source, real, every read-out and its SD, in metric units."""
-    pet = source.read(np.array([row]))["source"][0]
     predictions, sds = {}, {}
     zero = scorer.units(code, subject, np.float32(0))  # units are affine in model range
     mapped = {key: by_row[row] for key, by_row in maps.items() if row in by_row}
@@ -68,7 +67,7 @@ def _case(scorer, readouts, source, code: int, subject: int, row: int, maps) -> 
             sds[key] = scorer.units(code, subject, sd) - zero
     return {
         "slice": int(scorer.keys["slice"][row]),
-        "source": pet[..., pet.shape[-1] // 2],
+        "source": scorer.rows.read(np.array([row]))["source"][0, ..., 0],
         "real": scorer.units(code, subject, scorer.real[row]),
         "mask": scorer.masks[row],
         "predictions": predictions,

@@ -13,9 +13,9 @@ from cldm_jax.runs.steps import is_same
 REFERENCE = "reference"  # method name of the rows that give scores their meaning
 
 
-def add(scorer, runs, rows: SliceSource) -> None:
-    """Scores these rows, as methods named REFERENCE, with the others of `scorer`."""
-    prepared, batch_size = scorer.prepared, scorer.config.batch_size
+def add(scorer, runs) -> None:
+    """Scores these, as methods named REFERENCE, with the others of `scorer`."""
+    prepared, rows, batch_size = scorer.prepared, scorer.rows, scorer.config.batch_size
     images = {"source_identity": sources(rows, batch_size)}
     if has_floor(prepared, scorer.names):
         images["floor_mean_image"] = population_mean(prepared, rows, scorer.names)

@@ -110,10 +110,12 @@ class Scorer:
             mr = dataclasses.replace(self.protocol.mr, scale=scale)
             self.protocol = dataclasses.replace(self.protocol, mr=mr)
         self.scores: list[dict] = []
-        self.keys = self.source(1).keys
-        self.real, self.masks = references.targets(self.source(1), config.batch_size)
+        self.rows = self.source(1)
+        self.keys = self.rows.keys
+        self.real, self.masks = references.targets(self.rows, config.batch_size)
 
     def source(self, context: int, split: str | None = None):
+        """What is scored, with so many PET slices as the source of each row."""
         return image_source(
             self.prepared,
             split or self.split,
