@@ -1,7 +1,6 @@
 """What --help says: the jobs and presets there are, or every setting of one config.
 
-Read from the config files themselves: their docstrings, and the comments beside their settings. Standard
-library only.
+Read from the config files themselves: their docstrings, and the comments beside their settings.
 """
 
 import ast

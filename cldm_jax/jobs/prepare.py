@@ -172,11 +172,7 @@ def _rules(config, home: external.Home | None, asked: dict) -> dict[str, intensi
 
 
 def _fit(config, settings: Settings, facts: dict[str, Facts], train: set[str]):
-    """Normalisers of the modalities that the cohort has, fitted on training people only.
-
-    With config.normalisers_from nothing is fitted: a test set from elsewhere is brought to the range
-    that a model was trained on.
-    """
+    """Normalisers of the modalities that the cohort has: fitted on training people only, or the given."""
     if config.normalisers_from:
         return settings.normalisers
     fitted = {}

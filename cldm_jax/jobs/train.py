@@ -31,8 +31,7 @@ from cldm_jax.runtime.writers import open_writer, read_rows
 
 
 def run(config, workdir: str, waits: bool = False) -> None:
-    """Trains `config.method` to `config.train.num_train_steps`, resuming what `workdir` holds; `waits`
-    where another process is at it.
+    """Trains `config.method` to its last step, going on with `workdir`; `waits` for another process.
 
     With `config.init.weights` it begins with those; with 0 steps it only imports them.
 

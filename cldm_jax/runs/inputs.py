@@ -203,9 +203,7 @@ def scheduled(recipe: Mapping[str, Any], num_train_steps: int) -> dict[str, Any]
 
 
 def open_inputs(config) -> Inputs:
-    """Opens everything that training `config` reads. UserError where something is missing or does not
-    fit: `jobs/make.py` makes what is missing.
-    """
+    """Everything that training `config` reads. UserError where something is missing or does not fit."""
     config, prepared = settled(config)
     fit.check(config, prepared)
     recipe = method_recipe(config)

@@ -24,9 +24,7 @@ def is_due(step: int, total: int, every: int) -> bool:
 
 @dataclasses.dataclass(kw_only=True, eq=False)
 class Loop:
-    """One training, moved on by `run`. After every call it logs, validates and saves what is due, in this
-    order. To be closed.
-    """
+    """One training, moved on by `run`: calls, and after each logs, validates, saves. To be closed."""
 
     config: Any
     workdir: str

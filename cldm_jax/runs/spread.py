@@ -132,9 +132,7 @@ class Asked(NamedTuple):
 
 
 def ask_regions(drawn: Drawn, factors, run: Run, target: str, index, stride: int) -> Asked:
-    """The rescaled ensemble's regions beside the real ones, in units; of every stride-th slice of a
-    person of `index`.
-    """
+    """The rescaled ensemble's regions beside the real ones, in units; every stride-th slice was drawn."""
     spec, spacing_mm = run.manifest.data.modalities[target].normaliser, index.spacing_mm
     height_mm = stride * index.people[drawn.subject].voxel_mm[0]  # that a slice stands for
     point, real = (intensity.from_model(spec, x) for x in (drawn.point, drawn.real))

@@ -100,9 +100,7 @@ def _means(judged: list[dict], scale: float) -> dict:
 
 
 def _regions(asked: list[spread.Asked], rules: dict, target: str) -> list[dict]:
-    """Of each region over people and slabs: share inside the interval, its mean half width, and the mean
-    absolute error of its centre.
-    """
+    """Of each region over people and slabs: coverage, half width, mean absolute error of the centre."""
     out = []
     for name, rule in rules.items():
         real = np.concatenate([a.real[name] for a in asked])
