@@ -69,11 +69,7 @@ def corrected(drawn: dict, activity: np.ndarray, scene: Scene, cup: np.ndarray) 
     step = tuple(max(1, round(COARSE_MM / s)) for s in grid.spacing)
     difference = ndimage.uniform_filter(used - true, step, mode="nearest")
     thin = tuple(slice(None, None, s) for s in step)
-    lattice = Grid(
-        difference[thin].shape,
-        tuple(s * n for s, n in zip(grid.spacing, step, strict=True)),
-        grid.origin,
-    )
+    lattice = Grid.of(difference[thin].shape, np.multiply(grid.spacing, step), grid.origin)
     path = mean_line_integral(difference[thin], lattice)
     factor = np.exp(np.float32(strength) * upsample(path, lattice, grid))
     result = activity * np.clip(factor, *FACTOR_LIMITS)

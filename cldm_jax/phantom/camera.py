@@ -10,7 +10,7 @@ import numpy as np
 from scipy import fft, ndimage, sparse
 
 from cldm_jax.phantom.draws import Dice
-from cldm_jax.phantom.fields import FWHM, Grid, smooth_field
+from cldm_jax.phantom.fields import FWHM, Grid, smooth_field, wide_blur
 from cldm_jax.phantom.pet import point_spread
 
 SCATTER_MM = 28.0  # SD of what scatter leaves behind
@@ -90,10 +90,7 @@ def _blurred(activity: np.ndarray, work: Grid, scanner: dict) -> np.ndarray:
     """Total resolution (the working voxel's average counts towards it), and residual scatter."""
     mean = point_spread(activity, work, scanner["fwhm_mm"], scanner["axial_ratio"])
     if scanner["has_scatter"]:
-        size = [max(1, round(np.sqrt(6) * SCATTER_MM / s)) for s in work.spacing]
-        wide = mean
-        for _ in range(2):  # two box filters: nearly a Gaussian, at a cost that ignores their size
-            wide = ndimage.uniform_filter(wide, size, mode="constant")
+        wide = wide_blur(mean, work, np.sqrt(6) * SCATTER_MM, "constant")
         mean += np.float32(scanner["scatter"]) * wide
     return mean
 

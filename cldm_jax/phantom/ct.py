@@ -6,11 +6,12 @@ import numpy as np
 from scipy import ndimage
 
 from cldm_jax.phantom import tissue
-from cldm_jax.phantom.fields import Grid, blur, smooth_field, tissue_mean
+from cldm_jax.phantom.fields import Grid, blur, smooth_field, tissue_mean, wide_blur
 
 HU_RANGE = (-1024, 3071)
 BLUR_MM = 0.9  # in-plane and along z, FWHM
 TEXTURE_MM = 2.0
+CUPPING_MM = 30.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +48,7 @@ def image(
     ct = blur(ct, grid, BLUR_MM)
     if scan.cupping_hu:
         head = (ct > -300).astype(np.float32)
-        size = [max(1, round(30 / s)) for s in grid.spacing]
-        bowl = head
-        for _ in range(2):  # two box filters: nearly a Gaussian, at a cost that ignores their size
-            bowl = ndimage.uniform_filter(bowl, size, mode="nearest")
-        ct -= scan.cupping_hu * bowl * head
+        ct -= scan.cupping_hu * wide_blur(head, grid, CUPPING_MM, "nearest") * head
     if scan.noise_hu:
         noise = rng.standard_normal(grid.shape, np.float32)
         noise -= ndimage.gaussian_filter(noise, (2.2, 2.2, 0), mode="wrap")

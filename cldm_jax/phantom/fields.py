@@ -26,6 +26,11 @@ class Grid:
     spacing: tuple[float, float, float]
     origin: tuple[float, float, float]
 
+    @classmethod
+    def of(cls, shape, spacing, origin) -> "Grid":
+        """From arrays or other sequences of three numbers."""
+        return cls(*(tuple(np.asarray(part).tolist()) for part in (shape, spacing, origin)))
+
     def axis(self, i: int) -> np.ndarray:
         """Centres of the voxels along axis i, mm, float32 [shape[i]]."""
         return (self.origin[i] + self.spacing[i] * np.arange(self.shape[i])).astype(np.float32)
@@ -37,26 +42,16 @@ class Grid:
 
     def refine(self, factor: tuple[int, int, int]) -> "Grid":
         """The grid whose blocks of `factor` voxels are this grid's voxels."""
-        spacing = tuple(s / f for s, f in zip(self.spacing, factor, strict=True))
-        origin = tuple(
-            o - s / 2 + t / 2 for o, s, t in zip(self.origin, self.spacing, spacing, strict=True)
-        )
-        shape = tuple(n * f for n, f in zip(self.shape, factor, strict=True))
-        return Grid(shape, spacing, origin)
+        spacing = np.divide(self.spacing, factor)
+        origin = self.origin - np.divide(self.spacing, 2) + spacing / 2
+        return Grid.of(np.multiply(self.shape, factor), spacing, origin)
 
     def lattice(self, step_mm: float) -> "Grid":
         """A coarser grid that covers this one, with steps of at least the voxel size."""
-        spacing = tuple(max(s, step_mm) for s in self.spacing)
-        shape = tuple(
-            int(np.ceil((n - 1) * s / t)) + 1 if n > 1 else 1
-            for n, s, t in zip(self.shape, self.spacing, spacing, strict=True)
-        )
-        extent = [
-            (m - 1) * t - (n - 1) * s
-            for m, t, n, s in zip(shape, spacing, self.shape, self.spacing, strict=True)
-        ]
-        origin = tuple(o - e / 2 for o, e in zip(self.origin, extent, strict=True))
-        return Grid(shape, spacing, origin)
+        spacing = np.maximum(self.spacing, step_mm)
+        length = np.subtract(self.shape, 1) * self.spacing
+        steps = np.ceil(length / spacing).astype(int)
+        return Grid.of(steps + 1, spacing, self.origin - (steps * spacing - length) / 2)
 
 
 def upsample(values: np.ndarray, lattice: Grid, grid: Grid) -> np.ndarray:
@@ -97,6 +92,14 @@ def blur(values: np.ndarray, grid: Grid, fwhm_mm: float) -> np.ndarray:
     """3-D Gaussian point spread of the given FWHM."""
     sigma = [fwhm_mm / FWHM / s for s in grid.spacing]
     return ndimage.gaussian_filter(values, sigma, mode="nearest", truncate=3.5)
+
+
+def wide_blur(values: np.ndarray, grid: Grid, width_mm: float, mode: str) -> np.ndarray:
+    """Two box filters of that width: nearly a Gaussian, at a cost that ignores their size."""
+    size = [max(1, round(width_mm / s)) for s in grid.spacing]
+    for _ in range(2):
+        values = ndimage.uniform_filter(values, size, mode=mode)
+    return values
 
 
 def block_sum(values: np.ndarray, factor: tuple[int, int, int]) -> np.ndarray:

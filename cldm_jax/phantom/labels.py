@@ -75,13 +75,9 @@ def read_head(path: str) -> LabelVolume:
 
 def covering_grid(labels: Grid, spacing: tuple[float, float, float]) -> Grid:
     """The output grid over the whole field of view of a label grid, from the same lower edge."""
-    edge = [o - s / 2 for o, s in zip(labels.origin, labels.spacing, strict=True)]
-    shape = tuple(
-        int(np.ceil(n * s / t - 1e-6))
-        for n, s, t in zip(labels.shape, labels.spacing, spacing, strict=True)
-    )
-    origin = tuple(e + t / 2 for e, t in zip(edge, spacing, strict=True))
-    return Grid(shape, tuple(spacing), origin)
+    shape = np.ceil(np.multiply(labels.shape, labels.spacing) / spacing - 1e-6).astype(int)
+    edge = labels.origin - np.divide(labels.spacing, 2)
+    return Grid.of(shape, spacing, edge + np.divide(spacing, 2))
 
 
 def sample(labels: LabelVolume, position: list[np.ndarray]) -> np.ndarray:

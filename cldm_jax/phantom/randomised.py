@@ -1,7 +1,5 @@
 """People and PET scanners of mode `randomised`: pose, and one PET from a person. numpy and scipy only."""
 
-import dataclasses
-
 import numpy as np
 
 from cldm_jax.phantom import attenuation, camera, tracer, warp
@@ -26,8 +24,7 @@ def pose(dice: Dice, drawn: dict, grid: Grid, centre: tuple[float, float, float]
 def moved_view(drawn: dict, grid: Grid) -> Grid:
     """The field of view moved over the person, who is thus off its centre."""
     shift = (*drawn["shift_mm"], drawn["height_mm"])
-    origin = tuple(o + s for o, s in zip(grid.origin, shift, strict=True))
-    return dataclasses.replace(grid, origin=origin)
+    return Grid.of(grid.shape, grid.spacing, np.add(grid.origin, shift))
 
 
 def is_ordinary(dice: Dice, share: float) -> bool:

@@ -45,17 +45,13 @@ class Scene:
 
 def make(disease: Disease, hu: np.ndarray, out: Grid, factor: tuple[int, int, int]) -> Scene:
     """disease.labels lie on out.refine(factor); hu [14]: the person's CT numbers."""
-    coarse = tuple(max(1, int(WORK_MM / s + 1e-3)) for s in out.spacing)
-    shape = tuple(-(-n // c) for n, c in zip(out.shape, coarse, strict=True))
-    spacing = tuple(s * c for s, c in zip(out.spacing, coarse, strict=True))
-    origin = tuple(
-        o + (c - 1) * s / 2 for o, s, c in zip(out.origin, out.spacing, coarse, strict=True)
-    )
-    block = tuple(f * c for f, c in zip(factor, coarse, strict=True))
+    coarse = np.maximum(1, (np.divide(WORK_MM, out.spacing) + 1e-3).astype(int))
+    shape, block = -(-np.array(out.shape) // coarse), factor * coarse
+    origin = out.origin + (coarse - 1) * out.spacing / 2
 
     def padded(array, blocks, **how):
-        missing = [(0, n * b - have) for n, b, have in zip(shape, blocks, array.shape, strict=True)]
-        return np.pad(array, missing, **how)
+        missing = shape * blocks - array.shape
+        return np.pad(array, [(0, n) for n in missing], **how)
 
     codes = padded(disease.labels, block)
     shares = {}
@@ -71,6 +67,6 @@ def make(disease: Disease, hu: np.ndarray, out: Grid, factor: tuple[int, int, in
         osem.attenuation(tissue_mean(hu, codes, block)).astype(np.float32),
         osem.attenuation(tissue_mean(water, codes, block)).astype(np.float32),
         None if hypo is None else block_mean(padded(hypo, coarse, mode="edge"), coarse),
-        Grid(shape, spacing, origin),
+        Grid.of(shape, out.spacing * coarse, origin),
         out,
     )

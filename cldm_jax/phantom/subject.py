@@ -89,9 +89,8 @@ def embedded_grid(shape: tuple[int, int, int], spacing: tuple[float, float, floa
 
 def block_factor(spacing, target_mm: tuple[float, float, float]) -> tuple[int, int, int]:
     """Sub-voxels per axis for partial volume, 1 to 3."""
-    return tuple(
-        int(np.clip(np.ceil(s / t - 1e-6), 1, 3)) for s, t in zip(spacing, target_mm, strict=True)
-    )
+    factor = np.ceil(np.divide(spacing, target_mm) - 1e-6)
+    return tuple(np.clip(factor, 1, 3).astype(int).tolist())
 
 
 def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], dict]:
@@ -105,9 +104,7 @@ def build_anatomy(plan: Plan) -> tuple[np.ndarray, Grid, tuple[int, int, int], d
         own = volume.grid
         grid = labels.covering_grid(own, plan.spacing)
         detail, pose = own.spacing, VARIED
-        centre = tuple(
-            o + (n - 1) * s / 2 for o, n, s in zip(own.origin, own.shape, own.spacing, strict=True)
-        )
+        centre = own.origin + np.subtract(own.shape, 1) * own.spacing / 2
     else:
         grid = embedded_grid(plan.shape, plan.spacing)
         detail, pose, centre = (1, 1, 2), EMBEDDED, (0.0, 0.0, 0.0)
