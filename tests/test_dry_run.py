@@ -5,9 +5,8 @@ import pytest
 
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import dry_run
-from cldm_jax.methods.common import OWN
+from cldm_jax.methods.common import optimizer_of
 from cldm_jax.runtime.checkpoint import restore_for_inference
-from cldm_jax.runtime.optim import make_optimizer
 from configs import ae, ldm, pix2pix, unet
 from configs import prepare as prepare_config
 
@@ -20,8 +19,8 @@ def test_the_account_of_a_latent_method(study, tmp_path, capsys):
     sizes = [sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (params, frozen)]
     state = account["state_bytes"]
     assert [state["average"], state["frozen"]] == sizes and state["parameters"] == sizes[0]
-    optim = {k: v for k, v in config.recipe.optim.to_dict().items() if k not in OWN}
-    moments = make_optimizer(**optim, num_train_steps=20).init(params)  # Muon has one of a kernel
+    optim = {**config.recipe.optim.to_dict(), "num_train_steps": 20}
+    moments = optimizer_of(optim).init(params)  # Muon has one of a kernel
     held = sum(x.nbytes for x in jax.tree.leaves(moments))
     assert state["optimiser"] == pytest.approx(held, rel=1e-3) and sizes[0] < held < 2 * sizes[0]
     assert account["peak_bytes"] > sum(state.values()) and account["fits_gb"][24]

@@ -16,11 +16,10 @@ from cldm_jax.diffusion.noise import through_plane_weights
 from cldm_jax.errors import UserError
 from cldm_jax.methods.autoencoder import kl_divergence
 from cldm_jax.methods.base import sample_noise
-from cldm_jax.methods.common import OWN
+from cldm_jax.methods.common import optimizer_of
 from cldm_jax.methods.latent_diffusion import _Cldm, channel_weights, ramp
 from cldm_jax.methods.registry import make_method
 from cldm_jax.runs import fit
-from cldm_jax.runtime.optim import make_optimizer
 from configs import (
     ae,
     attention_unet,
@@ -159,8 +158,7 @@ def test_accumulated_parts_are_the_whole_batch(name, parts):
     _, state, batch = start(name, warmup_steps=0)
     plain = dict(b1=0.0, b2=0.0, optimizer="adamw")
     whole, split = (with_optim(name, accumulate=n, **plain) for n in (1, parts))
-    settings = {**recipe(name)["optim"], **plain}
-    tx = make_optimizer(**{k: v for k, v in settings.items() if k not in OWN})
+    tx = optimizer_of({**recipe(name)["optim"], **plain})
     state = state._replace(opt_state=tx.init(state.params))
     (one, seen), (other, told) = (
         jax.jit(m.train_step)(state, batch, jax.random.key(1)) for m in (whole, split)

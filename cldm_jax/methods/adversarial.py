@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import optax
 
 from cldm_jax.errors import UserError
-from cldm_jax.methods.common import OWN
-from cldm_jax.runtime.optim import make_optimizer, update_ema
+from cldm_jax.methods.common import optimizer_of
+from cldm_jax.runtime.optim import update_ema
 from cldm_jax.runtime.train_state import TrainState
 
 
@@ -73,8 +73,7 @@ def make_update(generator_loss, discriminator_loss, optim: dict):
         raise UserError(
             "config.recipe.optim.accumulate", reason, "Set it to 1 and lower batch_size."
         )
-    ema_decay = optim["ema_decay"]
-    tx = make_optimizer(**{k: v for k, v in optim.items() if k not in OWN})
+    ema_decay, tx = optim["ema_decay"], optimizer_of(optim)
 
     def init_state(generators, discriminators, pools) -> TrainState:
         params = {"generators": generators, "discriminators": discriminators}

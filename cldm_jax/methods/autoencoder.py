@@ -29,6 +29,10 @@ def make(*, model: dict, patch_skip: bool, loss: dict, optim: dict) -> Method:
     if patch_skip and model["latent_channels"] > most:
         raise ValueError(f"patch_skip: a cell of {most} pixels has at most {most} latent_channels")
 
+    def latent_shape(images):
+        b, h, w, _ = images.shape
+        return b, h // net.factor, w // net.factor, model["latent_channels"]
+
     def init(rng, batch, frozen):
         images, label = batch["target"], batch["label"]
         patch = None
@@ -41,15 +45,12 @@ def make(*, model: dict, patch_skip: bool, loss: dict, optim: dict) -> Method:
                 model["latent_channels"],
                 model.get("lapped", False),  # MONAI's know neither patches nor laps
             )
-        one, h, w, _ = (1, *images.shape[1:])
-        eps = jnp.zeros((one, h // net.factor, w // net.factor, model["latent_channels"]))
+        eps = jnp.zeros(latent_shape(images[:1]))
         params = init_params(net, rng, images[:1], label[:1], patch, eps)
         return init_state(params, {} if patch is None else {"patch": patch})
 
     def draw(rng, batch):
-        b, h, w, _ = batch["target"].shape
-        shape = (b, h // net.factor, w // net.factor, model["latent_channels"])
-        return {"eps": jax.random.normal(rng, shape)}
+        return {"eps": jax.random.normal(rng, latent_shape(batch["target"]))}
 
     def loss_fn(params, state, batch, noise):
         x, label = batch["target"], batch["label"]

@@ -1,5 +1,6 @@
 """A method is a record of pure functions; the loop, evaluation and prediction know nothing else."""
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -40,6 +41,21 @@ def with_mirror(predict: Callable) -> Callable:
         return Prediction((direct + predict(state, mirrored, rng).image[:, :, ::-1]) / 2)
 
     return predict_mirrored
+
+
+def deterministic(init, train_step, predict: Callable, **reads) -> Method:
+    """A method whose read-outs are `predict`, without samples, and its mean `with_mirror`."""
+    read_outs = {"predict": predict, "mirror": with_mirror(predict)}
+    return Method(init, train_step, read_outs, {"predict": 1, "mirror": 2}, **reads)
+
+
+def sample_read_outs(predict_samples: Callable, counts, cost: int) -> tuple[dict, dict]:
+    """(predict, evaluations) of the means of K samples, for each K of `counts`: "sample" for one, "mean8"
+    for eight. predict_samples takes num_samples; cost: network evaluations of one sample.
+    """
+    names = {k: "sample" if k == 1 else f"mean{k}" for k in counts}
+    predict = {n: functools.partial(predict_samples, num_samples=k) for k, n in names.items()}
+    return predict, {name: k * cost for k, name in names.items()}
 
 
 def example_keys(rng, batch: dict[str, Any], ahead: int = 0):

@@ -10,6 +10,10 @@ from cldm_jax.runtime.train_state import TrainState
 OWN = ("ema_decay", "accumulate")  # settings of the update that the optimiser does not take
 
 
+def optimizer_of(optim: dict) -> optax.GradientTransformation:
+    return make_optimizer(**{k: v for k, v in optim.items() if k not in OWN})
+
+
 def mean_gradient(grad_fn, rows, parts: int):
     """(loss, metrics, gradients) of grad_fn(rows) -> ((loss, metrics), gradients), averaged over `parts`
     of the rows [B, ...], one after the other. A part is every parts-th row: it stays on its device.
@@ -41,7 +45,7 @@ def make_update(loss_fn, optim: dict, draw=lambda rng, batch: {}):
     averaged before the update (activations of one part are in memory at a time; B divisible by it).
     """
     ema_decay, parts = optim["ema_decay"], optim.get("accumulate", 1)
-    tx = make_optimizer(**{k: v for k, v in optim.items() if k not in OWN})
+    tx = optimizer_of(optim)
 
     def init_state(params, frozen) -> TrainState:
         params = jax.tree.map(jnp.asarray, params)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cldm_jax.methods import adversarial
-from cldm_jax.methods.base import Method, Prediction, with_mirror
+from cldm_jax.methods.base import Method, Prediction, deterministic
 from cldm_jax.models.discriminator import PatchDiscriminator
 from cldm_jax.models.init import init_params
 from cldm_jax.models.resnet_generator import ResnetGenerator
@@ -67,6 +67,4 @@ def make(
     def predict(state, batch, rng):
         return Prediction(translate(state.ema_params, batch["source"]))
 
-    read_outs = {"predict": predict, "mirror": with_mirror(predict)}
-    costs = {"predict": 1, "mirror": 2}
-    return Method(init, train_step, read_outs, costs, reads=("source", "target"))
+    return deterministic(init, train_step, predict, reads=("source", "target"))

@@ -6,8 +6,6 @@ energy    a network with noise among its inputs, trained on the energy score of 
           (Gneiting & Raftery 2007, eq. 22; Shen & Meinshausen 2307.00835): one evaluation a sample
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 
@@ -15,9 +13,10 @@ from cldm_jax.diffusion.noise import through_plane_weights
 from cldm_jax.methods.base import (
     Method,
     Prediction,
+    deterministic,
     mean_of_samples,
     sample_noise,
-    with_mirror,
+    sample_read_outs,
 )
 from cldm_jax.methods.common import make_update
 from cldm_jax.models.init import init_params
@@ -84,8 +83,7 @@ def _make_gaussian(model: dict, beta: float, optim: dict) -> Method:
         mean, log_variance = apply(state.ema_params, batch)
         return Prediction(mean, jnp.exp(0.5 * log_variance))
 
-    read_outs = {"predict": predict, "mirror": with_mirror(predict)}
-    return Method(init, train_step, read_outs, {"predict": 1, "mirror": 2})
+    return deterministic(init, train_step, predict)
 
 
 def _make_energy(model: dict, sampling: dict, optim: dict) -> Method:
@@ -120,9 +118,4 @@ def _make_energy(model: dict, sampling: dict, optim: dict) -> Method:
         eps = sample_noise(batch, rng, num_samples, weights)(0, (*source.shape[1:3], 1))
         return mean_of_samples(apply(state.ema_params, source, label, eps), num_samples)
 
-    read_outs, evaluations = {}, {}
-    for k in sampling["num_samples"]:
-        name = "sample" if k == 1 else f"mean{k}"
-        read_outs[name] = functools.partial(predict_samples, num_samples=k)
-        evaluations[name] = k
-    return Method(init, train_step, read_outs, evaluations)
+    return Method(init, train_step, *sample_read_outs(predict_samples, sampling["num_samples"], 1))

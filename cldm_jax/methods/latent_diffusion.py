@@ -18,6 +18,7 @@ from cldm_jax.methods.base import (
     Prediction,
     mean_of_samples,
     sample_noise,
+    sample_read_outs,
     with_mirror,
 )
 from cldm_jax.methods.codec import Codec, make_codec
@@ -123,14 +124,11 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
 
     per_step = 1 + (s["guidance_scale"] != 1.0) + (s["autoguidance_scale"] != 1.0)
     per_sample = s["num_sampling_steps"] * per_step
-    predict, evaluations = {}, {}
+    predict, evaluations = sample_read_outs(cldm.predict_samples, s["num_samples"], per_sample)
     if max(d["onestep_share"]) > 0:
-        predict["onestep"], evaluations["onestep"] = cldm.predict_onestep, 1
-        predict["mirror"], evaluations["mirror"] = with_mirror(cldm.predict_onestep), 2
-    for k in s["num_samples"]:
-        name = "sample" if k == 1 else f"mean{k}"
-        predict[name] = functools.partial(cldm.predict_samples, num_samples=k)
-        evaluations[name] = k * per_sample
+        mirror = with_mirror(cldm.predict_onestep)
+        predict = {"onestep": cldm.predict_onestep, "mirror": mirror, **predict}
+        evaluations = {"onestep": 1, "mirror": 2, **evaluations}
     return Method(init, train_step, predict, evaluations, cldm.reads)
 
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from cldm_jax.methods import adversarial
-from cldm_jax.methods.base import Method, Prediction, with_mirror
+from cldm_jax.methods.base import Method, Prediction, deterministic
 from cldm_jax.models.discriminator import PatchDiscriminator
 from cldm_jax.models.init import init_params
 from cldm_jax.models.unet import ClassUNet
@@ -53,5 +53,4 @@ def make(*, generator: dict, discriminator: dict, loss: dict, optim: dict) -> Me
     def predict(state, batch, rng):
         return Prediction(translate(state.ema_params, batch))
 
-    read_outs = {"predict": predict, "mirror": with_mirror(predict)}
-    return Method(init, train_step, read_outs, {"predict": 1, "mirror": 2})
+    return deterministic(init, train_step, predict)

@@ -83,7 +83,7 @@ def _source(zs, like):
     return zs
 
 
-def _ddim(d, s, denoise_fn, start, noise_fn, t_start=None):
+def _sample_concat(d, s, denoise_fn, zs, start, noise_fn, t_start=None):
     return samplers.ddim(
         denoise_fn,
         start,
@@ -97,10 +97,6 @@ def _ddim(d, s, denoise_fn, start, noise_fn, t_start=None):
     )
 
 
-def _sample_concat(d, s, denoise_fn, zs, start, noise_fn):
-    return _ddim(d, s, denoise_fn, start, noise_fn)
-
-
 def sdedit_steps(d, s) -> int:
     """Of the diffusion, those that the source is noised by."""
     return max(round(s["sdedit_strength"] * d["num_timesteps"]), 1)
@@ -110,7 +106,7 @@ def _sample_sdedit(d, s, denoise_fn, zs, start, noise_fn):
     t_start = sdedit_steps(d, s) - 1
     ab = alphas_bar(d)[t_start]
     start = jnp.sqrt(ab) * zs + jnp.sqrt(1 - ab) * start
-    return _ddim(d, s, denoise_fn, start, noise_fn, t_start)
+    return _sample_concat(d, s, denoise_fn, zs, start, noise_fn, t_start)
 
 
 def _sample_bridge(d, s, denoise_fn, zs, start, noise_fn):

@@ -2,7 +2,7 @@
 
 import jax.numpy as jnp
 
-from cldm_jax.methods.base import Method, Prediction, with_mirror
+from cldm_jax.methods.base import Method, Prediction, deterministic
 from cldm_jax.methods.common import make_update
 from cldm_jax.models.init import init_params
 from cldm_jax.models.unet import ClassUNet
@@ -28,5 +28,4 @@ def make(*, model: dict, loss: str, optim: dict) -> Method:
         params = {"params": state.ema_params}
         return Prediction(net.apply(params, batch["source"], batch["label"]))
 
-    read_outs = {"predict": predict, "mirror": with_mirror(predict)}
-    return Method(init, train_step, read_outs, {"predict": 1, "mirror": 2})
+    return deterministic(init, train_step, predict)
