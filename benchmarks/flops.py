@@ -11,7 +11,6 @@ import flax.linen as nn
 import jax
 
 from cldm_jax.models.layers import Conv, Dense, SelfAttention
-from cldm_jax.models.monai import CentredDownsample
 
 TRAINING_FACTOR = 3  # forward, and twice that backward: the usual convention
 
@@ -20,8 +19,6 @@ def module_flops(module, x, y) -> int:
     """Of one call of `module` that took x and gave y (arrays or shapes); 0 for other modules."""
     if isinstance(module, Conv):
         return 2 * math.prod(y.shape) * module.kernel_size**2 * x.shape[-1]
-    if isinstance(module, CentredDownsample):
-        return 2 * math.prod(y.shape) * 9 * x.shape[-1]
     if isinstance(module, Dense):
         return 2 * math.prod(y.shape) * x.shape[-1]
     if isinstance(module, SelfAttention):  # the two products with N x N; its Dense count themselves

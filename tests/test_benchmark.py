@@ -39,7 +39,7 @@ from cldm_jax import files
 from cldm_jax.jobs import budget, make
 from cldm_jax.models import monai_names
 from cldm_jax.models.layers import Conv, SelfAttention
-from cldm_jax.models.monai import CentredDownsample
+from cldm_jax.models.monai import CENTRED
 from cldm_jax.runtime import device, weights
 
 HAS_TORCH = all(importlib.util.find_spec(name) for name in ("torch", "monai", "diffusers"))
@@ -239,7 +239,7 @@ def test_flops_of_known_modules():
     x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
     assert flops.forward_flops(Conv(5), x) == 2 * 2 * 64 * 5 * 9 * 3
     assert flops.forward_flops(Conv(5, stride=2), x) == 2 * 2 * 16 * 5 * 9 * 3
-    assert flops.forward_flops(CentredDownsample(), x) == 2 * 2 * 16 * 3 * 9 * 3
+    assert flops.forward_flops(Conv(3, stride=2, padding=CENTRED), x) == 2 * 2 * 16 * 3 * 9 * 3
     attention = SelfAttention(1, head_channels=3)
     projections, products = 2 * 2 * 64 * 3 * (9 + 3), 4 * 2 * 64**2 * 3
     assert flops.forward_flops(attention, x) == projections + products

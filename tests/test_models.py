@@ -263,7 +263,7 @@ def test_attention_takes_any_number_of_channels(channels):
         layers.Conv(8, dtype=jnp.bfloat16),
         layers.Conv(8, 1, dtype=jnp.bfloat16),
         layers.Dense(8, dtype=jnp.bfloat16),
-        monai.CentredDownsample(dtype=jnp.bfloat16),
+        layers.Conv(8, stride=2, padding=monai.CENTRED, dtype=jnp.bfloat16),
         layers.ResBlock(8, 4, dtype=jnp.bfloat16),
         monai.TimeResBlock(8, 4, dtype=jnp.bfloat16),
     ],

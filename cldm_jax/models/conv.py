@@ -14,9 +14,9 @@ MIN_CHANNELS = 8  # of input and output: below, transforms cost more than they s
 MIN_TILES = 8  # 4x4 tiles of the batch: below, transforming weights costs more than the products
 
 
-def conv2d(x, kernel, bias, stride: int = 1):
-    """Same-padded convolution plus bias. x [B, H, W, C], kernel [k, k, C, K] of its type, bias [K]
-    float32 -> [B, H/s, W/s, K].
+def conv2d(x, kernel, bias, stride: int = 1, padding="SAME"):
+    """Convolution plus bias. x [B, H, W, C], kernel [k, k, C, K] of its type, bias [K] float32
+    -> [B, H/s, W/s, K]. padding: of XLA's convolution; other than "SAME" with a stride alone.
     """
     size = kernel.shape[0]
     if size == 1 and stride == 1:  # a matrix product: XLA's CPU convolution is slower
@@ -25,7 +25,7 @@ def conv2d(x, kernel, bias, stride: int = 1):
     if size == 3 and stride == 1 and tiles >= MIN_TILES and _is_native(kernel.shape, x.dtype):
         return _winograd(x, kernel, bias)
     y = jax.lax.conv_general_dilated(
-        x, kernel, (stride, stride), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     return add_bias(y, bias)
 

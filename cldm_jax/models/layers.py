@@ -18,7 +18,7 @@ KERNEL_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 
 
 class Conv(nn.Module):
-    """Same-padded 2-D convolution, [B, H, W, C] -> [B, H/stride, W/stride, features].
+    """2-D convolution, [B, H, W, C] -> [B, H/stride, W/stride, features].
 
     A module whose name ends in `_zero` starts as the zero map (see `models.init.init_params`, which
     fills parameters by name); residual branches and heads use it so that a block starts as identity.
@@ -28,6 +28,7 @@ class Conv(nn.Module):
     kernel_size: int = 3
     stride: int = 1
     dtype: Any = jnp.float32
+    padding: Any = "SAME"  # see conv2d
 
     @nn.compact
     def __call__(self, x):
@@ -39,7 +40,7 @@ class Conv(nn.Module):
         is_float32 = x.dtype == jnp.float32
         if is_float32 and self.stride == 1 and self.has_variable("params", "winograd"):
             return winograd_conv_prepared(x, self.get_variable("params", "winograd"), bias)
-        return conv2d(x, kernel.astype(self.dtype), bias, self.stride)
+        return conv2d(x, kernel.astype(self.dtype), bias, self.stride, self.padding)
 
 
 class Dense(nn.Module):

@@ -14,9 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from cldm_jax.models.conv import add_bias
 from cldm_jax.models.layers import (
-    KERNEL_INIT,
     Conv,
     Dense,
     GroupNorm,
@@ -43,24 +41,9 @@ def check_groups(channels: Sequence[int], groups: int) -> None:
         )
 
 
-class CentredDownsample(nn.Module):
-    """3x3 convolution of stride 2 padded by one on every side, [B, H, W, C] -> [B, H/2, W/2, C].
-
-    `Conv` pads even sizes on the right only, as MONAI's autoencoder does; its U-Net pads both sides.
-    """
-
-    dtype: Any = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        c = x.shape[-1]
-        kernel = self.param("kernel", KERNEL_INIT, (3, 3, c, c)).astype(self.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (c,))
-        x = x.astype(self.dtype)
-        y = jax.lax.conv_general_dilated(
-            x, kernel, (2, 2), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
-        return add_bias(y, bias)
+# Of stride 2 in MONAI's U-Net: one on every side. "SAME" pads even sizes on the right only, as MONAI's
+# autoencoder does.
+CENTRED = ((1, 1), (1, 1))
 
 
 class TimeResBlock(nn.Module):
@@ -285,7 +268,8 @@ class DiffusionModelUNet(nn.Module):
                 h = block(h, level, where, index)
                 skips.append(h)
             if level < last:
-                h = CentredDownsample(dtype, name=f"{where}.downsampler.op")(h)
+                options = dict(stride=2, padding=CENTRED, dtype=dtype)
+                h = Conv(h.shape[-1], **options, name=f"{where}.downsampler.op")(h)
                 skips.append(h)
         h = res(self.channels[-1], groups, dtype, name="middle_block.resnet_1")(h, emb)
         h = attend(h, last, "middle_block.attention")

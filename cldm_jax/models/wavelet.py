@@ -42,24 +42,23 @@ def _levels(factor: int) -> int:
 
 
 def _forward(x, axis: int):
-    even, odd = _split(x, axis)
-    for i, weight in enumerate(_STEPS):
-        if i % 2 == 0:
-            odd = odd + weight * (even + _after(even, axis))
-        else:
-            even = even + weight * (odd + _before(odd, axis))
+    even, odd = _lifted(*_split(x, axis), axis, enumerate(_STEPS))
     return _join(even * _GAIN, odd / _GAIN, axis)
 
 
 def _backward(x, axis: int):
     even, odd = _split(x, axis)
-    even, odd = even / _GAIN, odd * _GAIN
-    for i, weight in reversed(list(enumerate(_STEPS))):
+    undone = [(i, -weight) for i, weight in enumerate(_STEPS)][::-1]
+    return _join(*_lifted(even / _GAIN, odd * _GAIN, axis, undone), axis)
+
+
+def _lifted(even, odd, axis: int, steps):
+    for i, weight in steps:
         if i % 2 == 0:
-            odd = odd - weight * (even + _after(even, axis))
+            odd = odd + weight * (even + _after(even, axis))
         else:
-            even = even - weight * (odd + _before(odd, axis))
-    return _join(even, odd, axis)
+            even = even + weight * (odd + _before(odd, axis))
+    return even, odd
 
 
 def _split(x, axis: int):
