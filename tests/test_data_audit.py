@@ -18,15 +18,16 @@ def _findings(folder, *, allow_misaligned=False, mi_threshold=0.05):
     subject = Subject(
         "sub-1", "sub-1", "", {p.name.split(".")[0]: p for p in folder.glob("*.nii.gz")}
     )
-    found, volumes = audit.read_subject(subject)
+    found = audit.Notes(subject)
+    volumes = audit.read_subject(found)
     if "pet" not in volumes:
         return found, {}
-    found += audit.check_geometry(subject, volumes, allow_misaligned)
+    audit.check_geometry(found, volumes, allow_misaligned)
     if any(f.severity == "error" for f in found):
         return found, volumes
     volumes = align(volumes)
-    found += audit.check_overlap(
-        subject,
+    audit.check_overlap(
+        found,
         volumes,
         lambda name: np.ones_like(volumes[name].array),
         mi_threshold,
@@ -236,7 +237,7 @@ def test_pixel_digest_ignores_packaging(tmp_path):
     array = make_head(0)["pet"]
     write_volume(tmp_path / "pet.nii", array, affine_of(), dtype=np.float64, description="x")
     subject = Subject("b", "b", "", {"pet": tmp_path / "pet.nii", "ct": tmp_path / "ct.nii.gz"})
-    copy = align(audit.read_subject(subject)[1])["pet"]
+    copy = align(audit.read_subject(audit.Notes(subject)))["pet"]
     assert copy.sha256 != base.sha256
     assert audit.pixel_digest(copy) == audit.pixel_digest(base)
     changed = copy.array.copy()

@@ -43,7 +43,7 @@ class Finding:
 
 
 class Notes(list):
-    """Findings of one subject."""
+    """Findings of one subject, to which each check adds."""
 
     def __init__(self, subject: bids.Subject):
         super().__init__()
@@ -55,9 +55,9 @@ class Notes(list):
         self.append(Finding(severity, self.subject.id, what, reason, remedy, volume, is_choice))
 
 
-def read_subject(subject: bids.Subject) -> tuple[list[Finding], dict[str, nifti.Volume]]:
-    """(findings, volumes as given): every file that can be read, and what each by itself gives to say."""
-    notes, volumes = Notes(subject), {}
+def read_subject(notes: Notes) -> dict[str, nifti.Volume]:
+    """Volumes as given: every file that can be read. Notes what each by itself gives to say."""
+    subject, volumes = notes.subject, {}
     for name, path in subject.files.items():
         try:
             volumes[name] = read_volume(path, name)
@@ -72,7 +72,7 @@ def read_subject(subject: bids.Subject) -> tuple[list[Finding], dict[str, nifti.
         notes.add("error", "ct, mr", "neither CT nor MR", "Give at least one of them")
     for name, volume in volumes.items():
         _check_content(notes, name, volume)
-    return list(notes), volumes
+    return volumes
 
 
 def usable(found: Iterable[Finding], volumes: dict[str, nifti.Volume]) -> dict[str, nifti.Volume]:
@@ -83,9 +83,9 @@ def usable(found: Iterable[Finding], volumes: dict[str, nifti.Volume]) -> dict[s
     return kept if "" not in bad and "pet" in kept and {"ct", "mr"} & set(kept) else {}
 
 
-def check_geometry(subject: bids.Subject, volumes, allow_misaligned: bool) -> list[Finding]:
+def check_geometry(notes: Notes, volumes, allow_misaligned: bool) -> None:
     """Are the targets on the PET's voxels, or why not?"""
-    notes, pet = Notes(subject), volumes["pet"]
+    pet = volumes["pet"]
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in pet.array.shape], [1])).reshape(4, -1)
     for name, volume in volumes.items():
         gap = np.sqrt((((pet.affine - volume.affine) @ corners)[:3] ** 2).sum(0)).max()
@@ -101,20 +101,19 @@ def check_geometry(subject: bids.Subject, volumes, allow_misaligned: bool) -> li
             remedy = f"{REGISTER}, or set config.allow_misaligned if both affines are right"
             severity = "error"
         notes.add(severity, name, reason, remedy, is_choice=not allow_misaligned)
-    return notes
 
 
 def check_overlap(
-    subject: bids.Subject,
+    notes: Notes,
     volumes: dict[str, nifti.Volume],
     measured: Callable[[str], np.ndarray],
     mi_threshold: float,
     advice: str,
-) -> list[Finding]:
+) -> None:
     """Do PET and targets, on the PET's voxels, show one head in one place and the same way round?
     `measured`: array of a volume's voxels, 1 where it was measured, else 0. `advice`: if they do not.
     """
-    notes, spacing = Notes(subject), volumes["pet"].spacing
+    spacing = volumes["pet"].spacing
     stride = np.maximum(1, np.rint(_MI_SPACING_MM / spacing)).astype(int)
     thin = tuple(slice(None, None, s) for s in stride)
     uptake = volumes["pet"].array[thin]
@@ -160,12 +159,11 @@ def check_overlap(
                 notes.add("error", name, reason, "Check its affine against the PET's in a viewer")
             else:
                 notes.add("warning", name, reason, f"Check it in a viewer. {advice}")
-    return notes
 
 
 def check_field_of_view(
-    subject: bids.Subject, pet: nifti.Volume, grid_affine: np.ndarray, size: tuple[int, int]
-) -> list[Finding]:
+    notes: Notes, pet: nifti.Volume, grid_affine: np.ndarray, size: tuple[int, int]
+) -> None:
     """A warning when more than 1 % of the PET foreground lies outside the grid's rows and columns."""
     index = np.nonzero(intensity.foreground(pet.array))
     weight = pet.array[index]
@@ -175,12 +173,9 @@ def check_field_of_view(
         at = to_grid[axis, axis] * index[axis] + to_grid[axis, 3]
         inside &= (at > -0.5) & (at < n - 0.5)
     lost = 1 - float(weight[inside].sum() / weight.sum())
-    if lost <= 0.01:
-        return []
-    reason = f"{lost:.0%} of the PET uptake lies outside the {size[0]} x {size[1]} grid"
-    notes = Notes(subject)
-    notes.add("warning", "pet", reason, "Enlarge size or spacing_mm, or set center")
-    return notes
+    if lost > 0.01:
+        reason = f"{lost:.0%} of the PET uptake lies outside the {size[0]} x {size[1]} grid"
+        notes.add("warning", "pet", reason, "Enlarge size or spacing_mm, or set center")
 
 
 def _may_share(subject, owner, name: str, pixels) -> bool:

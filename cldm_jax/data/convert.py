@@ -49,39 +49,38 @@ def inspect(
     Module-level, so that a spawned process can find it.
     """
     settings, subject = task
-    found, given = audit.read_subject(subject)
+    notes = audit.Notes(subject)
+    given = audit.read_subject(notes)
     if not settings.register and "pet" in given:
-        found += audit.check_geometry(subject, given, settings.allow_misaligned)
-    given = audit.usable(found, given)
+        audit.check_geometry(notes, given, settings.allow_misaligned)
+    given = audit.usable(notes, given)
     if not given:
-        return found, None, {}
-    given, measured, filled = _clean(subject, given)
-    found += filled
+        return notes, None, {}
+    given, measured = _clean(notes, given)
     registered = {}
     if settings.register:
-        more, registered = _register(subject, given)
-        found += more
-        given = audit.usable(found, given)
+        registered = _register(notes, given)
+        given = audit.usable(notes, given)
     if not given:
-        return found, None, registered
+        return notes, None, registered
     matrices = {name: r.matrix for name, r in registered.items() if name in given}
     volumes = align(_moved(given, matrices))
 
     def seen(name: str) -> np.ndarray:
         masks = _moved({n: measured[n] for n in ("pet", name)}, matrices)
-        return align(masks, as_masks=True)[name].array
+        return align(masks)[name].array
 
     advice = _LOOK if settings.register else audit.REGISTER
-    found += audit.check_overlap(subject, volumes, seen, settings.mi_threshold, advice)
-    given = audit.usable(found, given)
+    audit.check_overlap(notes, volumes, seen, settings.mi_threshold, advice)
+    given = audit.usable(notes, given)
     if not given:
-        return found, None, registered
-    facts = _facts(settings, subject, given, measured, matrices, volumes, found)
-    return found, facts if audit.usable(found, given) else None, registered
+        return notes, None, registered
+    facts = _facts(settings, notes, given, measured, matrices, volumes)
+    return notes, facts if audit.usable(notes, given) else None, registered
 
 
-def _facts(settings, subject, given, measured, matrices, volumes, found) -> Facts:
-    """Of the images in `given`; appends to `found` what they do not show of the head."""
+def _facts(settings, notes: audit.Notes, given, measured, matrices, volumes) -> Facts:
+    """Of the images in `given`; notes what they do not show of the head."""
     volumes, measured = ({n: of[n] for n in given} for of in (volumes, measured))
     matrices = {n: m for n, m in matrices.items() if n in given}
     scales, origins, pixels = {}, {}, {}
@@ -89,22 +88,22 @@ def _facts(settings, subject, given, measured, matrices, volumes, found) -> Fact
         spec = settings.normalisers[intensity.base_modality(name)]
         scales[name] = intensity.volume_scale(spec, volume.array)
         if name == "pet":
-            scales[name] /= subject.pet_gain
+            scales[name] /= notes.subject.pet_gain
         origins[name] = intensity.volume_origin(spec, volume.array)
         # As given: two copies of one file would differ once each has been brought to its PET.
         pixels[name] = audit.pixel_digest(nifti.canonical(given[name]))
     center = pet_center_mm(volumes["pet"]) if settings.center == "pet" else None
     _, affine, heads = _judge(settings, given, measured, center, matrices, scales["pet"])
-    found += audit.check_field_of_view(subject, volumes["pet"], affine, settings.grid.size)
-    found += _check_coverage(subject, heads)
+    audit.check_field_of_view(notes, volumes["pet"], affine, settings.grid.size)
+    _check_coverage(notes, heads)
     sha256 = {name: v.sha256 for name, v in given.items()}
     n_slices, covers, size = len(heads.keep), heads.covers, heads.mr_size
     return Facts(sha256, pixels, scales, origins, center, n_slices, matrices, covers, size)
 
 
-def _clean(subject: bids.Subject, given: dict[str, nifti.Volume]):
-    """(volumes with air for fill, volumes of 1 where they were measured and else 0, findings)."""
-    volumes, measured, found = dict(given), {}, audit.Notes(subject)
+def _clean(notes: audit.Notes, given: dict[str, nifti.Volume]):
+    """(volumes with air for fill, bool masks: volumes of what was measured)."""
+    volumes, measured = dict(given), {}
     for name in given:
         seen = np.ones(given[name].array.shape, bool)
         if name not in intensity.SOURCES:
@@ -117,9 +116,9 @@ def _clean(subject: bids.Subject, given: dict[str, nifti.Volume]):
                     " edge: filled when it was resampled or masked, not measured"
                 )
                 remedy = f"Taken as air and as not seen; better fill it with {modality.fill:g}"
-                found.add("warning", name, reason, remedy)
-        measured[name] = dataclasses.replace(given[name], array=seen.astype(np.float32))
-    return volumes, measured, found
+                notes.add("warning", name, reason, remedy)
+        measured[name] = dataclasses.replace(given[name], array=seen)
+    return volumes, measured
 
 
 def _moved(volumes: dict[str, nifti.Volume], matrices) -> dict[str, nifti.Volume]:
@@ -129,19 +128,18 @@ def _moved(volumes: dict[str, nifti.Volume], matrices) -> dict[str, nifti.Volume
 def _judge(settings: Settings, given, measured, center, matrices, pet_scale):
     """({volume: [Z, H, W] in units}, grid affine, what they show of the head)."""
     on_grid, affine = _on_grid(settings, given, center, matrices)
-    seen, _ = _on_grid(settings, measured, center, matrices, as_masks=True)
+    seen, _ = _on_grid(settings, measured, center, matrices)
     seen, mm = {name: array > 0.5 for name, array in seen.items()}, grid.spacing_of(affine)
     heads = coverage.judge(on_grid, seen, mm, pet_scale, settings.min_head_fraction)
     return on_grid, affine, heads
 
 
-def _check_coverage(subject: bids.Subject, heads: coverage.Heads) -> list[audit.Finding]:
+def _check_coverage(notes: audit.Notes, heads: coverage.Heads) -> None:
     """What each target does not show of the head, in numbers."""
-    found = audit.Notes(subject)
     if not any(heads.covers[name].keep.any() for name in heads.covers if name in ("ct", "mr")):
         reason = "no slice shows enough head on this grid"
-        found.add("error", "ct, mr", reason, "Check size, spacing_mm, center and min_head_fraction")
-        return found
+        notes.add("error", "ct, mr", reason, "Check size, spacing_mm, center and min_head_fraction")
+        return
     total = int(heads.keep.sum())
     for name, cover in heads.covers.items():
         left = int((heads.keep & ~cover.keep).sum())
@@ -154,21 +152,19 @@ def _check_coverage(subject: bids.Subject, heads: coverage.Heads) -> list[audit.
             remedy = "Expected for a short scan; else look at how it was cut or resampled"
         else:
             continue
-        found.add("warning", name, reason, remedy)
-    return found
+        notes.add("warning", name, reason, remedy)
 
 
-def _register(subject: bids.Subject, volumes: dict[str, nifti.Volume]):
-    """(findings, registrations)."""
-    found, registered = audit.Notes(subject), {}
-    pet = volumes["pet"]
+def _register(notes: audit.Notes, volumes: dict[str, nifti.Volume]):
+    """Registrations by target."""
+    pet, registered = volumes["pet"], {}
     for name in sorted(set(volumes) - set(intensity.SOURCES)):  # a NAC is its PET's own scan
         done = register.register_rigid(pet, volumes[name], intensity.base_modality(name))
         registered[name] = done
         severity, reason = register.verdict(done.qc)
         if severity:
-            found.add(severity, name, reason, _LOOK)
-    return found, registered
+            notes.add(severity, name, reason, _LOOK)
+    return registered
 
 
 def pet_center_mm(pet: nifti.Volume) -> tuple[float, float, float]:
@@ -212,7 +208,7 @@ def make_slices(task: tuple[Settings, bids.Subject, Facts]) -> Slices:
     if {n: v.sha256 for n, v in volumes.items()} != facts.sha256:
         reason = "its files changed while they were being prepared"
         raise UserError(subject.id, reason, "Run it again when nothing writes there")
-    volumes, measured, _ = _clean(subject, volumes)
+    volumes, measured = _clean(audit.Notes(subject), volumes)
     place = facts.center_mm, facts.matrices, facts.scales["pet"]
     on_grid, affine, heads = _judge(settings, volumes, measured, *place)
     stored, scales = {}, {}
@@ -233,42 +229,41 @@ def make_slices(task: tuple[Settings, bids.Subject, Facts]) -> Slices:
     return Slices(stored, scales, keep.tolist(), keeps, affine.tolist())
 
 
-def align(volumes: dict[str, nifti.Volume], *, as_masks: bool = False) -> dict[str, nifti.Volume]:
+def align(volumes: dict[str, nifti.Volume]) -> dict[str, nifti.Volume]:
     """RAS order, all on the PET's voxels: through the affines where they differ."""
     pet = nifti.canonical(volumes["pet"])
     out = {}
     for name, volume in volumes.items():
         volume = nifti.canonical(volume)
-        how = _interpolation(name, as_masks)
+        how = _interpolation(name, volume)
         array = grid.resample(volume.array, volume.affine, pet.array.shape, pet.affine, **how)
         out[name] = dataclasses.replace(volume, array=array, affine=pet.affine)
     return out
 
 
-def _interpolation(name: str, as_mask: bool) -> dict:
-    """Of a volume, linear, air outside its field of view; of a mask of 0 and 1, nearest voxel and 0."""
-    if as_mask:
+def _interpolation(name: str, volume: nifti.Volume) -> dict:
+    """Of an image, linear, air outside its field of view; of a mask (bool), nearest voxel and 0."""
+    if volume.array.dtype == bool:
         return {"fill": 0.0, "order": 0}
     return {"fill": intensity.MODALITIES[intensity.base_modality(name)].fill, "order": 1}
 
 
-def _on_grid(settings: Settings, volumes, center, matrices, *, as_masks: bool = False):
+def _on_grid(settings: Settings, volumes, center, matrices):
     """({volume: [Z, H, W] in units}, grid affine), each on the grid that the PET gives.
 
-    A registered target goes from its own voxels to the grid in one interpolation. as_masks: they are 1
-    where something was measured.
+    A registered target goes from its own voxels to the grid in one interpolation.
     """
     own = _moved({n: volumes[n] for n in matrices}, matrices)
-    aligned = align({n: v for n, v in volumes.items() if n not in own}, as_masks=as_masks)
+    aligned = align({n: v for n, v in volumes.items() if n not in own})
     on_grid = {}
     for name, volume in aligned.items():
-        how = _interpolation(name, as_masks)
+        how = _interpolation(name, volumes[name])
         on_grid[name], affine = grid.to_grid(
             volume.array, volume.affine, settings.grid, center_mm=center, **how
         )
     shape = on_grid["pet"].shape[::-1]
     for name, volume in own.items():
-        how = _interpolation(name, as_masks)
+        how = _interpolation(name, volume)
         array = grid.resample(volume.array, volume.affine, shape, affine, **how)
         on_grid[name] = np.ascontiguousarray(array.transpose(2, 1, 0))
     return on_grid, affine
