@@ -60,12 +60,8 @@ def find_cohort(path) -> Cohort:
     candidates for one image (all of them are listed), misspelt columns.
     """
     path = layout.existing(path)
-    if path.is_file():
-        cohort = _read_csv(path)
-    elif (path / "manifest.csv").is_file():
-        cohort = _read_csv(path / "manifest.csv")
-    else:
-        cohort = _read_tree(path)
+    table = path if path.is_file() else path / "manifest.csv"
+    cohort = _read_csv(table) if table.is_file() else _read_tree(path)
     if not cohort.subjects:
         reason = "no subjects found" + layout.hints(path, cohort.left)
         raise UserError(path, reason, "Expected a manifest.csv or sub-* folders")

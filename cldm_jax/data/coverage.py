@@ -127,7 +127,6 @@ def judge(
         for n, a in on_grid.items()
         if n not in intensity.SOURCES
     }
-    main = heads["ct"] if "ct" in heads else heads["mr"]
     signal = pet > PET_EMPTY * pet_scale
     has_pet = signal.any((1, 2))
     uptake = mask.largest(pet > _BRAIN * np.percentile(pet[pet > 0], 99.9)) & has_pet[:, None, None]
@@ -141,9 +140,9 @@ def judge(
     whole = inner | brain
     shell = inner & ~_inner(outer, spacing_mm, _SKIN_MM + _SHELL_MM, mask.DILATE)
     unseen = {n: _share(whole & ~measured[n], whole) for n in heads}
-    head = main
+    head = heads["ct"] if "ct" in heads else heads["mr"]
     if "ct" in heads and "mr" in heads and unseen["ct"] > MAX_UNSEEN:
-        head = main | (heads["mr"] & ~measured["ct"])  # the other one knows where the CT ends
+        head = head | (heads["mr"] & ~measured["ct"])  # the other one knows where the CT ends
     keep = (head.mean((1, 2)) >= min_head_fraction) & has_pet
     covers, by_target = {}, {}
     for name in heads:

@@ -46,7 +46,7 @@ def base_modality(name: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Normaliser:
-    """units -> [-1, 1] and back. Build it with `fit` or `from_json`.
+    """units -> [-1, 1] and back. Raises UserError for a rule that cannot be.
 
     rule        one of RULES
     low, high   "window": limits in units. Other rules: limits of value / scale, that is a fraction
@@ -64,15 +64,16 @@ class Normaliser:
     population_scale: float | None = None
     population_origin: float = 0.0
 
+    def __post_init__(self):
+        _check_rule(self)
+
     def to_json(self) -> dict:
         return {**dataclasses.asdict(self), "metric_units": metric_name(self)}
 
 
 def from_json(value: dict) -> Normaliser:
     names = {f.name for f in dataclasses.fields(Normaliser)}
-    spec = Normaliser(**{k: v for k, v in value.items() if k in names})
-    _check_rule(spec)
-    return spec
+    return Normaliser(**{k: v for k, v in value.items() if k in names})
 
 
 def make(modality: str, rule: str, *, low: float, high: float, percentile: float | None):
@@ -82,9 +83,7 @@ def make(modality: str, rule: str, *, low: float, high: float, percentile: float
     """
     if rule == ORACLE:
         low, high, percentile = 0.0, 1.0, None
-    spec = Normaliser(modality, rule, float(low), float(high), percentile)
-    _check_rule(spec)
-    return spec
+    return Normaliser(modality, rule, float(low), float(high), percentile)
 
 
 def fit(spec: Normaliser, train_scales: Sequence[float], train_origins: Sequence[float] = ()):
@@ -157,8 +156,8 @@ def from_model(spec: Normaliser, x: np.ndarray, scale: float | None = None, orig
         if spec.population_scale is None:
             raise ValueError(f"{spec.modality}: not fitted, no population scale")
         scale, origin = spec.population_scale, spec.population_origin
-    u = (np.asarray(x, np.float32) + 1) * np.float32((spec.high - spec.low) / 2) + spec.low
-    return (u * np.float32(scale) + np.float32(origin)).astype(np.float32)
+    u = _fractions(spec, x) * np.float32(scale) + np.float32(origin)
+    return u.astype(np.float32)
 
 
 def metric_units(spec: Normaliser, x: np.ndarray, scale: float | None = None, origin: float = 0.0):
@@ -170,6 +169,11 @@ def metric_units(spec: Normaliser, x: np.ndarray, scale: float | None = None, or
     """
     if spec.modality == "ct":
         return from_model(spec, x, scale, origin)
+    return _fractions(spec, x)
+
+
+def _fractions(spec: Normaliser, x: np.ndarray) -> np.ndarray:
+    """[-1, 1] -> value / scale."""
     return (np.asarray(x, np.float32) + 1) * np.float32((spec.high - spec.low) / 2) + spec.low
 
 

@@ -20,7 +20,7 @@ def head_mask_mr(slices: np.ndarray) -> np.ndarray:
     Filled before the largest piece is taken, because dark bone parts the brain from the scalp.
     """
     root = np.sqrt(np.maximum(slices, 0))
-    return _solid(_fill(root > otsu(root)))
+    return _solid(fill(root > otsu(root)))
 
 
 def brain_mask_pet(slices: np.ndarray, spacing_mm) -> np.ndarray:
@@ -54,7 +54,7 @@ def otsu(values: np.ndarray) -> float:
     return float(edges[1:-1][np.nanargmax(between)])
 
 
-def _fill(tissue: np.ndarray) -> np.ndarray:
+def fill(tissue: np.ndarray) -> np.ndarray:
     """Holes filled within each slice: background that no path along rows and columns joins to its border.
 
     As `ndimage.binary_fill_holes` slice by slice, whose repeated dilation was a fifth of `prepare`.
@@ -81,7 +81,7 @@ def piece(tissue: np.ndarray) -> np.ndarray:
 
 def largest(tissue: np.ndarray) -> np.ndarray:
     """Largest connected piece of bool [Z, H, W], holes filled within each slice."""
-    return _fill(piece(tissue))
+    return fill(piece(tissue))
 
 
 def _solid(tissue: np.ndarray) -> np.ndarray:

@@ -110,9 +110,7 @@ def write_volume(path, array, affine, *, dtype, like: Volume | None = None, desc
         if not (np.isfinite(data).all() and data.min() >= info.min and data.max() <= info.max):
             raise ValueError(f"{path}: values outside {dtype} ({data.min()} .. {data.max()})")
     header = _header_like(data.shape, dtype, affine, like, description)
-    version2 = isinstance(header, nib.Nifti2Header)
-    header["vox_offset"] = 544 if version2 else 352
-    header["magic"] = b"n+2\0\r\n\x1a\n" if version2 else b"n+1"
+    header["vox_offset"] = header.single_vox_offset
     body = header.binaryblock + b"\0\0\0\0" + data.astype(dtype.newbyteorder("<")).tobytes("F")
     with atomic_path(path) as tmp:
         if str(path).endswith(".gz"):  # mtime 0 and no file name: the bytes depend on the data only
@@ -328,11 +326,10 @@ def _read_voxels(path, stream, header, shape) -> np.ndarray:
         slope, inter = header.get_slope_inter()
     except nib.spatialimages.HeaderDataError as e:
         raise UserError(path, f"the intensity scaling is damaged ({e})", _FIX_FILE) from e
-    if slope is None or (slope == 1 and inter == 0):
-        with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf and is refused below
+    with np.errstate(over="ignore"):  # float64 beyond float32 becomes inf and is refused later
+        if slope is None or (slope == 1 and inter == 0):
             return raw.astype(np.float32, copy=False)
-    scaled = np.empty(shape, np.float32, order="F")
-    with np.errstate(over="ignore"):
+        scaled = np.empty(shape, np.float32, order="F")
         for z in range(shape[2]):  # slice by slice: three whole copies would not fit the bound
             scaled[:, :, z] = raw[:, :, z].astype(np.float64) * slope + inter  # as nibabel does
     return scaled

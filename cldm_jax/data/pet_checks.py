@@ -29,18 +29,20 @@ def check_pet(
     cropped: bool, or bool [2, 3], where the first and the last voxels along each axis are the edge of a
     head that was cut out (`whole_body.Crop.cropped`), not of the image: arms and shoulders end there.
     """
-    found = [Check("header", "; ".join(pet.notes) or "complete", "; ".join(pet.notes))]
-    found.append(_orientation(pet))
-    found.append(_spacing(pet, model_grid))
+    said = "; ".join(pet.notes)
     inside = intensity.foreground(pet.array)
     index = np.argwhere(inside)
     world = index @ pet.affine[:3, :3].T + pet.affine[:3, 3]
-    found.append(_volume(pet, len(index)))
-    found.append(_extent(world))
-    found.append(_cut(world, model_grid, grid_affine, depth))
-    found.append(_edges(index, pet, cropped))
-    found.append(_negative(pet, inside))
-    return found
+    return [
+        Check("header", said or "complete", said),
+        _orientation(pet),
+        _spacing(pet, model_grid),
+        _volume(pet, len(index)),
+        _extent(world),
+        _cut(world, model_grid, grid_affine, depth),
+        _edges(index, pet, cropped),
+        _negative(pet, inside),
+    ]
 
 
 def _orientation(pet) -> Check:

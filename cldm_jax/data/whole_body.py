@@ -107,9 +107,7 @@ def _body(smooth) -> np.ndarray:
     if np.ptp(clipped) == 0:
         return np.zeros(smooth.shape, bool)
     body = clipped > mask.otsu(clipped)
-    for z in range(body.shape[2]):
-        body[..., z] = ndimage.binary_fill_holes(body[..., z])
-    return body
+    return mask.fill(body.transpose(2, 0, 1)).transpose(1, 2, 0)
 
 
 def _thick_parts(smooth, body, mm) -> list[_Part]:
