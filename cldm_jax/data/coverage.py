@@ -87,7 +87,7 @@ def filled_blocks(array: np.ndarray) -> tuple[np.ndarray, dict[int, float]]:
     flat = ndimage.maximum_filter(padded, 3) == ndimage.minimum_filter(padded, 3)
     labels, _ = ndimage.label(flat, np.ones((3, 3, 3), bool))  # flat neighbours share their value
     sizes = np.bincount(labels.ravel())
-    at_border = {int(n) for a in range(3) for s in _faces(a) for n in np.unique(labels[s]) if n}
+    at_border = {int(n) for face in _faces(labels) for n in np.unique(face) if n}
     found = [n for n in sorted(at_border) if sizes[n] > _SMALLEST * array.size]
     lowest = float(array.min())
     within = ~np.isin(labels, [0, *at_border])
@@ -171,17 +171,16 @@ def judge(
 
 def _repeats(array: np.ndarray) -> bool:
     """Whether anywhere on the border neighbours have one value: cheap, and false for most images."""
-    for axis in range(3):
-        for face in (array[s] for s in _faces(axis)):
-            same = (face[1:, 1:] == face[:-1, 1:]) & (face[1:, 1:] == face[1:, :-1])
-            if same.mean() > 0.02:
-                return True
+    for face in _faces(array):
+        same = (face[1:, 1:] == face[:-1, 1:]) & (face[1:, 1:] == face[1:, :-1])
+        if same.mean() > 0.02:
+            return True
     return False
 
 
-def _faces(axis: int):
-    for end in (0, -1):
-        yield tuple(end if a == axis else slice(None) for a in range(3))
+def _faces(array: np.ndarray) -> list[np.ndarray]:
+    """The six sides of a volume."""
+    return [array.take(end, axis) for axis in range(3) for end in (0, -1)]
 
 
 def _inner(region: np.ndarray, spacing_mm, depth_mm: float, steps: int = 0) -> np.ndarray:

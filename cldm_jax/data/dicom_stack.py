@@ -12,6 +12,7 @@ from cldm_jax.errors import UserError
 SPACING_TOLERANCE = 0.01  # of the slice spacing, between neighbours
 ROUNDING_MM = 0.02  # positions are often written with two decimals
 DCM2NIIX = "Convert the series to .nii.gz, for example with dcm2niix"
+_ONE_SCAN = "Give the slices of one scan only"
 # Values of a PET header that differ from slice to slice.
 _OF_A_SLICE = ("series", "acquisitions", "frames")
 
@@ -44,16 +45,16 @@ def check_slices(path, slices: list[Slice]) -> None:
     if len(slices) < 2 or min(first.shape) < 2:
         reason = f"{len(slices)} image of {first.shape[1]} x {first.shape[0]} is not a 3D volume"
         raise UserError(path, reason, "Export all slices of the series")
-    for field, what in (
-        ("shape", "matrix sizes"),
-        ("modality", "modalities"),
-        ("frame_of_reference", "frames of reference (several scans)"),
-    ):
-        _check_same(path, what, [getattr(s, field) for s in slices])
-    for field in dataclasses.fields(suv.Pet):
-        if field.name not in _OF_A_SLICE:
-            values = [getattr(s.pet, field.name) for s in slices]
-            _check_same(path, f"PET values ({field.name.replace('_', ' ')})", values)
+    shared = {
+        "matrix sizes": [s.shape for s in slices],
+        "modalities": [s.modality for s in slices],
+        "frames of reference (several scans)": [s.frame_of_reference for s in slices],
+    }
+    for name in (f.name for f in dataclasses.fields(suv.Pet) if f.name not in _OF_A_SLICE):
+        shared[f"PET values ({name.replace('_', ' ')})"] = [getattr(s.pet, name) for s in slices]
+    for what, values in shared.items():
+        if len(set(values)) > 1:
+            raise UserError(path, f"mixed {what} in one series", _ONE_SCAN)
     for tag, field in (
         ("ImagePositionPatient", "position"),
         ("ImageOrientationPatient", "orientation"),
@@ -69,30 +70,25 @@ def check_slices(path, slices: list[Slice]) -> None:
         raise UserError(path, "RescaleSlope is 0", FIX_FILE)
 
 
-def _check_same(path, what: str, values) -> None:
-    if len(set(values)) > 1:
-        raise UserError(path, f"mixed {what} in one series", "Give the slices of one scan only")
-
-
 def geometry(path, slices: list[Slice]):
     """(slices in the order of z, affine voxel -> RAS+ mm [4, 4]).
 
     DICOM PS3.3 C.7.6.2.1.1: the first cosines point along a row, the second down a column, and
     PixelSpacing gives the distance between rows first. DICOM is LPS+, NIfTI RAS+.
     """
-    fix = "Give the slices of one scan only"
     orientations = np.array([s.orientation for s in slices])
     if np.abs(orientations - orientations[0]).max() > 1e-3:
-        raise UserError(path, "mixed orientations in one series", fix)
+        raise UserError(path, "mixed orientations in one series", _ONE_SCAN)
     pixel = np.array([s.spacing for s in slices])
     if np.abs(pixel - pixel[0]).max() > 1e-3:
-        raise UserError(path, "mixed pixel spacings in one series", fix)
+        raise UserError(path, "mixed pixel spacings in one series", _ONE_SCAN)
     if pixel.min() <= 0:
         raise UserError(path, "PixelSpacing is not positive", FIX_FILE)
     row, column = orientations.mean(0).reshape(2, 3)
     cosines = [row @ row - 1, column @ column - 1, row @ column]
     if np.abs(cosines).max() > 1e-2:
-        raise UserError(path, "ImageOrientationPatient is not two unit vectors at 90 degrees", fix)
+        reason = "ImageOrientationPatient is not two unit vectors at 90 degrees"
+        raise UserError(path, reason, _ONE_SCAN)
     row, column = row / np.linalg.norm(row), column / np.linalg.norm(column)
     normal = np.cross(row, column)
     along = np.array([s.position for s in slices]) @ normal

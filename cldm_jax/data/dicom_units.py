@@ -38,7 +38,6 @@ def quantify(slices, volume: nifti.Volume):
         frames=tuple(m for s in slices for m in s.pet.frames),
     )
     facts["units"] = _stored_unit(pet)
-    factor = 1.0
     try:
         factor = suv.bw_factor(pet)
         _check_head(pet, volume, factor, first.tracer)

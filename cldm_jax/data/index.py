@@ -134,8 +134,7 @@ def parse(value: dict) -> Index:
         statistics and {k: np.asarray(v, np.float32) for k, v in statistics.items()},
         value.get("images_fingerprint", ""),
     )
-    problem = _problem(index)
-    if problem:
+    if problem := _problem(index):
         raise ValueError(problem)
     return index
 

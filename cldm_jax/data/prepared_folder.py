@@ -13,6 +13,7 @@ REGISTRATION, OVERLAYS = "registration.json", "overlays"
 FREE = ("job", "preset", "cohort", "workers")  # settings that do not change the data
 # Settings that older folders do not name, and what those did.
 YOUNGER = {"register": "", "train_min_head_fraction": 0.08}
+_ANOTHER = "Give another workdir, or delete this folder"
 
 
 def inputs_hash(subjects: Iterable[bids.Subject], sha256: dict[str, dict[str, str]]) -> str:
@@ -47,18 +48,16 @@ def check_reuse(root: pathlib.Path, config, cohort: bids.Cohort):
     # A setting that the folder's version did not know yet has no say: its default changes nothing.
     # One that is asked for by name, in vain, is another matter.
     known = YOUNGER | old["config"]
-    differing = sorted(k for k, v in known.items() if v != asked.get(k))
-    differing = [k for k in differing if k not in FREE]
+    differing = sorted(k for k, v in known.items() if v != asked.get(k) and k not in FREE)
     if differing:
         reason = f"was prepared with other settings: {', '.join(differing)}"
-        raise UserError(root, reason, "Give another workdir, or delete this folder")
+        raise UserError(root, reason, _ANOTHER)
     out = _still_out(root, old.get("left_out", ()), subjects)
-    kept, sha256 = left_out.remaining(subjects, out), {}
-    for s in kept:
-        sha256[s.id] = {m: volume_files.sha256(p) for m, p in s.files.items()}
+    kept = left_out.remaining(subjects, out)
+    sha256 = {s.id: {m: volume_files.sha256(p) for m, p in s.files.items()} for s in kept}
     if inputs_hash(kept, sha256) != old["inputs"]:
         reason = f"was prepared from other files or people than {config.cohort} holds now"
-        raise UserError(root, reason, "Give another workdir, or delete this folder")
+        raise UserError(root, reason, _ANOTHER)
     return kept, left_out.counted(out, len(subjects), cohort.left)
 
 
@@ -73,7 +72,7 @@ def _still_out(root: pathlib.Path, rows, subjects) -> list[left_out.LeftOut]:
         item = left_out.LeftOut(s, names, row["person"], row["why"])
         if any(_sha256(s.files[n]) != row["sha256"].get(n) for n in names):
             reason = f"was prepared without {item.name()}, whose files are others now"
-            raise UserError(root, reason, "Give another workdir, or delete this folder")
+            raise UserError(root, reason, _ANOTHER)
         out += [item] * bool(names)
     return out
 
