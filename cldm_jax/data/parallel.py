@@ -13,10 +13,7 @@ from cldm_jax.errors import UserError
 
 @contextlib.contextmanager
 def mapper(workers: int) -> Iterator[Callable]:
-    """`map` over people, in this process or (spawned once) in others; results in the tasks' order.
-
-    UserError where the system ended one of them.
-    """
+    """`map`, results in the tasks' order. UserError where the system ended a process."""
     if workers == 0:
         yield map
         return

@@ -142,14 +142,12 @@ def _narrowed(part: _Part, smooth, body, mm) -> _Part:
 def _box(part: _Part, mm) -> tuple[np.ndarray, np.ndarray]:
     """(first, last + 1) block of the head along x, y, z."""
     upper = part.solid[..., max(0, part.top - round(WIDTH_MM / mm[2])) :]
-    first, last = [], []
-    for axis in (0, 1):
-        there = np.flatnonzero(upper.any(tuple(i for i in range(3) if i != axis)))
-        first.append(there[0] - math.ceil(MARGIN_MM[axis] / mm[axis]))
-        last.append(there[-1] + 1 + math.ceil(MARGIN_MM[axis] / mm[axis]))
-    first.append(part.top + 1 - round(HEAD_MM / mm[2]))
-    last.append(part.top + 1 + round(MARGIN_MM[2] / mm[2]))
-    return np.array(first), np.array(last)
+    there = np.argwhere(upper)
+    first = there.min(0) - np.ceil(MARGIN_MM / mm).astype(int)
+    last = there.max(0) + 1 + np.ceil(MARGIN_MM / mm).astype(int)
+    first[2] = part.top + 1 - round(HEAD_MM / mm[2])
+    last[2] = part.top + 1 + round(MARGIN_MM[2] / mm[2])
+    return first, last
 
 
 def _cut(pet, ras, low, high, length: float) -> Crop:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cldm_jax.data import pipeline, resident
-from cldm_jax.data.order import TrainOrder
+from cldm_jax.data.pipeline import TrainOrder
 from cldm_jax.errors import UserError
 from cldm_jax.runtime import device, processes, sharding
 
