@@ -33,8 +33,8 @@ RULES = [
 def test_inverse_round_trip(name, rule):
     """Inside the limits, model range and back is exact to float32; limits are met, never crossed."""
     spec, volume = _spec(name, rule), make_head(0)[name]
-    spec = intensity.fit(spec, [intensity.volume_scale(spec, volume)])
-    scale, origin = intensity.volume_scale(spec, volume), intensity.volume_origin(spec, volume)
+    spec = intensity.fit(spec, [intensity.volume_scaling(spec, volume)[0]])
+    scale, origin = intensity.volume_scaling(spec, volume)
     x = intensity.to_model(spec, volume, scale, origin)
     assert x.dtype == np.float32 and x.min() >= -1 and x.max() <= 1
     back = intensity.from_model(spec, x, scale, origin)
@@ -63,7 +63,7 @@ def test_volume_percentile_removes_the_scanner_gain():
     for name in ("pet", "mr"):
         spec = _spec(name, "volume_percentile")
         models = [
-            intensity.to_model(spec, v, intensity.volume_scale(spec, v))
+            intensity.to_model(spec, v, intensity.volume_scaling(spec, v)[0])
             for v in (head[name], 7 * head[name])
         ]
         np.testing.assert_allclose(models[0], models[1], atol=1e-5)
@@ -80,14 +80,14 @@ def test_padding_does_not_move_the_scale():
     for name in ("pet", "mr"):
         spec, volume = _spec(name, "volume_percentile"), np.maximum(make_head(4)[name], 0)
         padded = np.pad(volume, 20)
-        a, b = intensity.volume_scale(spec, volume), intensity.volume_scale(spec, padded)
+        a, b = intensity.volume_scaling(spec, volume)[0], intensity.volume_scaling(spec, padded)[0]
         assert np.isclose(a, b, rtol=1e-6)
         assert not np.isclose(np.percentile(volume, 90), np.percentile(padded, 90))
 
 
 def test_train_percentile_is_the_training_constant():
     spec = intensity.fit(_spec("pet", "train_percentile"), [5.0, 7.0, 30.0])
-    assert intensity.volume_scale(spec, 100 * make_head(0)["pet"]) == 7.0
+    assert intensity.volume_scaling(spec, 100 * make_head(0)["pet"])[0] == 7.0
 
 
 def test_one_scale_for_all_needs_one_unit():
@@ -136,20 +136,21 @@ def test_bad_numbers_are_refused():
     with pytest.raises(UserError, match="no training person"):
         intensity.fit(_spec("mr", "volume_percentile"), [])
     with pytest.raises(ValueError, match="positive"):
-        intensity.volume_scale(_spec("pet", "volume_percentile"), np.zeros((4, 4, 4), np.float32))
+        spec = _spec("pet", "volume_percentile")
+        intensity.volume_scaling(spec, np.zeros((4, 4, 4), np.float32))
 
 
 def test_head_masks_of_ct_and_mr_agree():
     head = make_head(1)
     ct, mr = (head[k].transpose(2, 1, 0) for k in ("ct", "mr"))
-    a, b = mask.head_mask_ct(ct), mask.head_mask_mr(mr)
+    a, b = mask.head_mask(ct, "ct"), mask.head_mask(mr, "mr")
     dice = 2 * (a & b).sum() / (a.sum() + b.sum())
     assert dice > 0.97
     # Against the truth: the head, dilated by 2; sinuses and ventricles are filled, debris is not in.
     ct = ct.copy()
     ct[:, :2, :2] = 100.0  # a piece of the couch in a corner
     ct[9, 20:22, 17:19] = -1000.0  # air inside the head
-    c = mask.head_mask_ct(ct)
+    c = mask.head_mask(ct, "ct")
     np.testing.assert_array_equal(c, a)
 
 

@@ -157,5 +157,5 @@ def test_the_brain_of_a_noisy_pet():
     assert dice > 0.93
     np.testing.assert_array_equal(mask.brain_mask_pet(2 * noisy - 1, (2.0, 2.0)), found)
     assert not mask.brain_mask_pet(np.ones((2, 8, 8)), (2.0, 2.0)).any()
-    scalp_alone = mask.head_mask_mr(np.maximum(noisy, 0))
+    scalp_alone = mask.head_mask(np.maximum(noisy, 0), "mr")
     assert 2 * (scalp_alone & truth).sum() / (scalp_alone.sum() + truth.sum()) < dice

@@ -90,7 +90,7 @@ def test_stored_volumes_are_the_files(prepared, cohort):
         assert stored["sha256"] == volume.sha256
         base = intensity.base_modality(name)
         spec = intensity.from_json(prepared.json["modalities"][base]["normaliser"])
-        assert np.isclose(stored["scale"], intensity.volume_scale(spec, volume.array))
+        assert np.isclose(stored["scale"], intensity.volume_scaling(spec, volume.array)[0])
         units = intensity.from_model(spec, prepared.read(i, name), stored["scale"])
         back = from_grid(
             units, entry["grid_affine"], volume.array.shape, volume.affine, fill=np.nan

@@ -17,7 +17,6 @@ from cldm_jax.errors import UserError, rounded
 AFFINE_TOLERANCE_MM = 0.1  # at the corners of the volume
 _HU_BONE = 200.0
 _HU_HEAD = (-300.0, 500.0)  # median where the PET shows the head; a wrong intercept is 1000 off
-_HEAD = 0.25  # of a PET's 99.9th percentile: above its noise in air
 _MIN_HEAD_ML = 50.0  # of PET foreground; a brain has over 1000
 _BARE = 0.6  # of the largest MR head, each over its PET: a brain is half of a head
 _GAIN = 1.05  # a turned or moved target that fits this much better: as given, it is wrong
@@ -118,7 +117,7 @@ def check_overlap(
     thin = tuple(slice(None, None, s) for s in stride)
     uptake = volumes["pet"].array[thin]
     pet = mutual_information.bins(uptake)
-    head = mask.largest(uptake > _HEAD * np.percentile(uptake[uptake > 0], 99.9))
+    head = mask.largest(intensity.foreground(uptake, intensity.BRAIN_FRACTION))
     for name in (n for n in volumes if n != "pet"):
         target = mutual_information.bins(volumes[name].array[thin])
         here = mutual_information.of_bins(pet, target)

@@ -86,10 +86,9 @@ def _facts(settings, notes: audit.Notes, given, measured, matrices, volumes) -> 
     scales, origins, pixels = {}, {}, {}
     for name, volume in volumes.items():
         spec = settings.normalisers[intensity.base_modality(name)]
-        scales[name] = intensity.volume_scale(spec, volume.array)
+        scales[name], origins[name] = intensity.volume_scaling(spec, volume.array)
         if name == "pet":
             scales[name] /= notes.subject.pet_gain
-        origins[name] = intensity.volume_origin(spec, volume.array)
         # As given: two copies of one file would differ once each has been brought to its PET.
         pixels[name] = audit.pixel_digest(nifti.canonical(given[name]))
     center = pet_center_mm(volumes["pet"]) if settings.center == "pet" else None
@@ -185,9 +184,8 @@ def source_slices(
     pet = nifti.canonical(pet)
     center_mm = pet_center_mm(pet) if center == "pet" else None
     slices, affine = grid.to_grid(pet.array, pet.affine, model_grid, center_mm=center_mm, fill=0.0)
-    scale = intensity.volume_scale(normaliser, pet.array)
-    origin = intensity.volume_origin(normaliser, pet.array)
-    return intensity.to_model(normaliser, slices, scale, origin), affine
+    scaling = intensity.volume_scaling(normaliser, pet.array)
+    return intensity.to_model(normaliser, slices, *scaling), affine
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,6 @@ _SMALLEST = 5e-4  # of a volume: smaller constant blocks are chance
 _SAME = 0.08  # of the voxels outside constant blocks; of whole HU with noise any one value has less
 _NOISELESS = 0.002  # of a volume, constant, away from the border and above its lowest value
 PET_EMPTY = 0.05  # of the PET's scale: a slice that stays below holds none
-_BRAIN = 0.25  # of a PET's 99.9th percentile: below white matter, above scalp
 _SKIN_MM = 5.0  # how far inside the skin a head must be seen: masks of two images differ by that
 _SHELL_MM = 10.0  # the head's outermost layer: skin, fat, skull
 _STRIPPED = 0.6  # of that layer unseen, with the brain whole: skull-stripped
@@ -123,13 +122,14 @@ def judge(
     """
     pet = on_grid["pet"]
     heads = {
-        n: (mask.head_mask_ct if intensity.base_modality(n) == "ct" else mask.head_mask_mr)(a)
+        n: mask.head_mask(a, intensity.base_modality(n))
         for n, a in on_grid.items()
         if n not in intensity.SOURCES
     }
     signal = pet > PET_EMPTY * pet_scale
     has_pet = signal.any((1, 2))
-    uptake = mask.largest(pet > _BRAIN * np.percentile(pet[pet > 0], 99.9)) & has_pet[:, None, None]
+    bright = intensity.foreground(pet, intensity.BRAIN_FRACTION)
+    uptake = mask.largest(bright) & has_pet[:, None, None]
     brain = _inner(uptake, spacing_mm, _SKIN_MM)
     # PET blurs through plane as well: what it shows above the brain is no brain.
     up = np.ones((3, 1, 1), bool)

@@ -17,6 +17,7 @@ from cldm_jax.errors import UserError, rounded
 
 HU_AIR = -500.0  # between air and anything else
 FOREGROUND_FRACTION = 0.1  # of the robust maximum: above air noise, below brain, in PET and in MR
+BRAIN_FRACTION = 0.25  # of a PET's robust maximum: below white matter, above scalp
 OTHER_UNIT = 10.0  # times the training median, or a part of it: more than doses or gains differ by
 ORACLE = "volume_minmax_oracle"
 RULES = ("window", "volume_percentile", "train_percentile", ORACLE)
@@ -77,7 +78,7 @@ def from_json(value: dict) -> Normaliser:
 
 
 def make(modality: str, rule: str, *, low: float, high: float, percentile: float | None):
-    """An unfitted normaliser: enough for `volume_scale` of the per-volume rules.
+    """An unfitted normaliser: enough for `volume_scaling` of the per-volume rules.
 
     The oracle rule maps min..max to the whole range, so `low`, `high` and `percentile` are unused.
     """
@@ -118,25 +119,21 @@ def check_units(spec: Normaliser, scales: Mapping[str, float]) -> None:
         raise UserError(f"{spec.modality}_rule=train_percentile", reason, remedy)
 
 
-def volume_scale(spec: Normaliser, volume: np.ndarray) -> float:
-    """The divisor of `volume` (units) under `spec`.
+def volume_scaling(spec: Normaliser, volume: np.ndarray) -> tuple[float, float]:
+    """(scale, origin): what `volume` (units) is divided by under `spec`, and subtracted before.
 
     1 for "window"; the foreground percentile for "volume_percentile" (and for "train_percentile"
-    while it is not fitted: that is what is fitted on), then the training median; max - min for the
-    oracle. Raises ValueError for a volume without a foreground.
+    while it is not fitted: that is what is fitted on), then the training median; from 0, all of them.
+    max - min for the oracle, from the minimum. Raises ValueError for a volume without a foreground.
     """
     if spec.rule == "window":
-        return 1.0
+        return 1.0, 0.0
     if spec.rule == ORACLE:
-        return float(volume.max()) - float(volume.min())
+        low = float(volume.min())
+        return float(volume.max()) - low, low
     if spec.rule == "train_percentile" and spec.population_scale is not None:
-        return spec.population_scale
-    return float(np.percentile(volume[foreground(volume)], spec.percentile))
-
-
-def volume_origin(spec: Normaliser, volume: np.ndarray) -> float:
-    """The value in units that the oracle rule maps to -1; 0 for every other rule."""
-    return float(volume.min()) if spec.rule == ORACLE else 0.0
+        return spec.population_scale, 0.0
+    return float(np.percentile(volume[foreground(volume)], spec.percentile)), 0.0
 
 
 def to_model(spec: Normaliser, volume: np.ndarray, scale: float, origin: float = 0.0) -> np.ndarray:
@@ -196,15 +193,15 @@ def _whose(spec: Normaliser) -> str:
     return "volume's own" if spec.rule == "volume_percentile" else "training people's"
 
 
-def foreground(volume: np.ndarray) -> np.ndarray:
-    """bool mask: above a tenth of the 99.9th percentile of the positive voxels. PET and MR, not CT.
+def foreground(volume: np.ndarray, fraction: float = FOREGROUND_FRACTION) -> np.ndarray:
+    """bool mask: above this part of the 99.9th percentile of the positive voxels. PET and MR, not CT.
 
     Raises ValueError when no voxel is positive.
     """
     positive = volume[volume > 0]
     if not positive.size:
         raise ValueError("no voxel is positive")
-    return volume > FOREGROUND_FRACTION * np.percentile(positive, 99.9)
+    return volume > fraction * np.percentile(positive, 99.9)
 
 
 def share_of_air(volume: np.ndarray) -> float:

@@ -8,19 +8,21 @@ SMOOTH_MM = 4.0  # SD, of a PET before its brain is looked for
 DILATE = 2  # in-plane voxels, so that the skin edge counts
 
 
-def head_mask_ct(slices: np.ndarray) -> np.ndarray:
-    """bool [Z, H, W] from CT slices in HU."""
-    return _solid(slices > HEAD_HU)
+def head_mask(slices: np.ndarray, kind: str) -> np.ndarray:
+    """bool [Z, H, W] from slices of a "ct" in HU, or of an "mr" in any units: its largest piece, DILATE
+    voxels wider within each slice.
 
-
-def head_mask_mr(slices: np.ndarray) -> np.ndarray:
-    """bool [Z, H, W] from MR slices in any units: Otsu's threshold between air and tissue.
-
-    Of the square root: on the intensities themselves bright fat pulls the threshold into the brain.
-    Filled before the largest piece is taken, because dark bone parts the brain from the scalp.
+    MR: Otsu's threshold between air and tissue, of the square root: on the intensities themselves bright
+    fat pulls it into the brain. Filled before the largest piece is taken, because dark bone parts the
+    brain from the scalp.
     """
-    root = np.sqrt(np.maximum(slices, 0))
-    return _solid(fill(root > otsu(root)))
+    if kind == "ct":
+        tissue = slices > HEAD_HU
+    else:
+        root = np.sqrt(np.maximum(slices, 0))
+        tissue = fill(root > otsu(root))
+    cross = ndimage.generate_binary_structure(2, 1)[None]
+    return ndimage.binary_dilation(largest(tissue), cross, iterations=DILATE)
 
 
 def brain_mask_pet(slices: np.ndarray, spacing_mm) -> np.ndarray:
@@ -82,9 +84,3 @@ def piece(tissue: np.ndarray) -> np.ndarray:
 def largest(tissue: np.ndarray) -> np.ndarray:
     """Largest connected piece of bool [Z, H, W], holes filled within each slice."""
     return fill(piece(tissue))
-
-
-def _solid(tissue: np.ndarray) -> np.ndarray:
-    """The largest piece, two voxels dilated within each slice."""
-    cross = ndimage.generate_binary_structure(2, 1)[None]
-    return ndimage.binary_dilation(largest(tissue), cross, iterations=DILATE)

@@ -93,7 +93,7 @@ def volumes(drawer: Drawer, source, progress=None) -> Iterator[Drawn]:
 def make_frame(pet, point, target: str, spacing_mm, height_mm: float) -> regions.Frame:
     """Where regions are: brain of the PET [Z, H, W] (any units), head of the point image (units)."""
     brain = mask.brain_mask_pet(pet, spacing_mm)
-    head = mask.head_mask_ct(point) if target == "ct" else mask.head_mask_mr(point)
+    head = mask.head_mask(point, target)
     limits = regions.class_limits(point, brain) if target == "mr" else None
     return regions.Frame(brain, head | brain, tuple(spacing_mm), height_mm, limits)
 

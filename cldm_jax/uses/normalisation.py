@@ -33,7 +33,7 @@ class _Pair(NamedTuple):
 def mr_scan(values, spacing) -> Scan:
     """An MR with its own head: what is known of a synthetic one too."""
     values = np.asarray(values, np.float32)
-    head = mask.head_mask_mr(values) if np.ptp(values) else np.zeros(values.shape, bool)
+    head = mask.head_mask(values, "mr") if np.ptp(values) else np.zeros(values.shape, bool)
     return Scan(values, head, spacing)
 
 
