@@ -188,21 +188,16 @@ def in_validation(what):
     from cldm_jax.jobs import train
 
     signum, seconds, slow = what
-    make = train.make_validation
 
-    def made(*arguments):
-        validation = make(*arguments)
-
-        def hurt(*arguments):
+    class Hurt(train.Validation):
+        def look(self, *arguments):
             if signum:
                 threading.Timer(seconds, os.kill, (os.getpid(), signum)).start()
             print(VALIDATES, flush=True)
             time.sleep(slow)
-            return validation.look(*arguments)
+            return super().look(*arguments)
 
-        return validation._replace(look=hurt)
-
-    return mock.patch.object(train, "make_validation", made)
+    return mock.patch.object(train, "Validation", Hurt)
 
 
 def free_space(what):

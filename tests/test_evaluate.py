@@ -409,7 +409,7 @@ def test_validation_draws_every_class_from_what_it_has_predicted(study, monkeypa
 
     method = Method(None, None, {"predict": predict}, {"predict": 1})
     config, prepared = study.config("unet", val_slice_stride=1), Prepared(study.prepared)
-    look = validation.make_validation(config, prepared, method).look
+    look = validation.Validation(config, prepared, method).look
     state = stored.open_run(str(study.unet)).state
     _, images = look(state, types.SimpleNamespace(is_asked=lambda: False))
     shown = images["val/source_ct_mr"]

@@ -368,19 +368,13 @@ def test_the_live_view(study):
 
 
 def test_a_signal_in_validation_leaves_it_to_the_resumed_run(study, tmp_path, monkeypatch):
-    make = train.make_validation
-
-    def interrupted(*args):
-        validation = make(*args)
-
-        def look(state, stop):
+    class Interrupted(train.Validation):
+        def look(self, state, stop):
             os.kill(os.getpid(), signal.SIGINT)
-            return validation.look(state, stop)
-
-        return validation._replace(look=look)
+            return super().look(state, stop)
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "make_validation", interrupted)
+        patch.setattr(train, "Validation", Interrupted)
         with pytest.raises(SystemExit) as stopped:
             train.run(study.config("unet"), str(tmp_path))
     assert stopped.value.code == 130

@@ -21,7 +21,7 @@ from cldm_jax.runs import inputs as inputs_lib
 from cldm_jax.runs.feed import make_feed
 from cldm_jax.runs.loop import Loop, is_due
 from cldm_jax.runs.steps import init_batch, is_same, make_step
-from cldm_jax.runs.validation import can_validate, make_validation
+from cldm_jax.runs.validation import Validation, can_validate
 from cldm_jax.runtime import device, processes, sharding
 from cldm_jax.runtime.checkpoint import Checkpoints, newest_sound
 from cldm_jax.runtime.progress import Progress
@@ -125,7 +125,7 @@ def _train(config, workdir, resolved, inputs, method, stop) -> bool:
         feed = make_feed(config, source, method.reads, start)
         stack.callback(feed.close)
         rng, first_bad = sharding.replicate((jax.random.key(config.seed), jnp.int32(0)))
-        validation = make_validation(config, inputs.prepared, method)
+        validation = Validation(config, inputs.prepared, method)
         programs = _compile(method, feed, (state, first_bad, rng), validation)
         stop.hold()
         steps, what = config.train.num_train_steps, f"train {config.name}"
