@@ -279,6 +279,24 @@ def test_no_data_up_to_the_border_is_air_where_a_caller_says_which(tmp_path):
         nifti.read_volume(_file(tmp_path, array=array), outside=-1024.0)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.int16])
+def test_what_a_mask_hides_is_no_data(kind):
+    """The numbers below a mask entered the network as if they had been measured."""
+    array = np.random.default_rng(1).integers(1, 9, (10, 12, 8)).astype(kind)
+    hidden = np.zeros(array.shape, bool)
+    hidden[7:] = True
+    masked = np.ma.array(np.where(hidden, 999, array).astype(kind), mask=hidden)
+    for volume in (
+        nifti.from_array(masked, AFFINE, outside=0.0),
+        nifti.from_image(nib.Nifti1Image(masked, AFFINE), outside=0.0),
+    ):
+        np.testing.assert_array_equal(volume.array, np.where(hidden, 0, array))
+        assert "288 voxels up to its border are NaN" in volume.notes[-1]
+    masked[3, 4, 5] = np.ma.masked
+    with pytest.raises(UserError, match="masked voxels as NaN.*289 voxels are NaN"):
+        nifti.from_array(masked, AFFINE, outside=0.0)
+
+
 @pytest.mark.parametrize("name, air", [("ct", -1024), ("ct_reacq", -1024), ("mr", 0), ("pet", 0)])
 def test_which_air_a_cohort_says_by_its_name(tmp_path, name, air):
     array = _resliced()

@@ -156,7 +156,9 @@ def from_image(image, name: str = "image", outside: float | None = None) -> Volu
 
 
 def from_array(array, affine, name: str = "array", outside: float | None = None) -> Volume:
-    """Voxels [x, y, z] and the affine that takes their indices to world mm (RAS+), checked."""
+    """Voxels [x, y, z] and the affine that takes their indices to world mm (RAS+), checked. What a masked
+    array hides counts as NaN.
+    """
     try:
         array, affine = np.asanyarray(array), np.asarray(affine, np.float64)
         header = make_header(array.shape, np.float32, affine)
@@ -172,6 +174,9 @@ def _from_memory(array: np.ndarray, header, name: str, outside: float | None) ->
         raise UserError(name, f"voxels are {array.dtype}", "Give real numbers")
     header.set_data_dtype(array.dtype if array.dtype.kind != "f" else np.float32)
     shape = _check_header(name, header)
+    if np.ma.is_masked(array):
+        name = f"{name} (its masked voxels as NaN)"
+        array = np.ma.filled(array.astype(np.float64), np.nan)
     with np.errstate(over="ignore"):  # beyond float32 becomes inf and is refused
         array = np.asarray(array, np.float32).reshape(shape)
     affine, notes = _check_affine(name, header)
