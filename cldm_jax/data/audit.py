@@ -240,7 +240,7 @@ def check_skulls(shown: dict[str, tuple[bool, float]]) -> list[Finding]:
     if not bare or len(bare) == len(shown):
         return []
     reason = (
-        f"{len(bare)} of {len(shown)} people seem to be without skull and scalp ({', '.join(bare)}): "
+        f"{len(bare)} of {len(shown)} subjects seem to be without skull and scalp ({', '.join(bare)}): "
         "a model learns both kinds"
     )
     return [Finding("warning", "", "mr", reason, "Give all with the head, or all without")]
