@@ -124,6 +124,15 @@ def test_a_ct_in_hu_may_be_padded_by_the_scanner(tmp_path):
     assert _findings(tmp_path)[0] == []
 
 
+@pytest.mark.parametrize("change", [lambda x: 2 * x, lambda x: x / 2, lambda x: -x])
+def test_a_ct_of_another_slope_has_no_air(tmp_path, change):
+    """Slope applied twice or lost, or inverted: soft tissue stays near 0 HU, so only air tells."""
+    write_head(tmp_path, 0)
+    _put(tmp_path, "ct", change(make_head(0)["ct"]))
+    (finding,) = _findings(tmp_path)[0]
+    assert finding.severity == "warning" and "0% of voxels are air about" in finding.reason
+
+
 def _nan_file(folder):
     _put(folder, "other", NAN)
     path = folder / "other.nii.gz"

@@ -16,6 +16,7 @@ from cldm_jax.errors import UserError, rounded
 
 AFFINE_TOLERANCE_MM = 0.1  # at the corners of the volume
 _HU_BONE = 200.0
+_CT_AIR = 0.05  # share of a CT's voxels within 100 HU of air, at the least
 _HU_HEAD = (-300.0, 500.0)  # median where the PET shows the head; a wrong intercept is 1000 off
 _MIN_HEAD_ML = 50.0  # of PET foreground; a brain has over 1000
 _BARE = 0.6  # of the largest MR head, each over its PET: a brain is half of a head
@@ -300,6 +301,12 @@ def _check_content(notes: Notes, name: str, volume: nifti.Volume) -> None:
         elif array.max() < _HU_BONE:
             reason = f"no bone: no voxel above {_HU_BONE:g} HU"
             notes.add("error", name, reason, "Check that it is a CT of a head, in HU")
+        elif (air := float((np.abs(array + 1000) < 100).mean())) < _CT_AIR:
+            reason = (
+                f"{air:.0%} of voxels are air about -1000 HU: is it inverted, clipped or scaled?"
+            )
+            remedy = "Apply the DICOM rescale slope and intercept, once; check it in a viewer"
+            notes.add("warning", name, reason, remedy)
         return
     air = intensity.share_of_air(array)
     if air > 0.05:
