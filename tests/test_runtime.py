@@ -465,3 +465,20 @@ def test_muon_turns_kernels_and_leaves_the_rest_to_adam():
         np.testing.assert_allclose(ratio, ratio.ravel()[0], rtol=1e-4)
     with pytest.raises(ValueError, match="adamw, muon"):
         optim.make_optimizer(**settings, optimizer="sgd")
+
+
+def test_a_program_cut_short_does_not_end_the_cache(tmp_path, monkeypatch):
+    """Of a full disk or a kill. JAX kept nothing beside it from then on, and warned at every program."""
+    from jax._src.lru_cache import LRUCache
+
+    whole, cut = LRUCache(str(tmp_path), max_size=1000), tmp_path / "cut-cache"
+    whole.put("whole", b"program")
+    cut.write_bytes(b"prog")
+    with pytest.raises(FileNotFoundError, match="cut-atime"):
+        whole.put("next", b"program")
+    monkeypatch.setenv("CLDM_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(jax.config, "update", lambda *_: None)  # the tests have their own folder
+    device.enable_compilation_cache()
+    assert not cut.exists() and whole.get("whole") == b"program"
+    whole.put("next", b"program")
+    assert whole.get("next") == b"program"

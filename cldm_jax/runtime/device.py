@@ -1,6 +1,7 @@
 """What must be set before and right after JAX starts: memory pages, compilation cache, kernels."""
 
 import concurrent.futures
+import contextlib
 import ctypes
 import os
 import pathlib
@@ -72,10 +73,21 @@ def enable_compilation_cache(keep: bool = True) -> None:
     folder = library.cache_folder()
     if folder is None:
         return
+    _sweep(folder)
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_compilation_cache_max_size", 2 * 1024**3)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _sweep(folder: pathlib.Path) -> None:
+    """Removes the programs that a full disk or a kill cut short: JAX writes `-atime` after `-cache`. It
+    never writes such a one again, and keeps no other program in a folder that holds one.
+    """
+    with contextlib.suppress(OSError):  # read-only, or another process's sweep
+        for program in folder.glob("*-cache"):
+            if not program.with_name(program.name.removesuffix("cache") + "atime").exists():
+                program.unlink()
 
 
 def keep_compiled() -> None:
