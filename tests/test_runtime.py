@@ -214,6 +214,19 @@ def test_a_signal_before_there_is_anything_to_save_ends_the_process(capsys):
     assert ended.value.code == 130 and "nothing new to save" in capsys.readouterr().out
 
 
+def test_a_signal_does_not_wait_for_the_compiler():
+    code = """
+import os, signal, threading, time
+from cldm_jax.runtime import device
+from cldm_jax.runtime.signals import StopRequest
+with StopRequest():
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    device.side_by_side([lambda: time.sleep(60)] * 2)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=50)
+    assert done.returncode == 143 and b"nothing new to save" in done.stdout
+
+
 def test_metrics_are_cut_at_the_resumed_step(tmp_path):
     writer = MetricWriter(tmp_path, resume_step=0)
     for step in (1, 2, 3):

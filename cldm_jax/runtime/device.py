@@ -110,9 +110,17 @@ def compile_step(step, *args):
 
 
 def side_by_side(jobs) -> list:
-    """What each of the functions returns, called at once in a few threads: the compiler frees the GIL."""
+    """What each of the functions returns, called at once in a few threads: the compiler frees the GIL.
+
+    A signal's SystemExit ends the process as it stands: Python would wait for the threads, and a compiler
+    cannot be told to stop.
+    """
     with concurrent.futures.ThreadPoolExecutor(COMPILE_THREADS) as pool:
-        return [done.result() for done in [pool.submit(job) for job in jobs]]
+        try:
+            return [done.result() for done in [pool.submit(job) for job in jobs]]
+        except SystemExit as stopped:
+            sys.stdout.flush()
+            os._exit(stopped.code)
 
 
 def free_bytes() -> int | None:
