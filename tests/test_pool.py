@@ -99,10 +99,10 @@ def write_fold(folder, fold, chosen="mirror", methods=("ldm", "unet")):
     return folder
 
 
-def pooled(tmp_path, drawn=False, **second):
+def pooled(tmp_path, drawn=False, title="All", **second):
     folders = [write_fold(tmp_path / "a", 0), write_fold(tmp_path / "b", 1, **second)]
     with contextlib.nullcontext() if drawn else undrawn():
-        pool.run_folders(folders, str(tmp_path / "all"), seed=0, title="All")
+        pool.run_folders(folders, str(tmp_path / "all"), seed=0, title=title)
     return files.read_json(tmp_path / "all" / "summary.json")
 
 
@@ -119,6 +119,12 @@ def test_everyone_counts_once(tmp_path):
     assert tests["psnr"]["mean_diff"] == pytest.approx(1.5 + 0.02)
     assert (tmp_path / "all" / "index.html").stat().st_size > 10_000
     assert len(list((tmp_path / "all" / "figures").iterdir())) > 4
+
+
+@pytest.mark.parametrize("title, said", [("All", "All: 2 folds"), ("", "PET to CT: 2 folds")])
+def test_the_page_has_a_title(tmp_path, title, said):
+    pooled(tmp_path, title=title)
+    assert f"<h1>{said}</h1>" in (tmp_path / "all" / "index.html").read_text()
 
 
 def test_controls_and_curves_are_averaged_and_notes_told_apart(tmp_path):

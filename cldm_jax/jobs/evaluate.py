@@ -13,7 +13,7 @@ from cldm_jax.metrics import aggregate
 from cldm_jax.metrics.protocol import PROTOCOLS
 from cldm_jax.metrics.scores import METRICS
 from cldm_jax.report.gallery import GALLERY, save_gallery
-from cldm_jax.report.page import write_report
+from cldm_jax.report.page import default_title, write_report
 from cldm_jax.report.record import Summary, read_summary
 from cldm_jax.report.spread import spread_lines
 from cldm_jax.report.tables import text_table
@@ -58,8 +58,7 @@ def run(config, workdir: str) -> None:
         if not processes.is_main():
             return
         save_gallery(pathlib.Path(workdir) / GALLERY, gallery)
-        made = " and ".join(target.upper() for target in summary.chosen)
-        title = config.title or f"PET to {made}"
+        title = config.title or default_title(summary)
         page = write_report(workdir, summary, scores, gallery, title=title)
     _print(summary)
     print(f"report: {page}")

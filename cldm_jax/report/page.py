@@ -42,6 +42,11 @@ def write_report(folder, summary: Summary, scores: list[dict], gallery: dict, *,
     return str(folder / "index.html")
 
 
+def default_title(summary: Summary) -> str:
+    """Of a report that was given none: what was made of PET."""
+    return "PET to " + " and ".join(target.upper() for target in summary.chosen)
+
+
 def render(template: str, context: dict) -> str:
     """The page of a template; every name of it must be given."""
     environment = jinja2.Environment(

@@ -9,7 +9,7 @@ from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.metrics import aggregate
 from cldm_jax.report.gallery import GALLERY, load_gallery
-from cldm_jax.report.page import read_scores, write_report
+from cldm_jax.report.page import default_title, read_scores, write_report
 from cldm_jax.report.record import Row, read_summary
 from cldm_jax.report.tables import text_table
 from cldm_jax.runtime import device
@@ -50,9 +50,8 @@ def run_folders(reports: list[pathlib.Path], workdir: str, *, seed: int, title: 
         notes=pool_notes([s.notes for s in summaries]),
         run=run,
     )
-    page = write_report(
-        workdir, summary, flat, _gallery(reports, flat), title=f"{title}: {len(reports)} folds"
-    )
+    title = f"{title or default_title(summary)}: {len(reports)} folds"
+    page = write_report(workdir, summary, flat, _gallery(reports, flat), title=title)
     print(text_table(summary))
     print(f"pooled report of {len(reports)} folds: {page}")
 
