@@ -85,6 +85,7 @@ def test_page_says_simulated_research_only_and_few_people(report):
     assert "Research use only, not for clinical use" in words
     assert "contrast is simulated" in words
     assert "Only 5 independent test people" in words
+    assert "people who share a head or family count as one (n)" in words
     for line in PROTOCOLS["cldm"].describe():
         assert line in words
 
