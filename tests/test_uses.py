@@ -235,33 +235,6 @@ def test_people_that_models_were_chosen_on_are_told_apart(tmp_path, monkeypatch)
     assert "<li>Fold 0: NO TEST PEOPLE: 1 of" in uses_page.make_page(summary, {}, title="t")
 
 
-def summary_of_one_use():
-    """26 people of 13 heads."""
-    sizes = {"n_patients": 26, "n_independent": 13}
-    test = {"a": "unet:predict", "b": "reference:pet_to_mr", "metric": "error", "mean_diff": -1.0}
-    test |= {"ci95": [-2.0, -0.5], "n": 13, "p_wilcoxon": 0.001, "p_holm": 0.001}
-    rows = [("unet", "predict"), ("reference", "pet_to_mr")]
-    use = {
-        "name": "normalisation",
-        "title": "T",
-        "about": "",
-        "measures": {"error": {"label": "error", "unit": "%", "better": "low", "meaning": ""}},
-        "labels": {"pet_to_mr": "Rival: to the MR"},
-        "rows": [{"method": a, "mode": b, **sizes} for a, b in rows],
-        "tests": [{**test, "rank_biserial": -1.0}],
-        "failures": [],
-    }
-    data = dict.fromkeys(("name", "split", "contrast", "template", "template_pet"), "")
-    facts = {"command": "", "preset": "", "hardware": {}, "seed": 0, "git": ""}
-    return {"uses": [use], "data": data, "run": facts, "notes": []}
-
-
-def test_the_page_says_why_tests_count_fewer_than_the_people():
-    made = " ".join(uses_page.make_page(summary_of_one_use(), {}, title="t").split())
-    assert "n = 26" in made and ">13<" in made
-    assert "people who share a head or family count as one (n)" in made
-
-
 def test_folds_are_pooled(study, config, tmp_path, capsys):
     config.uses, one, other = "bone", tmp_path / "one", tmp_path / "other"
     tasks.run(config, str(one))
