@@ -494,10 +494,12 @@ class TestCommand:
         out = tmp_path / "out"
         cli.main(
             ["-i", str(pet_path(bids)), "-o", str(out), "--checkpoint", str(study.ldm)]
-            + ["--target", "ct", "--mode", "onestep"]
+            + ["--target", "ct", "--mode", "onestep", "--report"]
         )
         written = [line for line in capsys.readouterr().out.splitlines() if "wrote" in line]
-        assert written == [f"wrote {out / 'sub-03_trc-18FFDG_pet_desc-synth_ct.nii.gz'}"]
+        names = "ct.nii.gz", "report.html"
+        start = f"wrote {out}/sub-03_trc-18FFDG_pet_desc-synth_"
+        assert written == [start + name for name in names]
 
     def test_an_error_is_one_line_and_status_2(self, tmp_path, capsys):
         with pytest.raises(SystemExit) as end:

@@ -136,7 +136,7 @@ def _one(request: Request, model: Model, found: pet_inputs.PetInput, alone: bool
     answer = core.answer(request, model, looked, "predict" if alone else "")
     derivatives.write(names, request, model, answer)
     if alone:
-        for path in names.data():
+        for path in [*names.data(), *[names.report()] * bool(request.report)]:
             print(f"wrote {path}", flush=True)
     return names.images()
 
