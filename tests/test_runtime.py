@@ -221,9 +221,9 @@ from cldm_jax.runtime import device
 from cldm_jax.runtime.signals import StopRequest
 with StopRequest():
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    device.side_by_side([lambda: time.sleep(60)] * 2)
+    device.side_by_side([lambda: time.sleep(900)] * 2)
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=50)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300)
     assert done.returncode == 143 and b"nothing new to save" in done.stdout
 
 
