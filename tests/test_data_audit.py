@@ -249,6 +249,8 @@ def test_pixel_digest_ignores_packaging(tmp_path):
     copy = align(audit.read_subject(audit.Notes(subject)))["pet"]
     assert copy.sha256 != base.sha256
     assert audit.pixel_digest(copy) == audit.pixel_digest(base)
+    other_units = dataclasses.replace(copy, array=copy.array * np.float32(5417.3))
+    assert audit.pixel_digest(other_units) == audit.pixel_digest(base)
     changed = copy.array.copy()
     changed[0, 0, 0] += 1
     changed = dataclasses.replace(copy, array=changed)

@@ -298,6 +298,8 @@ def test_who_fails_is_named_left_out_and_counted(study, config, tmp_path, monkey
     rows = {(r["method"], r["mode"]): r["dice_bone"] for r in use["rows"]}
     assert (rows["unet", "predict"]["n"], rows["unet", "predict"]["n_undefined"]) == (0, 1)
     assert (rows["ldm", "onestep"]["n"], rows["ldm", "onestep"]["n_undefined"]) == (1, 0)
+    page = (tmp_path / "index.html").read_text()
+    assert f"{use['failures'][1]['patient']}, U-Net: speckle" in page
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,8 @@ def _caveat(use: dict) -> str | None:
 def _section(use: dict, drawn) -> dict:
     patient, images = drawn or ("", {})
     return {
-        **{k: use[k] for k in ("name", "title", "about", "failures")},
+        **{k: use[k] for k in ("name", "title", "about")},
+        "failures": failures(use),
         "people": people_of([row["n_patients"] for row in use["rows"]]),
         "scores": score_table(use),
         "tests": test_table(use),
@@ -71,6 +72,12 @@ def row_label(use: dict, row: dict) -> str:
         return labels.method_label(labels.row_key(row))
     known = {**_LABELS, **use["labels"]}
     return known.get(row["mode"]) or labels.reference_label(row["mode"])
+
+
+def failures(use: dict) -> list[dict]:
+    """What could not be scored, its row named as in the tables."""
+    named = {f"{r['method']} {r['mode']}": row_label(use, r) for r in use["rows"]}
+    return [{**f, "row": named.get(f["row"], f["row"])} for f in use["failures"]]
 
 
 def score_table(use: dict) -> Table:
@@ -112,7 +119,7 @@ def text_lines(use: dict) -> list[str]:
     lines = [f"{use['title']}: {table.header[1] if len(table.header) > 1 else 'nothing scored'}"]
     for row in table.rows:
         lines.append("  " + "  ".join(f"{c.text} {c.detail}".strip() for c in row.cells[:2]))
-    lines += [f"  failed: {f['patient']}, {f['row']}: {f['why']}" for f in use["failures"]]
+    lines += [f"  failed: {f['patient']}, {f['row']}: {f['why']}" for f in failures(use)]
     return lines
 
 
