@@ -153,7 +153,7 @@ def write_card(folder, card: dict, names: Sequence[str]) -> dict:
         n: {"sha256": files.sha256_file(folder / n), "bytes": (folder / n).stat().st_size}
         for n in names
     }
-    identity = facts[WEIGHTS]["sha256"]  # what results name their model by
+    identity = facts[WEIGHTS]["sha256"]  # the weights alone; results name `card_sha256`
     card = {"format": FORMAT, "format_version": VERSION, "sha256": identity, **card, "files": facts}
     card["card_sha256"] = files.sha256_json(card)
     files.write_json(folder / CARD, card)
