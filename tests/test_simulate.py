@@ -138,6 +138,18 @@ def test_same_bytes_from_any_number_of_workers_and_after_an_interruption(tiny, t
     assert not list(copy.glob(".tmp-*"))
 
 
+def test_an_unfinished_cohort_is_not_taken_for_a_whole_one(tiny, tmp_path):
+    """Half of its people were prepared, as patients, and without the groups of who share a head."""
+    copy = shutil.copytree(tiny[0], tmp_path / "copy")
+    for name in ("manifest.csv", "dataset_description.json", "manifest.json"):
+        (copy / name).unlink()
+    shutil.rmtree(copy / "sub-0003")
+    with pytest.raises(UserError, match="not finished. Run the command that began it again"):
+        bids.find_cohort(copy)
+    simulate.run(small(), str(copy))
+    assert len(bids.find_cohort(copy).subjects) == 3
+
+
 def test_a_second_process_is_refused_and_takes_nothing_away(tiny, tmp_path):
     """It swept the person that the first one was writing, who came out without some of the volumes."""
     folder, _ = tiny

@@ -19,6 +19,7 @@ VOLUMES = layout.FLAT
 GAIN = "pet_gain"
 COLUMNS = ("subject", "group", "split", *VOLUMES, GAIN)
 SPLITS = ("train", "val", "test")
+SIMULATED = "simulate.json"  # in a simulated cohort from the start; its manifest.json comes last
 MAX_ID = 200  # bytes of an id as a file name, to which outputs add an ending; a disk takes 255
 _NO_NAME = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|]')  # not in a file's name, here or on Windows
 # Not a file on Windows.
@@ -57,9 +58,14 @@ def find_cohort(path) -> Cohort:
     one group. Flat: `sub-*/{pet,ct,mr,ct_reacq,mr_reacq,nac}.nii`, zipped or not. A folder without a PET,
     or whose PET has no target, or whose name no file can have, is left. Files are not opened here. Raises
     UserError for anything ambiguous: repeated ids, ids of a manifest that no file can have, several
-    candidates for one image (all of them are listed), misspelt columns.
+    candidates for one image (all of them are listed), misspelt columns; and for a simulation that is not
+    finished, whose people would be taken for patients, each of a group of their own.
     """
     path = layout.existing(path)
+    folder = path.parent if path.is_file() else path
+    if (folder / SIMULATED).is_file() and not (folder / "manifest.json").is_file():
+        reason = "a simulated cohort that is not finished"
+        raise UserError(folder, reason, "Run the command that began it again: it goes on")
     table = path if path.is_file() else path / "manifest.csv"
     cohort = _read_csv(table) if table.is_file() else _read_tree(path)
     if not cohort.subjects:

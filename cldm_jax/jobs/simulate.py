@@ -9,6 +9,7 @@ import pathlib
 import shutil
 
 import cldm_jax
+from cldm_jax.data.bids import SIMULATED as SETTINGS
 from cldm_jax.data.parallel import mapper
 from cldm_jax.errors import UserError
 from cldm_jax.files import read_json, sha256_file, write_json, write_text
@@ -18,7 +19,6 @@ from cldm_jax.phantom.subject import Plan, embedded_grid, hash_person, write_per
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.runtime.runlock import run_lock
 
-SETTINGS = "simulate.json"  # written first: which settings an unfinished folder belongs to
 COLUMNS = ("pet", "ct", "mr", "ct_reacq", "mr_reacq")
 FREE = ("job", "workers")  # fields that do not change a single voxel
 RANDOMISED = ("randomised", "randomised_share", "pets_per_person")  # no part of other modes
@@ -46,7 +46,7 @@ def run(config, workdir: str) -> None:
             shutil.rmtree(stale) if stale.is_dir() else stale.unlink()
         todo = [p for p in plans if not (root / p.id).is_dir()]
         _check_disk(root, todo)
-        write_json(root / SETTINGS, settings)
+        write_json(root / SETTINGS, settings)  # first: what an unfinished folder belongs to
         if len(todo) < len(plans):
             print(f"simulate: {len(plans) - len(todo)} of {len(plans)} people are there, resuming")
         _write_people(todo, root, len(plans), config.workers)
