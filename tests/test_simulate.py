@@ -190,8 +190,8 @@ def test_a_crash_leaves_no_half_person(tmp_path, monkeypatch):
 
 def test_too_little_disk_is_refused_before_any_work(tmp_path, monkeypatch):
     usage = collections.namedtuple("usage", "total used free")
-    monkeypatch.setattr(simulate.shutil, "disk_usage", lambda _: usage(10, 9, 1))
-    with pytest.raises(UserError, match="free"):
+    monkeypatch.setattr(simulate.shutil, "disk_usage", lambda _: usage(9e5, 8e5, 1e5))
+    with pytest.raises(UserError, match="needs about 0.323 MB and has 0.1 MB free"):
         simulate.run(small(), str(tmp_path / "c"))
 
 

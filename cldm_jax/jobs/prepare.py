@@ -25,7 +25,7 @@ from cldm_jax.data import (
     splits,
 )
 from cldm_jax.data.convert import Facts, Settings, make_slices
-from cldm_jax.errors import UserError
+from cldm_jax.errors import UserError, rounded
 from cldm_jax.jobs import external, first_pass
 from cldm_jax.runtime.progress import Progress
 from cldm_jax.runtime.runlock import run_lock
@@ -258,5 +258,5 @@ def _check_disk(root: pathlib.Path, model_grid: grid.ModelGrid, facts: dict[str,
     need = pixels * model_grid.size[0] * model_grid.size[1]
     free = shutil.disk_usage(root).free
     if need > free:
-        reason = f"needs {need / 1e9:.1f} GB and has {free / 1e9:.1f} GB free"
+        reason = f"needs {rounded(need / 1e6)} MB and has {rounded(free / 1e6)} MB free"
         raise UserError(root, reason, "Free space, or give a workdir on another disk")

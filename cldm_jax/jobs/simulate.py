@@ -11,7 +11,7 @@ import shutil
 import cldm_jax
 from cldm_jax.data.bids import SIMULATED as SETTINGS
 from cldm_jax.data.parallel import mapper
-from cldm_jax.errors import UserError
+from cldm_jax.errors import UserError, rounded
 from cldm_jax.files import read_json, sha256_file, write_json, write_text
 from cldm_jax.phantom import labels
 from cldm_jax.phantom.cohort import plan_cohort
@@ -103,7 +103,7 @@ def _check_disk(root: pathlib.Path, todo: list[Plan]) -> None:
     if need > free:
         raise UserError(
             root,
-            f"needs about {need / 1e9:.1f} GB and has {free / 1e9:.1f} GB free",
+            f"needs about {rounded(need / 1e6)} MB and has {rounded(free / 1e6)} MB free",
             "Free space, give a workdir on another disk, or simulate fewer people",
         )
 
