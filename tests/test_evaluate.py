@@ -325,6 +325,14 @@ def test_trivial_classifier_separates_real_modalities_and_fails_on_swapped_ones(
     assert classifier.accuracy(real, 3 - labels) < 0.1
 
 
+def test_a_run_that_cannot_sample_so_is_named(study):
+    config = eval_config.get_config("tiny")
+    config.runs, config.replace_sampling = f"{study.unet},{study.ldm}", True
+    config.sampling.num_sampling_steps = 2000
+    with pytest.raises(UserError, match=f"{study.ldm}: cannot sample so: 2000 sampling steps"):
+        evaluate.open_runs(config)
+
+
 def test_evaluating_on_other_data_is_refused(study, tmp_path):
     config = eval_config.get_config("tiny")
     config.runs = str(study.unet)

@@ -329,6 +329,16 @@ def test_impossible_combinations_are_refused(bad, message):
         make_method("ldm", **recipe("ldm", **bad))
 
 
+def test_what_never_learns_noisy_rows_draws_no_samples():
+    """Whatever the sampling settings say, which `replace_sampling` gives to every run."""
+    alone = recipe("ldm", onestep_share=(1.0, 1.0), young_at=0.0)
+    assert alone["sampling"]["num_samples"] and alone["sampling"]["autoguidance_scale"] != 1
+    assert set(make_method("ldm", **alone).predict) == {"onestep", "mirror"}
+    some = recipe("ldm", onestep_share=(1.0, 0.5), young_at=0.0)
+    with pytest.raises(UserError, match="no younger self"):
+        make_method("ldm", **some)
+
+
 def test_guidance_by_a_null_class_that_was_never_trained_is_refused():
     settings = recipe("ldm", class_dropout_prob=0.0)
     make_method("ldm", **settings)

@@ -75,7 +75,16 @@ def open_runs(config) -> list[Run]:
     if not workdirs:
         raise UserError("config.runs", "empty", "Give the workdirs of trainings, comma-separated.")
     sampling = config.sampling.to_dict() if config.replace_sampling else None
-    return [open_run(w, sampling) for w in workdirs]
+    runs = []
+    for workdir in workdirs:
+        try:
+            runs.append(open_run(workdir, sampling))
+        except UserError as error:
+            if not sampling or error.what != "config.recipe":
+                raise
+            remedy = "Change config.sampling, or evaluate it without replace_sampling."
+            raise UserError(workdir, f"cannot sample so: {error.reason}", remedy) from error
+    return runs
 
 
 def _print(summary: Summary) -> None:

@@ -58,6 +58,11 @@ def masked_mean(values, mask):
     return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(), 1)
 
 
+def _draws(d: dict) -> bool:
+    """Whether noisy rows are ever learnt; without, there are no samples to read out."""
+    return min(d["onestep_share"]) < 1
+
+
 def _check(d: dict, s: dict) -> None:
     """ValueError for diffusion settings `d` and sampling settings `s` that cannot work together."""
     if d["conditioning"] not in READINGS:
@@ -77,7 +82,7 @@ def _check(d: dict, s: dict) -> None:
         )
     if not 0 <= d["young_at"] < 1:
         raise ValueError(f"young_at {d['young_at']:g} is no share of training below 1")
-    if s["autoguidance_scale"] != 1.0 and not d["young_at"]:
+    if s["autoguidance_scale"] != 1.0 and not d["young_at"] and _draws(d):
         raise ValueError(
             "no younger self to guide by is kept (young_at 0): autoguidance_scale can be 1"
         )
@@ -124,7 +129,8 @@ def make(*, autoencoder: dict, model: dict, diffusion: dict, sampling: dict, opt
 
     per_step = 1 + (s["guidance_scale"] != 1.0) + (s["autoguidance_scale"] != 1.0)
     per_sample = s["num_sampling_steps"] * per_step
-    predict, evaluations = sample_read_outs(cldm.predict_samples, s["num_samples"], per_sample)
+    samples = s["num_samples"] if _draws(d) else ()
+    predict, evaluations = sample_read_outs(cldm.predict_samples, samples, per_sample)
     if max(d["onestep_share"]) > 0:
         mirror = with_mirror(cldm.predict_onestep)
         predict = {"onestep": cldm.predict_onestep, "mirror": mirror, **predict}
