@@ -1,6 +1,6 @@
 """Set before JAX starts: CPU, two devices so that sharding is always exercised, no silent broadcast;
-programs are compiled without LLVM's optimiser and by XLA's older emitters, which takes a sixth of the
-time: more than they cost here.
+programs are compiled without LLVM's optimiser and by XLA's older emitters, in a sixth of the time: more
+is saved than slower programs cost here.
 """
 
 import os
