@@ -133,6 +133,14 @@ def test_a_ct_of_another_slope_has_no_air(tmp_path, change):
     assert finding.severity == "warning" and "0% of voxels are air about" in finding.reason
 
 
+def test_an_inverted_mr_is_brighter_around_the_head(tmp_path):
+    write_head(tmp_path, 0)
+    mr = make_head(0)["mr"]
+    _put(tmp_path, "mr", mr.max() - mr)
+    (finding,) = _findings(tmp_path)[0]
+    assert finding.severity == "warning" and "inverted" in finding.reason
+
+
 def _nan_file(folder):
     _put(folder, "other", NAN)
     path = folder / "other.nii.gz"

@@ -139,26 +139,37 @@ def check_overlap(
                 remedy = "Apply the DICOM rescale slope and intercept, once; is it the CT?"
                 notes.add("error", name, reason, remedy)
                 continue
-        flips = {
-            f"with {word} exchanged": mutual_information.of_bins(pet, np.flip(target, axis))
-            for axis, word in enumerate(("left and right", "front and back", "top and bottom"))
-        }
-        moves = {}
-        for axis, side in enumerate(("right-left", "front-back", "up-down")):
-            for mm in (-20, -10, 10, 20):
-                shift = round(mm / (spacing[axis] * stride[axis]))
-                fit = mutual_information.of_bins(pet, np.roll(target, shift, axis))
-                words = f"moved about {abs(mm)} mm {side}"
-                moves[words] = max(fit, moves.get(words, 0.0))
-        # One explanation, the best: a displaced head may also fit better mirrored.
-        fits = flips | moves
-        best = max(fits, key=fits.get)
+        elif intensity.base_modality(name) == "mr":
+            around = volumes[name].array[thin][~head & (measured(name)[thin] > 0.5)]
+            inside = np.median(volumes[name].array[thin][head])
+            if around.size and np.median(around) > inside:
+                reason = "brighter around the head that the PET shows than in it: is it inverted?"
+                notes.add("warning", name, reason, "Check it in a viewer: air is dark in MR")
+        fits = _mirrored_or_moved(pet, target, spacing * stride)
+        best = max(
+            fits, key=fits.get
+        )  # one explanation: a displaced head may also fit better mirrored
         if fits[best] > _GAIN * here:
             reason = f"fits the PET better {best} ({fits[best]:.3f} against {here:.3f})"
-            if best in flips:
+            if best.startswith("with "):
                 notes.add("error", name, reason, "Check its affine against the PET's in a viewer")
             else:
                 notes.add("warning", name, reason, f"Check it in a viewer. {advice}")
+
+
+def _mirrored_or_moved(
+    pet: np.ndarray, target: np.ndarray, spacing: np.ndarray
+) -> dict[str, float]:
+    """Mutual information with the PET, by what was done to the target: exchanged sides, or a shift."""
+    fits: dict[str, float] = {}
+    for axis, word in enumerate(("left and right", "front and back", "top and bottom")):
+        fits[f"with {word} exchanged"] = mutual_information.of_bins(pet, np.flip(target, axis))
+    for axis, side in enumerate(("right-left", "front-back", "up-down")):
+        for mm in (-20, -10, 10, 20):
+            fit = mutual_information.of_bins(pet, np.roll(target, round(mm / spacing[axis]), axis))
+            words = f"moved about {abs(mm)} mm {side}"
+            fits[words] = max(fit, fits.get(words, 0.0))
+    return fits
 
 
 def check_field_of_view(
