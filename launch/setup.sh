@@ -143,7 +143,9 @@ install() {
   if "$VENV_PYTHON" -m pip install -q "$UV"; then
     if (
       export_pip_settings
-      "$VENV_PYTHON" -m uv pip install --python "$VENV_PYTHON" "${files[@]}"
+      # Compiled as pip does: else the first start of each command is seconds slower, and every start
+      # where PYTHONDONTWRITEBYTECODE is set, as in many containers.
+      "$VENV_PYTHON" -m uv pip install --compile-bytecode --python "$VENV_PYTHON" "${files[@]}"
     ); then
       return
     fi
