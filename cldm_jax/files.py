@@ -36,7 +36,8 @@ def atomic_path(path):
         finally:
             os.close(folder)
     except OSError as error:
-        if error.errno and error.filename is None:  # a write that fails names no file
+        # A write that fails names no file, an open or a rename the one that nobody will find.
+        if error.errno and error.filename in (None, str(tmp)):
             error.filename = str(path)
         raise
     finally:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import json
 import os
+import pathlib
 import shutil
 import signal
 import subprocess
@@ -283,6 +284,19 @@ def test_atomic_write_leaves_the_old_file_on_failure(tmp_path):
         tmp.write_text("half")
         raise RuntimeError("power cut")
     assert files.read_json(path) == {"x": 1} and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_write_that_fails_names_the_file_and_not_its_temporary_one(tmp_path, monkeypatch):
+    def full(path, *_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    for owner, name in ((pathlib.Path, "write_text"), (os, "replace")):  # no inode; a rename
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, full)
+            with pytest.raises(OSError) as caught:
+                files.write_json(tmp_path / "a.json", {})
+        assert caught.value.filename == str(tmp_path / "a.json")
+    assert not list(tmp_path.iterdir())
 
 
 def test_optimizer_warms_up_decays_and_clips():
