@@ -1,6 +1,7 @@
 """Saves beside the steps: what a background save may not change."""
 
 import errno
+import pathlib
 import sys
 import threading
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cldm_jax import files
 from cldm_jax.errors import UserError
 from cldm_jax.jobs import train
 from cldm_jax.runtime import checkpoint, device, processes, saving
@@ -144,6 +146,15 @@ def test_a_full_disk_beside_the_steps_is_one_line_and_the_run_resumes(
     monkeypatch.setattr(Checkpoints, "save", save)
     train.run(config, str(tmp_path))
     assert read_rows(tmp_path) == read_rows(study.unet)
+
+
+@pytest.mark.skipif(not pathlib.Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_disk_that_also_fails_the_close_is_told_by_file(tmp_path):
+    path = tmp_path / "config.json"
+    with pytest.raises(UserError) as caught, train._write_errors_named(tmp_path):
+        with files.atomic_path(path), open("/dev/full", "w") as full:
+            full.write("{}")
+    assert caught.value.what == str(path) and "No space left" in caught.value.reason
 
 
 def test_side_by_side_keeps_the_order_and_raises():

@@ -91,13 +91,15 @@ def _write_errors_named(workdir):
     except BrokenPipeError:  # whoever read the output left
         raise
     except OSError as error:
-        # Closing a file may fail too: the first error counts.
+        # Closing a file may fail too: the first error counts. The last may be the one with a name.
+        name = error.filename
         while isinstance(error.__context__, OSError):
             error = error.__context__
+            name = error.filename or name
         step = newest_sound(pathlib.Path(workdir) / "checkpoints")
         kept = "No step is saved yet" if step is None else f"Step {step} is intact"
         raise UserError(
-            error.filename or workdir,
+            name or workdir,
             f"cannot be written or read ({error.strerror or error})",
             f"{kept}. Make room or give access; the same command resumes.",
         ) from error
