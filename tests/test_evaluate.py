@@ -168,6 +168,24 @@ def test_a_folder_in_use_or_not_to_be_written_is_told_before_the_hours(tmp_path,
         evaluate.run(config, str(tmp_path))
 
 
+def test_a_kill_leaves_no_summary_beside_anothers_gallery(tmp_path, monkeypatch):
+    """Its command found it evaluated, and pooled folds drew the other evaluation's people."""
+
+    def killed(*_, **__):
+        raise Evaluated
+
+    for name in ("open_runs", "shared_data", "_stamp", "choose_targets", "_check_protocol"):
+        monkeypatch.setattr(evaluate, name, lambda *_: ())
+    monkeypatch.setattr(evaluate, "_evaluate", lambda *_: (None, [], {"ct": {"cases": []}}))
+    monkeypatch.setattr(evaluate, "write_report", killed)
+    files.write_json(tmp_path / "summary.json", {"run": {"stamp": "of before"}})
+    config = eval_config.get_config("tiny")
+    config.title = "of now"
+    with pytest.raises(Evaluated):
+        evaluate.run(config, str(tmp_path))
+    assert (tmp_path / "gallery.npz").is_file() and not (tmp_path / "summary.json").exists()
+
+
 @pytest.mark.parametrize("name", ["model.json", "best/sha256-20.json"])
 def test_other_weights_in_the_same_folder_are_another_evaluation(tmp_path, name):
     """A model exported anew with other steps or precision, a training made again on another autoencoder:

@@ -57,6 +57,7 @@ def run(config, workdir: str) -> None:
         summary, scores, gallery = _evaluate(config, runs, prepared, targets, stamp)
         if not processes.is_main():
             return
+        done.unlink(missing_ok=True)  # the gallery too is what it vouches for
         save_gallery(pathlib.Path(workdir) / GALLERY, gallery)
         title = config.title or default_title(summary)
         page = write_report(workdir, summary, scores, gallery, title=title)
