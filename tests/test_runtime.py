@@ -495,14 +495,12 @@ def test_muon_turns_kernels_and_leaves_the_rest_to_adam():
 
 
 def test_a_program_cut_short_does_not_end_the_cache(tmp_path, monkeypatch):
-    """Of a full disk or a kill. JAX kept nothing beside it from then on, and warned at every program."""
+    """Of a full disk or a kill. JAX 0.10 keeps nothing beside it, and none writes it again."""
     from jax._src.lru_cache import LRUCache
 
     whole, cut = LRUCache(str(tmp_path), max_size=1000), tmp_path / "cut-cache"
     whole.put("whole", b"program")
     cut.write_bytes(b"prog")
-    with pytest.raises(FileNotFoundError, match="cut-atime"):
-        whole.put("next", b"program")
     monkeypatch.setenv("CLDM_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(jax.config, "update", lambda *_: None)  # the tests have their own folder
     device.enable_compilation_cache()

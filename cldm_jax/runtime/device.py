@@ -82,7 +82,7 @@ def enable_compilation_cache(keep: bool = True) -> None:
 
 def _sweep(folder: pathlib.Path) -> None:
     """Removes the programs that a full disk or a kill cut short: JAX writes `-atime` after `-cache`. It
-    never writes such a one again, and keeps no other program in a folder that holds one.
+    never writes such a one again, and JAX 0.10 keeps no other program in a folder that holds one.
     """
     with contextlib.suppress(OSError):  # read-only, or another process's sweep
         for program in folder.glob("*-cache"):
