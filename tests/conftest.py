@@ -24,7 +24,7 @@ import pytest
 
 from cldm_jax.runtime import device
 
-MANY_BYTES = 1.25 * 1024**3
+MANY_BYTES = 1.5 * 1024**3
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 device.enable_compilation_cache()
