@@ -140,36 +140,36 @@ def check_overlap(
                 notes.add("error", name, reason, remedy)
                 continue
         elif intensity.base_modality(name) == "mr":
-            around = volumes[name].array[thin][~head & (measured(name)[thin] > 0.5)]
-            inside = np.median(volumes[name].array[thin][head])
-            if around.size and np.median(around) > inside:
+            mr, seen = volumes[name].array[thin], measured(name)[thin] > 0.5
+            around, inside = mr[seen & ~head], mr[seen & head]  # of a short MR, no fill
+            if around.size and inside.size and np.median(around) > np.median(inside):
                 reason = "brighter around the head that the PET shows than in it: is it inverted?"
                 notes.add("warning", name, reason, "Check it in a viewer: air is dark in MR")
-        fits = _mirrored_or_moved(pet, target, spacing * stride)
-        best = max(
-            fits, key=fits.get
-        )  # one explanation: a displaced head may also fit better mirrored
+        flips, moves = _flips_and_moves(pet, target, spacing * stride)
+        # One explanation, the best: a displaced head may also fit better mirrored.
+        fits = flips | moves
+        best = max(fits, key=fits.get)
         if fits[best] > _GAIN * here:
             reason = f"fits the PET better {best} ({fits[best]:.3f} against {here:.3f})"
-            if best.startswith("with "):
+            if best in flips:
                 notes.add("error", name, reason, "Check its affine against the PET's in a viewer")
             else:
                 notes.add("warning", name, reason, f"Check it in a viewer. {advice}")
 
 
-def _mirrored_or_moved(
-    pet: np.ndarray, target: np.ndarray, spacing: np.ndarray
-) -> dict[str, float]:
-    """Mutual information with the PET, by what was done to the target: exchanged sides, or a shift."""
-    fits: dict[str, float] = {}
-    for axis, word in enumerate(("left and right", "front and back", "top and bottom")):
-        fits[f"with {word} exchanged"] = mutual_information.of_bins(pet, np.flip(target, axis))
+def _flips_and_moves(pet, target, spacing) -> tuple[dict[str, float], dict[str, float]]:
+    """Mutual information of binned images where the target is flipped, and where it is moved."""
+    flips = {
+        f"with {word} exchanged": mutual_information.of_bins(pet, np.flip(target, axis))
+        for axis, word in enumerate(("left and right", "front and back", "top and bottom"))
+    }
+    moves: dict[str, float] = {}
     for axis, side in enumerate(("right-left", "front-back", "up-down")):
         for mm in (-20, -10, 10, 20):
             fit = mutual_information.of_bins(pet, np.roll(target, round(mm / spacing[axis]), axis))
             words = f"moved about {abs(mm)} mm {side}"
-            fits[words] = max(fit, fits.get(words, 0.0))
-    return fits
+            moves[words] = max(fit, moves.get(words, 0.0))
+    return flips, moves
 
 
 def check_field_of_view(
